@@ -1,0 +1,1 @@
+"""Regain: active domain adaptation for semantic segmentation by expected reward gain."""

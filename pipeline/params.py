@@ -1,0 +1,335 @@
+"""params.yaml as frozen, closed types: an unknown key is an error that names the known ones."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.constructor import DuplicateKeyError
+
+from pipeline import paths
+from pipeline.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: frozen, closed, strict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """Where a set of images lies and in which layout."""
+
+    dataset: str
+    """Layout: gta5, cityscapes, camvid or folder."""
+    root: str
+    """Folder, relative to the working directory or absolute."""
+    split: str = "train"
+    """Which part of the layout; layouts without splits ignore it."""
+
+
+class Town(Section):
+    """The rendered demo town: how much of it to draw."""
+
+    source: Count
+    """Images of the game look, in the GTA5 layout."""
+    pool: Count
+    """Images of the camera look to buy from, in the Cityscapes layout (train)."""
+    test: Count
+    """Images of the camera look to measure on, in the Cityscapes layout (val)."""
+    size: tuple[Count, Count]
+    """Height and width of every image, pixels."""
+    seed: int
+    """Another seed is another town."""
+
+
+class Prepare(Section):
+    """What the loop runs on."""
+
+    classes: str
+    """Class set: cityscapes19, camvid11, or the path of a class list (CSV: id, name, red, green, blue)."""
+    source: Data
+    """Labelled synthetic images."""
+    pool: Data
+    """Unlabelled target images that may be bought. Masks found here are read by the oracle annotator only."""
+    test: Data
+    """Labelled target images, for measuring only."""
+    size_mismatch: Literal["error", "skip"] = "error"
+    """What to do with an image whose mask has another size (GTA5 has some)."""
+    town: Town | None = None
+    """Draws the demo town into data/town first; leave out with real data."""
+
+
+class Model(Section):
+    """The segmentation network."""
+
+    name: str
+    """small, unet, fpn, deeplabv3plus, segformer, lraspp_mobilenet_v3_large, deeplabv3_resnet50, ..."""
+    size: tuple[Count, Count]
+    """Height and width that images are resized to before they enter the network, pixels."""
+    encoder: str = "mobilenet_v2"
+    """Encoder of unet, fpn, deeplabv3plus and segformer, by its name in segmentation-models-pytorch."""
+    weights: str | None = None
+    """Encoder weights: a file of a state dict, `imagenet` to download them, or null for none."""
+    width: Count = 64
+    """Channels of the decoder (of the whole network for `small`: its first stage has a quarter)."""
+
+
+class Augment(Section):
+    """Random changes of training images. 0 switches one off."""
+
+    scale: tuple[Positive, Positive] = (0.75, 1.5)
+    """Smallest and largest random zoom before a crop to the model's size."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    colour: NotNegative = 0.3
+    """Strength of random brightness, contrast, saturation (share) and hue (a tenth of it)."""
+    blur: Share = 0.2
+    """Probability of a slight Gaussian blur."""
+    noise: Share = 0.2
+    """Probability of sensor noise."""
+
+
+class Training(Section):
+    """One training by likelihood: class-weighted cross-entropy."""
+
+    steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps."""
+    batch: Count
+    """Images per step, over all processes."""
+    lr: Positive
+    """Peak learning rate of AdamW."""
+    warmup: Share = 0.05
+    """Share of the steps with a linearly rising rate (slow start)."""
+    power: NotNegative = 0.9
+    """Exponent of the polynomial decay after the warm-up (DeepLab)."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's decoupled weight decay."""
+    class_smooth: NotNegative = 0.05
+    """Class weights w_c = 1/(n_c + class_smooth * sum n), scaled to mean 1. Larger is closer to equal weights."""
+    augment: Augment = Augment()
+
+
+class Reward(Section):
+    """The reward stage of `tune`."""
+
+    reward: str = "pooled_miou"
+    """Which reward: pooled_miou, pixel_accuracy."""
+    estimator: str = "counterfactual"
+    """Which gradient estimator."""
+    steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps; 0 leaves the stage out."""
+    lr: Positive
+    """Peak learning rate of AdamW."""
+    cross_entropy: NotNegative = 0.5
+    """Weight of the class-weighted cross-entropy kept as an anchor."""
+    kl: NotNegative = 0.02
+    """Weight of KL(p || p of the likelihood model)."""
+    memory: Share = 0.9
+    """How much of the running pool counts is kept from one step to the next."""
+
+
+class Score(Section):
+    """How gain is predicted."""
+
+    acquisition: str = "shortfall"
+    """shortfall, entropy, margin or random."""
+    smooth: NotNegative = 0.01
+    """Share of all unions that is added to every class's union, so that absent classes do not dominate."""
+    calibrate: bool = True
+    """Whether probabilities are cooled by the temperature that was fitted beside the model."""
+    minutes_per_image: Positive = 10.0
+    """Predicted minutes of an image until labels with measured minutes have come back."""
+
+
+class Select(Section):
+    """How a round's images are drawn."""
+
+    method: Literal["draw", "best_first"] = "draw"
+    """draw: in proportion to gain (Gumbel top-k on log gain); best_first: the highest gains."""
+    power: NotNegative = 1.0
+    """Exponent on the gain: 0 is uniform, large is best first."""
+    uniform_share: Share = 0.1
+    """Share of the drawing probability that is spread evenly, so that every image can be drawn."""
+
+
+class Annotate(Section):
+    """Where labels come from. Not tracked by DVC: switching it re-runs nothing and re-buys nothing."""
+
+    annotator: str = "oracle"
+    """oracle: the known labels of a benchmark."""
+    mode: Literal["stop", "wait"] = "stop"
+    """stop: exit while people work and continue at the next `dvc repro`; wait: block with a progress bar."""
+    oracle_minutes: Positive = 10.0
+    """Minutes that the oracle books for every image."""
+
+
+class Tune(Section):
+    """Training on the labels bought so far."""
+
+    likelihood: Training
+    source_share: Share = 0.25
+    """Share of every batch that is replayed from the source."""
+    reward: Reward
+
+
+class Evaluate(Section):
+    """Measuring on the test set."""
+
+    calibration_bins: Count = 15
+    """Bins of the expected calibration error."""
+
+
+class Report(Section):
+    """Tables and pictures."""
+
+    panels: Annotated[int, Field(ge=0)] = 20
+    """Sample panels drawn per round, at most, highest gain first."""
+
+
+class Compute(Section):
+    """On what the training and scoring run. Not tracked by DVC: it says where, not what."""
+
+    accelerator: str = "auto"
+    """auto, cpu, cuda or mps."""
+    processes: Count = 1
+    """Processes on this machine, each with one device; under torchrun its own number counts."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic; mixed precision changes results slightly."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Background processes that read and augment images, per process."""
+    checkpoint_seconds: NotNegative = 30.0
+    """How often an unfinished training is saved."""
+
+
+class BudgetLine(Section):
+    """One purchase: after which round, and how much, in images or in annotator minutes."""
+
+    after: str
+    images: Count | None = None
+    minutes: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "BudgetLine":
+        if (self.images is None) == (self.minutes is None):
+            raise ValueError("give either images or minutes")
+        return self
+
+    def __str__(self) -> str:
+        """The amount with its unit."""
+        return f"{self.images} images" if self.images is not None else f"{self.minutes:g} minutes"
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    launch: str = "python -m pipeline"
+    """How dvc.yaml starts the stages that use the network; `torchrun --nproc-per-node 4 -m pipeline` for several GPUs."""
+    seed: int
+    """Another seed is another run: initial weights, batches, augmentation, draws."""
+    budget: dict[str, BudgetLine]
+    """One line per round."""
+    prepare: Prepare
+    model: Model
+    pretrain: Training
+    score: Score = Score()
+    select: Select = Select()
+    annotate: Annotate = Annotate()
+    tune: Tune
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _rounds_form_one_chain(self) -> "Params":
+        previous = paths.SOURCE_ROUND
+        for name, line in self.budget.items():
+            if name == paths.SOURCE_ROUND or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"budget: {name!r} is no name for a round; use r01, r02, ...")
+            if line.after != previous:
+                raise ValueError(
+                    f"budget: {name} comes after {line.after!r}, but the line before it is {previous!r}; "
+                    f"write `{name}: {{after: {previous}, ...}}`"
+                )
+            previous = name
+        return self
+
+
+UNTRACKED = ("annotate", "compute")
+"""Sections that a stage may read without declaring them in dvc.yaml: they say where and how, not what."""
+
+
+class Round(NamedTuple):
+    """A round's name and its line of the budget table."""
+
+    name: str
+    line: BudgetLine
+
+
+def load(path: Path = paths.PARAMS) -> Params:
+    """Read params.yaml.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or has an unknown key, a wrong type or a broken budget table.
+    """
+    return parse(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """The file as plain dicts and lists, read as DVC reads it (YAML 1.2: `1e-4` is a number)."""
+    try:
+        return YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found in {Path.cwd()}: run in the project's root") from None
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else str(error.problem)
+        raise UserError(f"{path}: the key {key!r} stands twice; remove one of them") from None
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse(raw: Any, name: str) -> Params:
+    """Check what was read; `name` is how errors call it."""
+    budget = raw.get("budget") if isinstance(raw, dict) else None
+    for key in budget if isinstance(budget, dict) else ():
+        if not isinstance(key, str):  # DVC would make no stages of such a round, without a word
+            raise UserError(f"{name}: budget: the round name {key!r} is a {type(key).__name__}; name it r{key:0>2}")
+    try:
+        return Params.model_validate_json(json.dumps(raw))  # through JSON: strict, and a list may be a tuple
+    except ValidationError as error:
+        raise UserError("; ".join(_sentence(name, dict(e)) for e in error.errors())) from None
+
+
+def _sentence(name: str, error: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _keys_beside(error["loc"])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{name}: unknown key {where!r}: {hint}known here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{name}: {where!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if where and error["type"] != "value_error":
+        return f"{name}: {where} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name}: {where}: {message}" if where else f"{name}: {message}"
+
+
+def _keys_beside(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Params
+    for part in location[:-1]:
+        if isinstance(section, type) and issubclass(section, Section):
+            section = section.model_fields[str(part)].annotation
+        else:
+            section = get_args(section)[-1]  # dict[str, BudgetLine]
+        if not isinstance(section, type) and type(None) in get_args(section):
+            section = get_args(section)[0]  # Town | None
+    return list(section.model_fields)

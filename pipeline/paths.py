@@ -1,0 +1,65 @@
+"""Where every artifact lies, as functions of the round. All paths are relative to the working directory.
+
+Never `$DVC_ROOT`: under `dvc exp run --temp` it names the parent repository.
+"""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+LEDGER = Path("data/ledger.jsonl")
+"""Orders and deliveries, append-only, in git."""
+LABELS = Path("data/labels")
+"""Delivered masks, one PNG per image; tracked by `dvc add`, never a stage's output."""
+LABELS_DVC = Path("data/labels.dvc")
+LOCK = Path("data/stage.lock")
+CHECKPOINTS = Path("data/checkpoints")
+TOWN = Path("data/town")
+MANIFESTS = Path("data/manifests")
+METRICS = Path("data/metrics")
+MODELS = Path("data/models")
+ROUNDS = Path("data/rounds")
+REPORTS = Path("reports")
+SAMPLES = Path("reports/samples")
+
+SOURCE_ROUND = "r00"
+"""The round of the source model, before anything is bought."""
+
+
+def manifest(split: str) -> Path:
+    """Manifest of `source`, `pool` or `test`."""
+    return MANIFESTS / f"{split}.csv"
+
+
+def model(round_name: str) -> Path:
+    """Folder of the model that a round ends with: `model.pt` and `log.csv`."""
+    return MODELS / round_name
+
+
+def scores(round_name: str) -> Path:
+    """Gain and predicted minutes of every pool image, before the round's purchase."""
+    return ROUNDS / round_name / "scores.csv"
+
+
+def selection(round_name: str) -> Path:
+    """The images that a round buys."""
+    return ROUNDS / round_name / "selection.csv"
+
+
+def labels(round_name: str) -> Path:
+    """All labels bought up to and including a round: key, round, minutes, hash of the mask."""
+    return ROUNDS / round_name / "labels.json"
+
+
+def mask(key: str) -> Path:
+    """The delivered mask of one pool image."""
+    return LABELS / f"{key}.png"
+
+
+def metrics(round_name: str) -> Path:
+    """Test-set measures of a round's model."""
+    return METRICS / f"{round_name}.json"
+
+
+def checkpoint(name: str) -> Path:
+    """Where an unfinished training waits to be resumed."""
+    return CHECKPOINTS / f"{name}.pt"
