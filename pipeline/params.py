@@ -4,11 +4,12 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
 from pipeline import paths
 from pipeline.errors import UserError
@@ -17,12 +18,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
     """A section of params.yaml: frozen, closed, strict."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Data(Section):
@@ -47,7 +51,7 @@ class Town(Section):
     """Images of the camera look to measure on, in the Cityscapes layout (val)."""
     size: tuple[Count, Count]
     """Height and width of every image, pixels."""
-    seed: int
+    seed: Seed
     """Another seed is another town."""
 
 
@@ -79,7 +83,7 @@ class Model(Section):
     """Encoder of unet, fpn, deeplabv3plus and segformer, by its name in segmentation-models-pytorch."""
     weights: str | None = None
     """Encoder weights: a file of a state dict, `imagenet` to download them, or null for none."""
-    width: Count = 64
+    width: Annotated[int, Field(ge=4)] = 64
     """Channels of the decoder (of the whole network for `small`: its first stage has a quarter)."""
 
 
@@ -90,12 +94,18 @@ class Augment(Section):
     """Smallest and largest random zoom before a crop to the model's size."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
-    colour: NotNegative = 0.3
+    colour: Share = 0.3
     """Strength of random brightness, contrast, saturation (share) and hue (a tenth of it)."""
     blur: Share = 0.2
     """Probability of a slight Gaussian blur."""
     noise: Share = 0.2
     """Probability of sensor noise."""
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> "Augment":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale goes from {self.scale[0]} down to {self.scale[1]}: put the smaller zoom first")
+        return self
 
 
 class Training(Section):
@@ -204,6 +214,8 @@ class Compute(Section):
     """Processes on this machine, each with one device; under torchrun its own number counts."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Arithmetic; mixed precision changes results slightly."""
+    batch: Count = 8
+    """Images per forward pass when scoring and measuring, per process."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Background processes that read and augment images, per process."""
     checkpoint_seconds: NotNegative = 30.0
@@ -232,8 +244,8 @@ class Params(Section):
     """All of params.yaml."""
 
     launch: str = "python -m pipeline"
-    """How dvc.yaml starts the stages that use the network; `torchrun --nproc-per-node 4 -m pipeline` for several GPUs."""
-    seed: int
+    """How dvc.yaml starts the stages that use the network; `torchrun --nproc-per-node 4 -m pipeline` for 4 GPUs."""
+    seed: Seed
     """Another seed is another run: initial weights, batches, augmentation, draws."""
     budget: dict[str, BudgetLine]
     """One line per round."""
@@ -267,13 +279,6 @@ UNTRACKED = ("annotate", "compute")
 """Sections that a stage may read without declaring them in dvc.yaml: they say where and how, not what."""
 
 
-class Round(NamedTuple):
-    """A round's name and its line of the budget table."""
-
-    name: str
-    line: BudgetLine
-
-
 def load(path: Path = paths.PARAMS) -> Params:
     """Read params.yaml.
 
@@ -301,9 +306,10 @@ def parse(raw: Any, name: str) -> Params:
     budget = raw.get("budget") if isinstance(raw, dict) else None
     for key in budget if isinstance(budget, dict) else ():
         if not isinstance(key, str):  # DVC would make no stages of such a round, without a word
-            raise UserError(f"{name}: budget: the round name {key!r} is a {type(key).__name__}; name it r{key:0>2}")
+            raise UserError(f"{name}: budget: the round name {key!r} is a {type(key).__name__}; name it r{key!s:0>2}")
     try:
-        return Params.model_validate_json(json.dumps(raw))  # through JSON: strict, and a list may be a tuple
+        # Through JSON: strict, but a list may be a tuple, and what YAML takes for a date may be a name.
+        return Params.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise UserError("; ".join(_sentence(name, dict(e)) for e in error.errors())) from None
 

@@ -20,6 +20,9 @@ MODELS = Path("data/models")
 ROUNDS = Path("data/rounds")
 REPORTS = Path("reports")
 SAMPLES = Path("reports/samples")
+CURVE = Path("reports/curve.png")
+ROUNDS_TABLE = Path("reports/rounds.csv")
+SUMMARY = Path("reports/summary.json")
 
 SOURCE_ROUND = "r00"
 """The round of the source model, before anything is bought."""
@@ -38,6 +41,11 @@ def model(round_name: str) -> Path:
 def scores(round_name: str) -> Path:
     """Gain and predicted minutes of every pool image, before the round's purchase."""
     return ROUNDS / round_name / "scores.csv"
+
+
+def pool(round_name: str) -> Path:
+    """What the gains of a round are relative to: statistics summed over the scored pool, per class."""
+    return ROUNDS / round_name / "pool.csv"
 
 
 def selection(round_name: str) -> Path:
@@ -63,3 +71,13 @@ def metrics(round_name: str) -> Path:
 def checkpoint(name: str) -> Path:
     """Where an unfinished training waits to be resumed."""
     return CHECKPOINTS / f"{name}.pt"
+
+
+def confusion(round_name: str) -> Path:
+    """Test-set confusion matrix of a round's model, in pixels."""
+    return METRICS / f"{round_name}-confusion.csv"
+
+
+def sample(round_name: str, rank: int, key: str) -> Path:
+    """Panel of one bought image; rank 1 has the highest gain of its round."""
+    return SAMPLES / f"{round_name}-{rank:02d}-{key}.png"

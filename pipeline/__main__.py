@@ -1,0 +1,116 @@
+"""`python -m pipeline <command>`: gives a stage the sections of params.yaml that its signature names, nothing else."""
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+
+from pipeline import params, paths
+from pipeline.errors import UserError, WaitingForPeople
+from pipeline.params import BudgetLine, Params
+
+STAGES = ("prepare", "pretrain", "score", "select", "annotate", "tune", "evaluate", "report")
+WAITING = 75
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for stage in STAGES:
+        command = commands.add_parser(stage, help=f"the stage `{stage}` of dvc.yaml; `dvc repro` calls it")
+        if stage not in ("prepare", "pretrain", "report"):
+            command.add_argument("round", help="r00, r01, ...")
+            command.add_argument("--after", help="the round before, as the budget table says")
+            command.add_argument("--images", type=int, help="images to buy, as the budget table says")
+            command.add_argument("--minutes", type=float, help="minutes to buy, as the budget table says")
+    status = commands.add_parser("status", help="where the loop stands, and who is waited for")
+    status.add_argument("--json", action="store_true", help="for programs")
+    budget = commands.add_parser("budget", help="spread a total over rounds")
+    unit = budget.add_mutually_exclusive_group(required=True)
+    unit.add_argument("--images", type=int, help="total, counting what is bought already")
+    unit.add_argument("--minutes", type=float, help="total, counting what is bought already")
+    budget.add_argument("--rounds", type=int, required=True, help="rounds, counting those that have bought already")
+    commands.add_parser("doctor", help="look at all data that params.yaml names, before time is spent on it")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Run one command and return its exit status: 0 done, 1 a mistake to mend, 75 waiting for people."""
+    given = arguments(argv)
+    try:
+        settings = params.load()
+        if given.command in STAGES:
+            with _alone(given.command):
+                _stage(given, settings)
+            return 0
+        command = importlib.import_module(f"pipeline.{given.command}")
+        if given.command == "doctor":
+            return int(command.run(settings))
+        if given.command == "status":
+            command.run(settings, as_json=given.json)
+        else:
+            unit = "images" if given.images is not None else "minutes"
+            command.run(settings, unit=unit, total=getattr(given, unit), rounds=given.rounds)
+    except UserError as error:
+        print(f"{given.command}: {error}", file=sys.stderr)
+        return 1
+    except WaitingForPeople as waiting:
+        print(waiting, file=sys.stderr)
+        return WAITING
+    return 0
+
+
+def _stage(given: argparse.Namespace, settings: Params) -> None:
+    run = importlib.import_module(f"pipeline.{given.command}").run
+    wanted = inspect.signature(run).parameters
+    values = {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line")}
+    if "round_name" in wanted:
+        values["round_name"] = given.round
+    if "line" in wanted:
+        values["line"] = _line(given, settings)
+    run(**values)
+
+
+def _line(given: argparse.Namespace, settings: Params) -> BudgetLine:
+    """The round's line of the budget table; what dvc.yaml wrote into the command must agree with it."""
+    if given.round not in settings.budget:
+        known = ", ".join(settings.budget)
+        raise UserError(f"unknown round {given.round!r}: the budget table in {paths.PARAMS} has {known}")
+    line = settings.budget[given.round]
+    for name in ("after", "images", "minutes"):
+        if getattr(given, name) not in (None, getattr(line, name)):
+            raise UserError(
+                f"--{name} {getattr(given, name)} is not what {paths.PARAMS} says of {given.round} "
+                f"({getattr(line, name)}): edit the budget table, then `dvc repro`"
+            )
+    return line
+
+
+@contextlib.contextmanager
+def _alone(stage: str) -> Iterator[None]:
+    """One stage at a time: DVC's own lock is gone when dvc is killed and its stage lives on."""
+    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("RANK", 0)):
+        yield  # the first process of this launch holds the lock
+        return
+    paths.LOCK.parent.mkdir(exist_ok=True)
+    with paths.LOCK.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{lock.read().strip() or 'another stage'} is still running here: wait, or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"`{stage}` (process {os.getpid()})")
+        lock.flush()
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

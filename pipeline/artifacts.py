@@ -1,0 +1,232 @@
+"""Load and save each kind of artifact: the only file that knows formats. Writing is atomic, loading checks.
+
+A reader never sees half a file: everything is written under a temporary name beside its place, flushed to the disk
+and renamed. torch is imported by the two functions that need it, so that the light commands start at once.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Int64, UInt8
+
+from pipeline import paths
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
+SCORE_COLUMNS = ("key", "gain", "minutes")
+SELECTION_COLUMNS = ("key", "gain", "minutes", "probability")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put `data` at `path` whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # noqa: PTH101 - mkstemp's 0600 would lock others out of a shared checkout
+            os.replace(name, path)  # noqa: PTH105
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)  # noqa: PTH108
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on the disk for {path} ({len(data)} bytes): free some and run again"
+            ) from None
+        raise
+
+
+def _missing(path: Path, maker: str) -> UserError:
+    return UserError(f"{path} not found: run `dvc pull` if it was made elsewhere, or `dvc repro {maker}` to make it")
+
+
+def _save_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    _check_table(path, frame, columns)
+    text = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g")
+    write(path, text.encode())
+
+
+def _load_table(path: Path, columns: Sequence[str], maker: str) -> pd.DataFrame:
+    if not path.is_file():
+        raise _missing(path, maker)
+    frame = pd.read_csv(path, dtype={"key": str, "image": str, "mask": str}, keep_default_na=False, na_values={})
+    _check_table(path, frame, columns)
+    return frame
+
+
+def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    lacking = [column for column in columns if column not in frame.columns]
+    if lacking:
+        raise UserError(
+            f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; make it again"
+        )
+    if frame["key"].duplicated().any():
+        twice = frame["key"][frame["key"].duplicated()].iloc[0]
+        raise UserError(f"{path}: the key {twice!r} stands twice")
+    numbers = frame.select_dtypes("number").to_numpy(dtype=float)
+    if not np.isfinite(numbers).all():
+        row = int(np.argwhere(~np.isfinite(numbers))[0][0])
+        raise UserError(f"{path}: a value of {frame['key'].iloc[row]!r} is not finite")
+
+
+def save_manifest(split: str, frame: pd.DataFrame) -> None:
+    """Write the manifest of `source`, `pool` or `test`: one row per image."""
+    _save_table(paths.manifest(split), frame, MANIFEST_COLUMNS)
+
+
+def load_manifest(split: str) -> pd.DataFrame:
+    """Columns key, image, mask (empty if none), height, width, sha256; the source also `n_<class>`."""
+    return _load_table(paths.manifest(split), MANIFEST_COLUMNS, "prepare")
+
+
+def save_scores(round_name: str, frame: pd.DataFrame) -> None:
+    """Write gain and predicted minutes, one row per pool image that is not labelled yet."""
+    _save_table(paths.scores(round_name), frame, SCORE_COLUMNS)
+
+
+def load_scores(round_name: str) -> pd.DataFrame:
+    """Columns key, gain, minutes and `gain_<class>`."""
+    return _load_table(paths.scores(round_name), SCORE_COLUMNS, f"score@{round_name}")
+
+
+def save_selection(round_name: str, frame: pd.DataFrame) -> None:
+    """Write the images that a round buys."""
+    _save_table(paths.selection(round_name), frame, SELECTION_COLUMNS)
+
+
+def load_selection(round_name: str) -> pd.DataFrame:
+    """Columns key, gain, minutes, probability."""
+    return _load_table(paths.selection(round_name), SELECTION_COLUMNS, f"select@{round_name}")
+
+
+def save_pool(
+    round_name: str, names: Sequence[str], statistics: Sequence[str], sums: Float64[np.ndarray, "c s"]
+) -> None:
+    """Write what the gains are relative to: the acquisition's statistics summed over the scored pool, per class."""
+    frame = pd.DataFrame(sums, columns=list(statistics))
+    frame.insert(0, "key", list(names))
+    _save_table(paths.pool(round_name), frame, ("key",))
+
+
+def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
+    """Statistics of the scored pool, per class."""
+    frame = _load_table(paths.pool(round_name), ("key",), f"score@{round_name}")
+    sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
+    return sums
+
+
+def save_metrics(
+    round_name: str, content: Mapping[str, Any], names: Sequence[str], confusion: Int64[np.ndarray, "c c"]
+) -> None:
+    """Write a round's measures, and its confusion matrix (rows: truth, columns: prediction, in pixels)."""
+    write(paths.confusion(round_name), pd.DataFrame(confusion, names, names).to_csv(index_label="truth").encode())
+    save_json(paths.metrics(round_name), content)
+
+
+def save_report(rounds: pd.DataFrame) -> None:
+    """Write the table of all rounds, and the first and last of it as a metrics file."""
+    write(paths.ROUNDS_TABLE, rounds.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())
+    first, last = rounds.iloc[0], rounds.iloc[-1]
+    summary = {
+        "round": str(last["round"]),
+        "labels": int(last["labels"]),
+        "minutes": float(last["minutes"]),
+        "miou": float(last["miou"]),
+        "miou_gained": float(last["miou"] - first["miou"]),
+    }
+    save_json(paths.SUMMARY, summary)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write indented JSON; a number that is not finite is an error."""
+    write(path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def load_json(path: Path, maker: str) -> Any:
+    """Read JSON; `maker` is the DVC stage that makes the file."""
+    if not path.is_file():
+        raise _missing(path, maker)
+    return json.loads(path.read_text())
+
+
+def save_labels(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write which labels exist after a round; each row has key, round, minutes and sha256 of the mask."""
+    save_json(paths.labels(round_name), list(rows))
+
+
+def load_labels(round_name: str) -> list[dict[str, Any]]:
+    """All labels bought up to and including a round, in order of delivery."""
+    rows: list[dict[str, Any]] = load_json(paths.labels(round_name), f"annotate@{round_name}")
+    return rows
+
+
+def save_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> str:
+    """Write a mask as an 8-bit greyscale PNG of class ids and return the file's sha256."""
+    data = cv2.imencode(".png", mask)[1].tobytes()
+    write(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Read a delivered mask."""
+    if not path.is_file():
+        raise UserError(f"the label {path} is not here: run `dvc pull {paths.LABELS_DVC}`")
+    mask: np.ndarray | None = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
+        raise UserError(f"the label {path} is damaged: delete it and run `dvc checkout {paths.LABELS_DVC}`")
+    return mask
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_model(round_name: str, state: Mapping[str, "Tensor"], about: Mapping[str, Any]) -> None:
+    """Write a model: its weights, and what is needed to use them (architecture, classes, temperature)."""
+    import torch
+
+    buffer = io.BytesIO()  # straight to a path, torch would write the temporary file's name into the archive
+    torch.save({"about": dict(about), "state": {k: v.detach().cpu() for k, v in state.items()}}, buffer)
+    write(paths.model(round_name) / "model.pt", buffer.getvalue())
+
+
+def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Weights and description of a round's model, on the CPU."""
+    import torch
+
+    path = paths.model(round_name) / "model.pt"
+    if not path.is_file():
+        raise _missing(path, "pretrain" if round_name == paths.SOURCE_ROUND else f"tune@{round_name}")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content["state"], content["about"]
+
+
+def save_log(round_name: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write the training log beside the model."""
+    text = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n", float_format="%.9g")
+    write(paths.model(round_name) / "log.csv", text.encode())

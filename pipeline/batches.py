@@ -1,0 +1,191 @@
+"""Images and masks as batches of tensors: reading, resizing, augmenting, and which image comes when.
+
+What step t of a training sees depends on (seed, t) alone: not on the number of workers, not on where a resumed run
+starts. Work is dealt to processes card by card: process k of n takes items k, k+n, k+2n, ...
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import UInt8
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline import datasets, transforms
+from pipeline.labels import IGNORE, UNKNOWN
+from pipeline.params import Augment
+
+cv2.setNumThreads(0)  # the readers are processes already
+
+
+class Item(NamedTuple):
+    """An image, and where its mask is if it has one."""
+
+    key: str
+    image: Path
+    mask: Path | None
+    table: UInt8[np.ndarray, "256"]
+    """The mask's native ids -> class ids."""
+
+
+def items(frame: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> list[Item]:
+    """The rows of a manifest, in its order."""
+    return [
+        Item(key, Path(image), Path(mask) if mask else None, table)
+        for key, image, mask in zip(frame["key"], frame["image"], frame["mask"], strict=True)
+    ]
+
+
+def stored(classes: int) -> UInt8[np.ndarray, "256"]:
+    """The table of delivered masks, which hold class ids already."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[:classes] = np.arange(classes)
+    table[IGNORE] = IGNORE
+    return table
+
+
+class Batch(NamedTuple):
+    """What one training step learns from."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    masks: UInt8[Tensor, "n h w"]
+
+
+class _Whole(Dataset[tuple[int, Tensor, Tensor | None]]):
+    """Each item once, unchanged but for its size; the mask stays at its own."""
+
+    def __init__(self, whole: Sequence[Item], size: tuple[int, int]) -> None:
+        self.whole, self.size = whole, size
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
+        item = self.whole[index]
+        image = transforms.resize(datasets.read_image(item.image), self.size)
+        mask = None if item.mask is None else torch.from_numpy(datasets.read_mask(item.mask, item.table))
+        return index, torch.from_numpy(image).permute(2, 0, 1), mask
+
+
+class Whole(NamedTuple):
+    """A batch of whole images."""
+
+    indices: list[int]
+    """Positions in the list of items."""
+    images: UInt8[Tensor, "n 3 h w"]
+    masks: list[Tensor | None]
+    """uint8 (height, width) at the mask's own size, on the CPU."""
+
+
+def _stack(batch: list[tuple[int, Tensor, Tensor | None]]) -> Whole:
+    indices, images, masks = zip(*batch, strict=True)
+    return Whole(list(indices), torch.stack(images), list(masks))
+
+
+def whole(fabric: Fabric, of: Sequence[Item], size: tuple[int, int], *, batch: int, workers: int) -> Iterator[Whole]:
+    """This process's share of the items, in order, images resized to `size` and on the fabric's device."""
+    share = range(fabric.global_rank, len(of), fabric.world_size)
+    loader = DataLoader(
+        _Whole(of, size),
+        batch_size=batch,
+        sampler=list(share),
+        num_workers=workers,
+        collate_fn=_stack,
+    )
+    for loaded in loader:
+        yield loaded._replace(images=loaded.images.to(fabric.device, non_blocking=True))
+
+
+def gather(fabric: Fabric, share: Tensor, total: int) -> Tensor:
+    """Per-image rows of all processes, back in the items' order: (rows here, ...) -> (total, ...)."""
+    rows = -(-total // fabric.world_size)
+    padded = torch.zeros((rows, *share.shape[1:]), dtype=share.dtype)
+    padded[: len(share)] = share
+    if fabric.world_size == 1:
+        return padded
+    everyone = fabric.all_gather(padded.to(fabric.device))  # (processes, rows, ...)
+    if not isinstance(everyone, Tensor):
+        raise AssertionError("a tensor is gathered to a tensor")
+    return everyone.cpu().transpose(0, 1).flatten(0, 1)[:total]
+
+
+class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Items changed at random; asked for by (position, seed of the change)."""
+
+    def __init__(self, source: Sequence[Item], size: tuple[int, int], augment: Augment) -> None:
+        self.source, self.size = source, size
+        self.transform = transforms.augmentation(size, **dict(augment))
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        position, seed = index
+        item = self.source[position]
+        if item.mask is None:
+            raise AssertionError(f"{item.key} has no mask")
+        image = transforms.resize(datasets.read_image(item.image), self.size)
+        mask = transforms.resize_mask(datasets.read_mask(item.mask, item.table), self.size)
+        image, mask = transforms.augment(self.transform, image, mask, seed)
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
+
+
+class _Schedule(Sampler[list[tuple[int, int]]]):
+    """Which items, changed with which seed, make up each step's batch in this process."""
+
+    def __init__(self, groups: Sequence[tuple[int, int]], seed: int, steps: range, rank: int, world: int) -> None:
+        self.groups, self.seed, self.steps, self.rank, self.world = groups, seed, steps, rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            yield plan(self.groups, self.seed, step)[self.rank :: self.world]
+
+
+def plan(groups: Sequence[tuple[int, int]], seed: int, step: int) -> list[tuple[int, int]]:
+    """The batch of one step, all processes together: (position, seed of the change) pairs.
+
+    Args:
+        groups: (number of items, how many of them in a batch) of each group; positions count through the groups. Each
+            group runs through its items in a new random order every epoch.
+        seed: of the training.
+        step: counted from 0.
+    """
+    batch: list[tuple[int, int]] = []
+    offset = 0
+    for group, (size, share) in enumerate(groups):
+        for draw in range(step * share, (step + 1) * share):
+            epoch, place = divmod(draw, size)
+            order = np.random.default_rng([seed, group, epoch]).permutation(size)
+            change = int(np.random.SeedSequence([seed, group, draw]).generate_state(1)[0])
+            batch.append((offset + int(order[place]), change))
+        offset += size
+    return batch
+
+
+def training(
+    fabric: Fabric,
+    groups: Sequence[tuple[Sequence[Item], int]],
+    size: tuple[int, int],
+    augment: Augment,
+    *,
+    seed: int,
+    steps: int,
+    workers: int,
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches of augmented items: `share` of every batch from each group; call the result with the first step."""
+    used = [(group, share) for group, share in groups if share]
+    everything = _Augmented([item for group, _ in used for item in group], size, augment)
+    counts = [(len(group), share) for group, share in used]
+
+    def start(first: int) -> Iterator[Batch]:
+        schedule = _Schedule(counts, seed, range(first, steps), fabric.global_rank, fabric.world_size)
+        for images, masks in DataLoader(everything, batch_sampler=schedule, num_workers=workers):
+            yield Batch(images.to(fabric.device, non_blocking=True), masks.to(fabric.device, non_blocking=True))
+
+    return start

@@ -1,0 +1,88 @@
+"""Where images and masks lie: one file per layout, one line per layout in `DATASETS`."""
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pipeline import labels
+from pipeline.datasets import camvid, cityscapes, folder, gta5
+from pipeline.datasets.reading import SUFFIXES, Sample, folders_in, read_image, read_mask
+from pipeline.errors import UserError, choose
+from pipeline.labels import CLASS_SETS, ClassSet
+
+__all__ = ["DATASETS", "Dataset", "Sample", "class_set", "find", "read_image", "read_mask", "table"]
+
+
+class Dataset(NamedTuple):
+    """A layout of files."""
+
+    find: Callable[[Path, str], list[Sample]]
+    """(root, split) -> what is there, perhaps nothing, in any order."""
+    table: Callable[[Path, ClassSet], UInt8[np.ndarray, "256"]]
+    """(root, class set) -> table from stored id to class id."""
+    expects: str
+    """Which files the layout has and where they come from, for errors."""
+
+
+def _fixed(layout: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
+    return labels.table(layout, classes)
+
+
+DATASETS: dict[str, Dataset] = {
+    "gta5": Dataset(gta5.find, partial(_fixed, "labelids"), gta5.EXPECTS),
+    "cityscapes": Dataset(cityscapes.find, partial(_fixed, "labelids"), cityscapes.EXPECTS),
+    "camvid": Dataset(camvid.find, partial(_fixed, "camvid"), camvid.EXPECTS),
+    "folder": Dataset(folder.find, folder.table, folder.EXPECTS),
+}
+
+
+def find(dataset: str, root: Path, split: str) -> list[Sample]:
+    """The samples of a data set, sorted by key.
+
+    Raises:
+        UserError: the layout is not known, the root is missing, nothing is there, or two images have one key.
+    """
+    member = choose("dataset", DATASETS, dataset)
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: put the {dataset} data there, which has {member.expects}")
+    samples = sorted(member.find(root, split), key=lambda sample: sample.key)
+    if not samples:
+        here = ", ".join(folders_in(root)) or "no folders"
+        raise UserError(
+            f"no {dataset} images in {root} (split {split!r}): the layout is {member.expects}; "
+            f"found there: {here}; images end in {' '.join(SUFFIXES)}"
+        )
+    for one, other in itertools.pairwise(samples):
+        if one.key == other.key:
+            raise UserError(f"{one.image} and {other.image} have one name, {one.key!r}: rename or remove one")
+    return samples
+
+
+def table(dataset: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
+    """Table for `read_mask` from the ids that the masks under `root` store to class ids, IGNORE or UNKNOWN.
+
+    Raises:
+        UserError: the layout is not known, or its ids do not fit the class set.
+    """
+    return choose("dataset", DATASETS, dataset).table(root, classes)
+
+
+def class_set(name_or_path: str) -> ClassSet:
+    """The class set that `prepare.classes` means: one of `CLASS_SETS`, or the path of a class list ending in .csv.
+
+    Raises:
+        UserError: the name is not known, or the list is missing or not valid.
+    """
+    if name_or_path.lower().endswith(".csv"):
+        return folder.class_set(Path(name_or_path))
+    if name_or_path not in CLASS_SETS:
+        known = ", ".join(CLASS_SETS)
+        raise UserError(
+            f"unknown class set {name_or_path!r}: choose one of {known}, or the path of a class list (.csv)"
+        )
+    return CLASS_SETS[name_or_path]

@@ -1,0 +1,119 @@
+"""A first look at every file of a data set: hashes, sizes, pixel counts, and what is wrong, without stopping at it."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Int, Int64, UInt8, UInt64
+from tqdm import tqdm
+
+from pipeline.datasets.reading import Sample, decode_image, read_bytes, read_native
+from pipeline.errors import UserError
+from pipeline.labels import UNKNOWN
+
+FaultKind = Literal["unreadable", "no mask", "size mismatch", "unknown ids"]
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with one sample."""
+
+    kind: FaultKind
+    text: str
+    """A clause that names the file."""
+
+
+class Found(NamedTuple):
+    """What a look at one sample gave."""
+
+    sample: Sample
+    height: int
+    """Pixels, upright; 0 if the image cannot be read."""
+    width: int
+    sha256: str
+    """Of the image file; empty if it cannot be read."""
+    dhash: int
+    """Difference hash of the image, 64 bits."""
+    counts: Int64[np.ndarray, "256"] | None
+    """Pixels of every class id (IGNORE too); None where the mask was not looked at or has a fault."""
+    faults: tuple[Fault, ...]
+
+
+def scan(samples: Sequence[Sample], table: UInt8[np.ndarray, "256"] | None, what: str) -> list[Found]:
+    """Look at all samples, on all cores, behind a progress bar.
+
+    Args:
+        samples: of one set.
+        table: from stored id to class id; None leaves the masks closed.
+        what: name of the set, for the bar.
+    """
+    # threads suffice: both decoders and the hash release the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda sample: look(sample, table), samples)
+        return list(tqdm(results, desc=what, total=len(samples), unit="image", disable=None))
+
+
+def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
+    """Look at one sample. Faults are recorded, not raised."""
+    faults: list[Fault] = []
+    height = width = dhash = 0
+    sha256 = ""
+    try:
+        data = read_bytes(sample.image)
+        image = decode_image(data, sample.image)
+        (height, width), dhash, sha256 = image.shape[:2], difference_hash(image), hashlib.sha256(data).hexdigest()
+    except UserError as error:
+        faults.append(Fault("unreadable", str(error)))
+    if table is None:
+        return Found(sample, height, width, sha256, dhash, None, tuple(faults))
+    if sample.mask is None:
+        faults.append(Fault("no mask", f"the image {sample.image} has no mask"))
+        return Found(sample, height, width, sha256, dhash, None, tuple(faults))
+    counts = np.zeros(256, np.int64)
+    try:
+        native = read_native(sample.mask)
+        stored = np.bincount(native.ravel(), minlength=256)
+        np.add.at(counts, table, stored)
+        if sha256 and native.shape != (height, width):
+            faults.append(Fault("size mismatch", _sizes(sample, (height, width), native.shape)))
+        unknown = np.flatnonzero((table == UNKNOWN) & (stored > 0))
+        if len(unknown):
+            ids = ", ".join(str(i) for i in unknown)
+            faults.append(Fault("unknown ids", f"the mask {sample.mask} holds unknown ids {ids}"))
+    except UserError as error:
+        faults.append(Fault("unreadable", str(error)))
+    return Found(sample, height, width, sha256, dhash, None if faults else counts, tuple(faults))
+
+
+def _sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+    turned = " (the image is turned by its EXIF tag, masks are not)" if mask == image[::-1] else ""
+    return f"the mask {sample.mask} is {mask[1]}x{mask[0]}, its image {sample.image} {image[1]}x{image[0]}{turned}"
+
+
+def difference_hash(image: UInt8[np.ndarray, "h w 3"]) -> int:
+    """64 bits, one per pair of neighbours in an 8x9 greyscale miniature: is the right one brighter?
+
+    Krawetz, "Kind of Like That" (hackerfactor.com, 2013).
+    """
+    small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+
+
+def near_pairs(
+    one: UInt64[np.ndarray, "n"], other: UInt64[np.ndarray, "m"], distance: int
+) -> Int[np.ndarray, "pairs 2"]:
+    """(position in one, position in other) of the hashes that differ in at most `distance` bits."""
+    blocks = [
+        np.argwhere(np.bitwise_count(one[start : start + 256, None] ^ other) <= distance) + np.array([start, 0])
+        for start in range(0, len(one), 256)
+    ]
+    return np.concatenate([np.zeros((0, 2), np.int64), *blocks])
+
+
+def shared_images(one: Iterable[Found], other: Iterable[Found]) -> Iterator[tuple[Found, Found]]:
+    """Pairs of samples whose image files have the same content."""
+    by_hash = {found.sha256: found for found in one if found.sha256}
+    return ((by_hash[found.sha256], found) for found in other if found.sha256 in by_hash)

@@ -1,0 +1,116 @@
+"""Running a network over many images, in one streaming pass: memory does not grow with their number."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline import batches, calibration, transforms
+from pipeline.batches import Item, Whole
+from pipeline.labels import IGNORE
+from pipeline.models import Network
+from pipeline.params import Compute
+
+PIXELS_PER_IMAGE = 1024
+"""So many evenly spread pixels of an image are enough to fit a temperature."""
+
+
+class Output(NamedTuple):
+    """A batch and what the network says of it."""
+
+    batch: Whole
+    logits: Float[Tensor, "n c h w"]
+
+
+def outputs(
+    fabric: Fabric, network: Network, of: Sequence[Item], size: tuple[int, int], compute: Compute, name: str
+) -> Iterator[Output]:
+    """This process's share of the items, in order; images resized to `size`, logits at that size.
+
+    Args:
+        fabric: launched.
+        network: is put on the fabric's device and into evaluation mode.
+        of: the items of all processes.
+        size: height and width at which the network works.
+        compute: batch size and readers.
+        name: shown on the progress bar.
+    """
+    network.to(fabric.device).eval()
+    loader = batches.whole(fabric, of, size, batch=compute.batch, workers=compute.workers)
+    bar = tqdm(total=len(of), desc=name, unit="image", disable=None if fabric.is_global_zero else True)
+    for batch in loader:
+        with torch.inference_mode(), fabric.autocast():
+            logits = network(batch.images).float()
+        yield Output(batch, logits)
+        bar.update(min(len(batch.indices) * fabric.world_size, len(of) - bar.n))
+    bar.close()
+
+
+def statistics(
+    fabric: Fabric, results: Iterator[Output], temperature: float, observe: Callable[[Tensor], Tensor], total: int
+) -> Float64[Tensor, "m c s"]:
+    """Per-image sums that an acquisition needs, of all processes, in the items' order."""
+    rows = [observe((out.logits / temperature).softmax(1)).double().cpu() for out in results]
+    if not rows:
+        raise ValueError("a process without images: use fewer processes than there are images")
+    return batches.gather(fabric, torch.cat(rows), total)
+
+
+def small_masks(batch: Whole, size: tuple[int, int]) -> Tensor:
+    """The batch's masks at the network's size, uint8 (n, h, w)."""
+    return torch.stack(
+        [torch.from_numpy(transforms.resize_mask(mask.numpy(), size)) for mask in batch.masks if mask is not None]
+    )
+
+
+def temperature(
+    fabric: Fabric,
+    network: Network,
+    of: Sequence[Item],
+    size: tuple[int, int],
+    compute: Compute,
+    weights: Sequence[float] | None = None,
+) -> float:
+    """The temperature that calibrates the network on labelled items it has not learnt from.
+
+    Args:
+        fabric: launched.
+        network: the network to calibrate.
+        of: labelled items.
+        size: height and width at which the network works.
+        compute: batch size and readers.
+        weights: importance of each item, one over the probability that it was selected; None for equal weights.
+
+    Raises:
+        UserError: through the readers, for a label that is damaged.
+    """
+    step = max(1, size[0] * size[1] // PIXELS_PER_IMAGE)
+    logits, truth, weight = [], [], []
+    for out in outputs(fabric, network, of, size, compute, "temperature"):
+        for index, one, mask in zip(out.batch.indices, out.logits, small_masks(out.batch, size), strict=True):
+            flat = mask.flatten()[::step]
+            known = flat != IGNORE
+            logits.append(one.flatten(1).T[::step].cpu()[known])
+            truth.append(flat[known].long())
+            weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
+    kept = _everyone(fabric, torch.cat(logits), torch.cat(truth), torch.cat(weight))
+    return calibration.fit_temperature(*kept)
+
+
+def _everyone(fabric: Fabric, *values: Tensor) -> list[Tensor]:
+    """The values of all processes, one after the other."""
+    if fabric.world_size == 1:
+        return list(values)
+    gathered: list[tuple[Tensor, ...]] = [()] * fabric.world_size
+    torch.distributed.all_gather_object(gathered, values)
+    return [torch.cat(parts) for parts in zip(*gathered, strict=True)]
+
+
+def upsample(logits: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "c h2 w2"]:
+    """One image's logits at another size."""
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]

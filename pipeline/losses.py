@@ -1,0 +1,55 @@
+"""Likelihood losses: class-weighted cross-entropy, and the divergence that keeps a tuned model near its start.
+
+    CE = (1/n) sum_i w_{t_i} (-log p_i(t_i))      w_c proportional to 1 / (n_c + smooth * sum_k n_k), their mean is 1
+    KL = (1/n) sum_i sum_c p_i(c) log(p_i(c) / q_i(c))
+
+The weights are those of Pinto et al. 2023, "Tuning computer vision models with task rewards" (big_vision,
+reward_tune/detection_reward.py, `cls_smooth`).
+
+CE divides by the number n of valid pixels, where `torch.nn.functional.cross_entropy` divides by the sum of their
+weights. Divided by the weights, a batch that shows one class only has the same loss whichever class it is, so the
+weights cancel just where they matter, and the mean over batches or processes depends on who got which image. Divided
+by pixels, weights act on every pixel alike and the loss of a batch is an unbiased estimate of the loss of the set.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Real, UInt8
+from torch import Tensor
+
+from pipeline.labels import IGNORE
+
+
+def class_weights(counts: Real[Tensor, " c"], smooth: float) -> Float32[Tensor, " c"]:
+    """Weights from pixel counts: rarer classes weigh more, the mean over all classes is 1.
+
+    Args:
+        counts: labelled pixels of every class.
+        smooth: share of all pixels that is added to every count; larger is closer to equal weights.
+
+    Raises:
+        ValueError: nothing was counted, or a class has no pixel and `smooth` is 0.
+    """
+    smoothed = counts.double() + smooth * counts.double().sum()
+    if not (smoothed > 0).all():
+        raise ValueError(f"class counts {counts.tolist()} with smooth {smooth} leave a class without a finite weight")
+    weights = 1 / smoothed
+    return (weights / weights.mean()).float()
+
+
+def cross_entropy(
+    logits: Float[Tensor, "n c h w"], truth: UInt8[Tensor, "n h w"], weights: Float[Tensor, " c"]
+) -> Float[Tensor, ""]:
+    """Class-weighted cross-entropy per valid pixel, in nats; IGNORE is left out, no valid pixel at all gives 0."""
+    valid = (truth != IGNORE).sum()
+    loss = F.cross_entropy(logits.float(), truth.long(), weights, ignore_index=IGNORE, reduction="sum")
+    return loss / valid.clamp(min=1)
+
+
+def kl(
+    logits: Float[Tensor, "n c h w"], reference_logits: Float[Tensor, "n c h w"], valid: Bool[Tensor, "n h w"]
+) -> Float[Tensor, ""]:
+    """KL(p || reference) per valid pixel, in nats, no valid pixel at all gives 0. Gradients reach both arguments."""
+    log_p = logits.float().log_softmax(1)
+    log_ratio = log_p - reference_logits.float().log_softmax(1)
+    divergence = (log_p.exp() * log_ratio).sum(1)
+    return divergence[valid].sum() / valid.sum().clamp(min=1)

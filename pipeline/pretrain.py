@@ -1,0 +1,54 @@
+"""Stage: trains the source model by class-weighted cross-entropy and fits its temperature on held-out source images."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import artifacts, batches, datasets, inference, losses, paths, training
+from pipeline.params import Compute, Model, Prepare, Training
+
+HELD_OUT = 20
+"""One source image in so many is kept from training, for the temperature."""
+
+
+def run(*, seed: int, prepare: Prepare, model: Model, pretrain: Training, compute: Compute) -> None:
+    """Write the model of round r00.
+
+    Raises:
+        UserError: the loss is not finite, or the encoder's weights do not fit.
+    """
+    fabric = training.start(compute)
+    classes = datasets.class_set(prepare.classes)
+    manifest = artifacts.load_manifest("source")
+    table = datasets.table(prepare.source.dataset, Path(prepare.source.root), classes)
+    source = batches.items(manifest, table)
+    learnt = [item for place, item in enumerate(source) if place % HELD_OUT != HELD_OUT - 1]
+
+    network = training.new_network(model, classes, torch.Generator().manual_seed(seed))
+    pixels = np.asarray(manifest[[f"n_{name}" for name in classes.names]].sum(), dtype=float)
+    weights = losses.class_weights(torch.from_numpy(pixels), pretrain.class_smooth).to(fabric.device)
+    plan = training.likelihood_plan(
+        pretrain,
+        name="pretrain",
+        seed=seed,
+        compute=compute,
+        fingerprint=training.fingerprint(seed, prepare, model, pretrain, paths.manifest("source")),
+    )
+    draws = batches.training(
+        fabric,
+        [(learnt, pretrain.batch)],
+        model.size,
+        pretrain.augment,
+        seed=seed,
+        steps=plan.steps,
+        workers=compute.workers,
+    )
+    log = training.fit(fabric, network, draws, training.likelihood(weights), plan)
+
+    held_out = source[HELD_OUT - 1 :: HELD_OUT]
+    temperature = inference.temperature(fabric, network, held_out, model.size, compute) if held_out else 1.0
+    if fabric.is_global_zero:
+        artifacts.save_log(paths.SOURCE_ROUND, log)
+        artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), training.describe(model, classes, temperature))
+        plan.checkpoint.unlink(missing_ok=True)

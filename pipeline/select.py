@@ -1,0 +1,59 @@
+"""Stage: which images a round buys. What the round has ordered before stays; the rest is drawn by gain."""
+
+import numpy as np
+import pandas as pd
+
+from pipeline import artifacts, ledger, paths
+from pipeline.errors import UserError, choose
+from pipeline.ledger import Order
+from pipeline.params import BudgetLine, Select
+from pipeline.selection import METHODS
+
+
+def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None:
+    """Fill the round's budget line from its scores and write selection.csv.
+
+    Raises:
+        UserError: the pool has fewer images left than the line asks for, or not one fits the minutes.
+    """
+    book = ledger.load()
+    kept = book.ordered(round_name)  # paid for: whatever the scores say now, they stay
+    bought = {order.key for order in book.orders}
+    scores = artifacts.load_scores(round_name)
+    left = scores[~scores["key"].isin(bought)].reset_index(drop=True)
+    images = None if line.images is None else line.images - len(kept)
+    minutes = None if line.minutes is None else line.minutes - ledger.spent(kept, book.delivered(round_name))[1]
+
+    rows = [_kept(order) for order in kept]
+    if (images is None or images > 0) and (minutes is None or minutes > 0):
+        if images is not None and images > len(left):
+            raise UserError(
+                f"budget: {round_name} asks for {line}, but only {len(left)} of the pool are left: "
+                f"lower it in {paths.PARAMS}"
+            )
+        round_rng = np.random.default_rng([seed, *round_name.encode()])
+        method = choose("select.method", METHODS, select.method)
+        try:
+            choice = method(
+                left["gain"].to_numpy(float),
+                left["minutes"].to_numpy(float),
+                images=images,
+                minutes_budget=minutes,
+                power=select.power,
+                uniform_share=select.uniform_share,
+                rng=round_rng,
+            )
+        except ValueError as error:
+            raise UserError(f"{round_name}: {error}; see {paths.scores(round_name)} and the section select") from None
+        drawn = left.iloc[choice.indices][["key", "gain", "minutes"]].assign(probability=choice.probabilities)
+        rows += drawn.to_dict("records")
+    if not rows:
+        raise UserError(
+            f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
+        )
+    artifacts.save_selection(round_name, pd.DataFrame(rows))
+    print(f"{round_name}: {len(rows)} images, {len(kept)} of them ordered before")
+
+
+def _kept(order: Order) -> dict[str, str | float]:
+    return {"key": order.key, "gain": order.gain, "minutes": order.minutes, "probability": order.probability}

@@ -1,0 +1,263 @@
+"""The one training loop: steps, schedule, precision, devices, log, checkpoint and resume. It is given a loss.
+
+A step's randomness comes from (seed, step) alone, and the checkpoint holds all that the loop carries from one step to
+the next; so a training that was killed and resumed ends bit for bit where an undisturbed one ends (on the CPU).
+"""
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline import artifacts, losses, models, paths
+from pipeline.batches import Batch
+from pipeline.errors import UserError
+from pipeline.labels import ClassSet
+from pipeline.models import Network, freeze_norm
+from pipeline.params import Compute, Model, Training
+
+State = dict[str, Tensor]
+"""Tensors that a loss carries from step to step, such as running counts."""
+
+
+class Loss(NamedTuple):
+    """What a loss function returns."""
+
+    value: Tensor
+    terms: Mapping[str, Tensor]
+    state: State
+
+
+LossFunction = Callable[[Callable[[Tensor], Tensor], Batch, torch.Generator, State], Loss]
+"""(network, batch, generator of this step, state of the last step) -> loss."""
+
+
+class Plan(NamedTuple):
+    """How one training goes."""
+
+    name: str
+    """Shown on the progress bar and in errors, e.g. `tune r02 likelihood`."""
+    steps: int
+    lr: float
+    """Peak rate of AdamW."""
+    warmup: float
+    """Share of the steps with a linearly rising rate."""
+    power: float
+    """Exponent of the polynomial decay afterwards."""
+    weight_decay: float
+    seed: int
+    freeze_norm: bool
+    """Whether batch norm keeps its running statistics and uses them."""
+    checkpoint: Path
+    checkpoint_seconds: float
+    fingerprint: str
+    """Hash of all that the result depends on: a checkpoint of another fingerprint is not resumed."""
+
+
+LOG_EVERY = 10
+"""Steps between two rows of the log, and two checks that the loss is finite."""
+
+
+def rate(step: int, steps: int, warmup: float, power: float) -> float:
+    """Share of the peak rate: slow start, then polynomial decay (Chen et al. 2017, DeepLab).
+
+    >>> [round(rate(s, 10, 0.2, 1.0), 3) for s in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.125]
+    """
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return float((1 - (step - rising) / max(1, steps - rising)) ** power)
+
+
+def fit(
+    fabric: Fabric, network: Network, batches: Callable[[int], Iterator[Batch]], loss: LossFunction, plan: Plan
+) -> list[dict[str, float]]:
+    """Train `network` in place and return the log.
+
+    Args:
+        fabric: a launched Fabric; its precision and processes are used.
+        network: on any device; it is left on the fabric's.
+        batches: step to start with -> one batch per step, this process's share.
+        loss: called once a step.
+        plan: how long, how fast, and where the unfinished training is kept.
+
+    Returns:
+        One row per `LOG_EVERY` steps: step, lr, loss and the loss's terms.
+
+    Raises:
+        UserError: the loss or a weight is not finite.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    wrapped, optimizer = fabric.setup(network, optimizer)
+    wrapped.train()
+    if plan.freeze_norm:
+        freeze_norm(wrapped)
+    first, state, log = _resume(fabric, network, optimizer, plan)
+    saved = time.monotonic()
+    bar = tqdm(
+        total=plan.steps, initial=first, desc=plan.name, unit="step", disable=None if fabric.is_global_zero else True
+    )
+    for step, batch in zip(range(first, plan.steps), batches(first), strict=False):
+        generator = torch.Generator(fabric.device).manual_seed(plan.seed * 1_000_003 + step * 101 + fabric.global_rank)
+        factor = rate(step, plan.steps, plan.warmup, plan.power)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr * factor
+        with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
+            torch.manual_seed(generator.initial_seed())  # for dropout, which knows the global generator only
+            result = loss(wrapped, batch, generator, state)
+        fabric.backward(result.value)
+        optimizer.step()
+        optimizer.zero_grad()
+        state = result.state
+        bar.update()
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
+            row = {"loss": float(result.value.detach()), **{k: float(v.detach()) for k, v in result.terms.items()}}
+            _check_finite(row, plan, step)
+            log.append({"step": step + 1, "lr": plan.lr * factor, **row})
+            bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
+        due = time.monotonic() - saved > plan.checkpoint_seconds or step + 1 == plan.steps
+        if fabric.is_global_zero and due:
+            _save(network, optimizer, plan, step + 1, state, log)
+            saved = time.monotonic()
+    bar.close()
+    broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise UserError(f"{plan.name}: the weights {broken[0]} are not finite: lower its lr ({plan.lr:g})")
+    return log
+
+
+def _check_finite(row: Mapping[str, float], plan: Plan, step: int) -> None:
+    for name, value in row.items():
+        if not abs(value) < float("inf"):
+            raise UserError(f"{plan.name}: {name} is {value} at step {step + 1}: lower its lr ({plan.lr:g})")
+
+
+def _save(network: Network, optimizer: Any, plan: Plan, step: int, state: State, log: list[dict[str, float]]) -> None:
+    buffer = io.BytesIO()
+    content = {
+        "fingerprint": plan.fingerprint,
+        "step": step,
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": state,
+        "log": log,
+    }
+    torch.save(content, buffer)
+    artifacts.write(plan.checkpoint, buffer.getvalue())
+
+
+def _resume(fabric: Fabric, network: Network, optimizer: Any, plan: Plan) -> tuple[int, State, list[dict[str, float]]]:
+    """Step to go on with, the loss's state, and the log so far."""
+    if not plan.checkpoint.is_file():
+        return 0, {}, []
+    content = torch.load(plan.checkpoint, map_location=fabric.device, weights_only=True)
+    if content["fingerprint"] != plan.fingerprint:
+        fabric.print(f"{plan.name}: {plan.checkpoint} belongs to other settings; starting anew")
+        return 0, {}, []
+    network.load_state_dict(content["network"])
+    optimizer.load_state_dict(content["optimizer"])
+    fabric.print(f"{plan.name}: resumed at step {content['step']} of {plan.steps}")
+    return content["step"], content["state"], content["log"]
+
+
+def likelihood(weights: Float[Tensor, "c"]) -> LossFunction:
+    """Class-weighted cross-entropy as a loss of the loop."""
+
+    def loss(network: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:
+        return Loss(losses.cross_entropy(network(batch.images), batch.masks, weights), {}, state)
+
+    return loss
+
+
+def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, fingerprint: str) -> Plan:
+    """The plan of a training by likelihood."""
+    return Plan(
+        name=name,
+        steps=settings.steps,
+        lr=settings.lr,
+        warmup=settings.warmup,
+        power=settings.power,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+        freeze_norm=False,
+        checkpoint=paths.checkpoint(name.replace(" ", "-")),
+        checkpoint_seconds=compute.checkpoint_seconds,
+        fingerprint=fingerprint,
+    )
+
+
+def start(compute: Compute) -> Fabric:
+    """Devices, precision and processes as `compute` says; under torchrun, its processes."""
+    fabric = Fabric(
+        accelerator=compute.accelerator,
+        devices=compute.processes,
+        strategy="ddp" if compute.processes > 1 else "auto",
+        precision=compute.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def total(fabric: Fabric, share: Tensor) -> Tensor:
+    """The sum of all processes' tensors, on the CPU."""
+    summed = fabric.all_reduce(share.to(fabric.device), reduce_op="sum")
+    if not isinstance(summed, Tensor):
+        raise AssertionError("a tensor is summed to a tensor")
+    return summed.cpu()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash of what a training depends on; a path stands for its file's content."""
+    values = [artifacts.sha256(part) if isinstance(part, Path) else repr(part) for part in parts]
+    return hashlib.sha256("\n".join(values).encode()).hexdigest()
+
+
+def new_network(model: Model, classes: ClassSet, run_rng: torch.Generator) -> Network:
+    """The network that `model` describes, with fresh weights but for its encoder's."""
+    return models.build(
+        model.name,
+        classes=len(classes.names),
+        encoder=model.encoder,
+        weights=model.weights,
+        width=model.width,
+        rng=run_rng,
+    )
+
+
+def describe(model: Model, classes: ClassSet, temperature: float) -> dict[str, Any]:
+    """What is kept beside the weights: all that it takes to use them, and to refuse others."""
+    return {
+        "name": model.name,
+        "encoder": model.encoder,
+        "width": model.width,
+        "classes": list(classes.names),
+        "temperature": temperature,
+    }
+
+
+def open_network(round_name: str, model: Model, classes: ClassSet) -> tuple[Network, float]:
+    """A round's network, and the temperature that calibrates it.
+
+    Raises:
+        UserError: the file was made with another architecture or class set.
+    """
+    state, about = artifacts.load_model(round_name)
+    wanted = describe(model, classes, about["temperature"])
+    for name, value in wanted.items():
+        if about[name] != value:
+            raise UserError(
+                f"{paths.model(round_name)} was made with {name} {about[name]!r}, but {paths.PARAMS} says {value!r}: "
+                f"run `dvc repro` to make it anew, or set {paths.PARAMS} back"
+            )
+    network = new_network(model.model_copy(update={"weights": None}), classes, torch.Generator().manual_seed(0))
+    network.load_state_dict(state)
+    return network, float(about["temperature"])

@@ -1,0 +1,155 @@
+"""Stage: trains on all labels bought so far: first by likelihood with source replay, then for the reward itself."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pipeline import artifacts, batches, datasets, inference, losses, paths, training
+from pipeline.batches import Batch, Item
+from pipeline.errors import UserError, choose
+from pipeline.labels import IGNORE, ClassSet
+from pipeline.models import Network
+from pipeline.params import BudgetLine, Compute, Model, Prepare, Reward, Tune
+from pipeline.policy import ESTIMATORS
+from pipeline.rewards import REWARDS
+from pipeline.training import Loss, LossFunction, State
+
+
+def run(
+    round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, tune: Tune, compute: Compute
+) -> None:
+    """Start from the model of the round before and write this round's.
+
+    Raises:
+        UserError: a label is missing or was changed since it was delivered, or a loss is not finite.
+    """
+    fabric = training.start(compute)
+    classes = datasets.class_set(prepare.classes)
+    rows = artifacts.load_labels(round_name)
+    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+    target = _labelled(rows, pool, len(classes.names))
+    source_manifest = artifacts.load_manifest("source")
+    source_table = datasets.table(prepare.source.dataset, Path(prepare.source.root), classes)
+    source = batches.items(source_manifest, source_table)
+    network, _ = training.open_network(line.after, model, classes)
+
+    # Fitted before training on them: to the model, this round's labels are still unseen.
+    temperature = _temperature(fabric, network, round_name, rows, target, model, compute)
+
+    weights = class_weights(target, source_manifest, classes, tune).to(fabric.device)
+    inputs = [paths.model(line.after) / "model.pt", paths.labels(round_name), paths.manifest("source")]
+    mark = training.fingerprint(seed, prepare, model, tune, *inputs)
+    # Each round draws its own batches.
+    round_seed = int(np.random.SeedSequence([seed, *round_name.encode()]).generate_state(1)[0])
+    plan = training.likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", round_seed, compute, mark)
+    replayed = round(tune.source_share * tune.likelihood.batch)
+
+    def draws(shares: Sequence[tuple[Sequence[Item], int]], steps: int, seed: int) -> Any:
+        augment, workers = tune.likelihood.augment, compute.workers
+        return batches.training(fabric, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
+
+    mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, round_seed)
+    log = [{"stage": 0, **row} for row in training.fit(fabric, network, mixed, training.likelihood(weights), plan)]
+
+    reward_plan = plan._replace(
+        name=f"tune {round_name} reward",
+        steps=tune.reward.steps,
+        lr=tune.reward.lr,
+        seed=round_seed + 1,
+        freeze_norm=True,
+        checkpoint=paths.checkpoint(f"tune-{round_name}-reward"),
+    )
+    if tune.reward.steps:
+        for_reward = draws([(target, tune.likelihood.batch)], reward_plan.steps, reward_plan.seed)
+        loss = reward_loss(tune.reward, weights, copy.deepcopy(network).eval(), fabric)
+        log += [{"stage": 1, **row} for row in training.fit(fabric, network, for_reward, loss, reward_plan)]
+
+    if fabric.is_global_zero:
+        artifacts.save_log(round_name, log)
+        artifacts.save_model(round_name, network.state_dict(), training.describe(model, classes, temperature))
+        plan.checkpoint.unlink(missing_ok=True)
+        reward_plan.checkpoint.unlink(missing_ok=True)
+
+
+def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[Item]:
+    """The pool's labelled images with their delivered masks."""
+    table = batches.stored(classes)
+    for row in rows:
+        path = paths.mask(row["key"])
+        artifacts.load_mask(path)
+        if artifacts.sha256(path) != row["sha256"]:
+            raise UserError(
+                f"{path} was changed since it was delivered: run `dvc repro -s -f annotate@{row['round']}` "
+                f"to take the correction, or `dvc checkout -f {paths.LABELS_DVC}` to undo it; then `dvc repro`"
+            )
+    keys = [row["key"] for row in rows]
+    return [Item(key, Path(pool.at[key, "image"]), paths.mask(key), table) for key in keys]
+
+
+def _temperature(
+    fabric: Fabric,
+    network: Network,
+    round_name: str,
+    rows: Sequence[dict[str, Any]],
+    target: Sequence[Item],
+    model: Model,
+    compute: Compute,
+) -> float:
+    """Temperature on the round's new labels, weighted as if every pool image were equally likely to be among them."""
+    drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
+    new = [item for item, row in zip(target, rows, strict=True) if row["round"] == round_name]
+    importance = [1 / float(drawn[item.key]) for item in new]
+    return inference.temperature(fabric, network, new, model.size, compute, importance)
+
+
+def class_weights(target: Sequence[Item], source: Any, classes: ClassSet, tune: Tune) -> Tensor:
+    """Weights from the class shares of an average batch: replayed source and labelled target, by their shares."""
+    in_target = sum(
+        np.bincount(artifacts.load_mask(item.mask).ravel(), minlength=IGNORE + 1)[: len(classes.names)].astype(float)
+        for item in target
+        if item.mask
+    )
+    in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
+    share = tune.source_share
+    mixed = (1 - share) * in_target / np.sum(in_target) + share * in_source / in_source.sum()
+    return losses.class_weights(torch.from_numpy(mixed), tune.likelihood.class_smooth)
+
+
+def reward_loss(settings: Reward, weights: Tensor, anchor: Network, fabric: Fabric) -> LossFunction:
+    """The reward stage's loss: the estimator's, plus cross-entropy and KL that hold the model near likelihood.
+
+    Args:
+        settings: reward, estimator and the anchors' weights.
+        weights: of the classes in the cross-entropy.
+        anchor: the likelihood model, not trained further.
+        fabric: sums the counts over processes.
+    """
+    reward = choose("tune.reward.reward", REWARDS, settings.reward)
+    estimator = choose("tune.reward.estimator", ESTIMATORS, settings.estimator)
+
+    def loss(network: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:
+        logits = network(batch.images)
+        c = logits.shape[1]
+        memory = state.get("confusion", torch.zeros((c, c), dtype=torch.float64, device=logits.device))
+        estimate = estimator(logits, batch.masks, reward, memory, generator)
+        with torch.no_grad():
+            before = anchor(batch.images)
+        cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
+        kl = losses.kl(logits, before, batch.masks != IGNORE)
+        total = estimate.loss + settings.cross_entropy * cross_entropy + settings.kl * kl
+        counts = training.total(fabric, estimate.confusion).to(memory.device)
+        terms = {
+            "reward": estimate.reward,
+            "advantage_std": estimate.advantage_std,
+            "cross_entropy": cross_entropy,
+            "kl": kl,
+        }
+        return Loss(total, terms, {"confusion": settings.memory * memory + counts})
+
+    return loss

@@ -1,0 +1,147 @@
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import ledger, paths
+from pipeline.errors import UserError
+from pipeline.ledger import Delivery, Ledger, Order
+
+AT = "2025-01-02T03:04:05+00:00"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def order(key: str, round_name: str = "r01", minutes: float = 10.0) -> Order:
+    return Order(round_name, key, "oracle", "cityscapes19", 0.1, minutes, 0.5, AT)
+
+
+def delivery(key: str, round_name: str = "r01", minutes: float = 4.0) -> Delivery:
+    return Delivery(round_name, key, "oracle", minutes, "ab" * 32, AT)
+
+
+def test_no_file_means_nothing_was_bought() -> None:
+    assert ledger.load() == Ledger((), ())
+    assert not paths.LEDGER.exists()
+
+
+def test_what_is_appended_is_read_back_by_round() -> None:
+    ledger.append([order("a"), order("b"), order("c", "r02")])
+    ledger.append([delivery("b")])
+    book = ledger.load()
+    assert book.orders == (order("a"), order("b"), order("c", "r02"))
+    assert book.ordered("r01") == [order("a"), order("b")]
+    assert book.ordered("r02") == [order("c", "r02")]
+    assert book.delivered("r01") == [delivery("b")]
+    assert book.delivered("r02") == []
+
+
+def test_append_keeps_old_bytes_and_writes_one_line_each() -> None:
+    ledger.append([order("a")])
+    old = paths.LEDGER.read_bytes()
+    ledger.append([order("é"), order("c")])
+    new = paths.LEDGER.read_bytes()
+    assert new.startswith(old)
+    assert new.count(b"\n") == 3
+    assert new.endswith(b"\n")
+
+
+def test_append_after_an_editor_took_the_last_newline() -> None:
+    ledger.append([order("a")])
+    paths.LEDGER.write_bytes(paths.LEDGER.read_bytes().rstrip(b"\n"))
+    ledger.append([order("b")])
+    assert [entry.key for entry in ledger.load().orders] == ["a", "b"]
+
+
+def test_a_failed_append_adds_nothing() -> None:
+    ledger.append([order("a")])
+    old = paths.LEDGER.read_bytes()
+
+    def entries() -> Iterator[Order]:
+        yield order("b")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ledger.append(entries())
+    assert paths.LEDGER.read_bytes() == old
+
+
+BROKEN = {
+    "half a line": '{"event": "order", "round": "r01", "ke',
+    "an unknown event": '{"event": "refund", "key": "a"}',
+    "a missing field": '{"event": "delivery", "round": "r01", "key": "a"}',
+    "a field too many": '{"event": "delivery", "round": "r01", "key": "a", "annotator": "o", "minutes": 1, '
+    '"sha256": "", "at": "", "more": 1}',
+    "a list": "[1]",
+    "a number": "1",
+    "nothing": "",
+    "a merge": "<<<<<<< HEAD",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_line_is_named_with_the_way_out(name: str) -> None:
+    ledger.append([order("a")])
+    paths.LEDGER.write_text(paths.LEDGER.read_text() + BROKEN[name] + "\n")
+    with pytest.raises(UserError, match=r"data/ledger\.jsonl: line 2 .*restore the file from git"):
+        ledger.load()
+
+
+def test_ordered_twice_is_refused_by_name() -> None:
+    ledger.append([order("a"), order("b"), order("b", "r02")])
+    with pytest.raises(UserError, match="'b' was ordered twice"):
+        ledger.load()
+
+
+@pytest.mark.parametrize("entry", [delivery("stranger"), delivery("a", "r02")])
+def test_delivery_without_its_order_is_refused(entry: Delivery) -> None:
+    ledger.append([order("a")])
+    ledger.append([entry])
+    with pytest.raises(UserError, match=f"'{entry.key}' was delivered in {entry.round} but not ordered there"):
+        ledger.load()
+
+
+def test_spent_counts_orders_and_takes_measured_minutes_where_there_are_some() -> None:
+    orders = [order("a", minutes=10), order("b", minutes=20)]
+    assert ledger.spent([], []) == (0, 0)
+    assert ledger.spent(orders, []) == (2, 30)
+    assert ledger.spent(orders, [delivery("b", minutes=3)]) == (2, 13)
+    corrected = [delivery("b", minutes=3), delivery("b", minutes=3)._replace(annotator="hand")]
+    assert ledger.spent(orders, corrected) == (2, 13)  # a correction is no second purchase
+
+
+def test_time_is_in_utc() -> None:
+    assert ledger.now().endswith("+00:00")
+    assert len(ledger.now()) == len(AT)
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+numbers = st.floats(0, 1e9, allow_nan=False)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_any_sequence_of_appends_is_read_back(data: st.DataObject) -> None:
+    keys = data.draw(st.lists(text, unique=True, max_size=6))
+    orders = [
+        Order(*data.draw(st.tuples(text, st.just(key), text, text, numbers, numbers, numbers, text))) for key in keys
+    ]
+    deliveries = [
+        Delivery(bought.round, bought.key, *data.draw(st.tuples(text, numbers, text, text)))
+        for bought in orders
+        if data.draw(st.booleans())
+    ]
+    cut = data.draw(st.integers(0, len(orders)))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        ledger.append(orders[:cut])
+        ledger.append(orders[cut:])
+        for one in deliveries:
+            ledger.append([one])
+        assert ledger.load() == Ledger(tuple(orders), tuple(deliveries))
