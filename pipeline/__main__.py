@@ -13,6 +13,9 @@ from pipeline import params, paths
 from pipeline.errors import UserError, WaitingForPeople
 from pipeline.params import BudgetLine, Params
 
+# Read by torch, which the stages import: threads that spin while they wait would stall the readers.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 STAGES = ("prepare", "pretrain", "score", "select", "annotate", "tune", "evaluate", "report")
 WAITING = 75
 
@@ -55,7 +58,7 @@ def main(argv: list[str]) -> int:
             command.run(settings, as_json=given.json)
         else:
             unit = "images" if given.images is not None else "minutes"
-            command.run(settings, unit=unit, total=getattr(given, unit), rounds=given.rounds)
+            command.run(settings, unit=unit, total=float(getattr(given, unit)), rounds=given.rounds)
     except UserError as error:
         print(f"{given.command}: {error}", file=sys.stderr)
         return 1

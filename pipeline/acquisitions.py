@@ -19,11 +19,11 @@ Baselines: `entropy` (Shannon 1948; nats), `margin` (Scheffer et al. 2001: 1 - h
 claimed class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from pipeline.labels import IGNORE
@@ -44,10 +44,16 @@ class Acquisition(NamedTuple):
     """(probabilities, pool totals, smooth) -> gain of every pixel; its sum over an image is the image's gain."""
 
 
-def _claims(probabilities: Probabilities) -> tuple[Float[Tensor, "n h w"], UInt8[Tensor, "n h w"]]:
-    """Highest probability of every pixel and its class; of equal classes either."""
-    confidence, claim = probabilities.max(1)
-    return confidence, claim.to(torch.uint8)
+def _claims(probabilities: Probabilities, highest: Float[Tensor, "n h w"]) -> Iterator[Bool[Tensor, "n h w"]]:
+    """Class by class, the pixels where it is the most probable: of equal classes the first.
+
+    Comparing with the maximum takes half the time of `max(1)`, which finds its place too.
+    """
+    free = torch.ones_like(highest, dtype=torch.bool)
+    for p in probabilities.unbind(1):
+        own = (p == highest) & free
+        free ^= own
+        yield own
 
 
 def _sum(pixels: Tensor) -> Float64[Tensor, " n"]:
@@ -60,14 +66,13 @@ def _sum(pixels: Tensor) -> Float64[Tensor, " n"]:
 
 def _observe_shortfall(probabilities: Probabilities) -> Float64[Tensor, "n c 3"]:
     """Claimed pixels, expected wrong claims and expected missed pixels, of every class."""
-    confidence, claim = _claims(probabilities)
-    doubt = 1 - confidence
+    highest = probabilities.amax(1)
+    doubt = 1 - highest
     statistics = []
-    # A loop over classes, not weighted bincounts, which are not deterministic on CUDA; and not "all of p(c) less what is
-    # claimed", which rounds badly where little is missed.
-    for c in range(probabilities.shape[1]):
-        own = claim == c
-        statistics.append(torch.stack([_sum(own), _sum(doubt * own), _sum(probabilities[:, c] * ~own)], dim=1))
+    # A loop over classes, because weighted bincounts are not deterministic on CUDA; and missed pixels are summed, because
+    # the difference of two large sums rounds badly where little is missed.
+    for p, own in zip(probabilities.unbind(1), _claims(probabilities, highest), strict=True):
+        statistics.append(torch.stack([_sum(own), _sum(doubt * own), _sum(p * ~own)], dim=1))
     return torch.stack(statistics, dim=1)
 
 
@@ -125,7 +130,7 @@ def _shortfall_map(probabilities: Probabilities, pool: Float64[Tensor, "c 3"], s
     return per_doubt[claim] * (1 - confidence) + missed.clamp(min=0)  # the difference may round to just below 0
 
 
-def predicted_miou(pool: Float64[Tensor, "c 3"], smooth: float = 0) -> float:
+def predicted_miou(pool: Float64[Tensor, "c 3"], smooth: float = 0.0) -> float:
     """Expected intersection over expected union, mean over the classes with a union, in [0, 1].
 
     Args:
@@ -158,8 +163,7 @@ def _mean(score: Callable[[Probabilities], Float[Tensor, "n h w"]]) -> Acquisiti
 
     def observe(probabilities: Probabilities) -> Float64[Tensor, "n c 2"]:
         """Claimed pixels and their summed score, of every class."""
-        scores, (_, claim) = score(probabilities), _claims(probabilities)
-        masks = [claim == c for c in range(probabilities.shape[1])]
+        scores, masks = score(probabilities), _claims(probabilities, probabilities.amax(1))
         return torch.stack([torch.stack([_sum(own), _sum(scores * own)], dim=1) for own in masks], dim=1)
 
     def gain(

@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from pipeline import artifacts, ledger, paths
@@ -52,7 +54,7 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, annotate: Annota
             _deliver(round_name, answer, pool.loc[answer.key], annotate.annotator)
             delivered.add(answer.key)
             bar.update()
-        _take_corrections(round_name)
+        _take_corrections(round_name, pool)
         _add_to_dvc()
         if len(delivered) == len(orders):
             break
@@ -122,21 +124,25 @@ def _check_spending(
 
 
 def _deliver(round_name: str, answer: Answer, image: pd.Series, annotator: str) -> None:
-    size = (int(image["height"]), int(image["width"]))
-    if answer.mask.shape != size:
-        raise UserError(
-            f"the label of {answer.key!r} is {answer.mask.shape[0]}x{answer.mask.shape[1]}, its image "
-            f"{size[0]}x{size[1]} (height x width): label it at the image's own size"
-        )
+    _check_size(answer.key, answer.mask, image)
     digest = artifacts.save_mask(paths.mask(answer.key), answer.mask)
     ledger.append([Delivery(round_name, answer.key, annotator, answer.minutes, digest, ledger.now())])
 
 
-def _take_corrections(round_name: str) -> None:
+def _check_size(key: str, mask: UInt8[np.ndarray, "h w"], image: pd.Series) -> None:
+    size = (int(image["height"]), int(image["width"]))
+    if mask.shape != size:
+        raise UserError(
+            f"the label of {key!r} is {mask.shape[0]}x{mask.shape[1]}, its image {size[0]}x{size[1]} "
+            f"(height x width): label it at the image's own size"
+        )
+
+
+def _take_corrections(round_name: str, pool: pd.DataFrame) -> None:
     """A mask that was changed by hand since it was delivered is delivered anew, for no further minutes."""
     latest = {delivery.key: delivery for delivery in ledger.load().delivered(round_name)}
     for key, delivery in latest.items():
-        artifacts.load_mask(paths.mask(key))
+        _check_size(key, artifacts.load_mask(paths.mask(key)), pool.loc[key])
         digest = artifacts.sha256(paths.mask(key))
         if digest != delivery.sha256:
             print(f"{round_name}: {paths.mask(key)} was changed by hand; taken as corrected")
@@ -144,7 +150,10 @@ def _take_corrections(round_name: str) -> None:
 
 
 def _add_to_dvc() -> None:
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(paths.LABELS)]
+    if not paths.LABELS.is_dir():
+        return  # nothing has come back yet
+    # Relinking would take masks away for a moment, before data/labels.dvc speaks of them: a kill there would lose them.
+    command = [sys.executable, "-m", "dvc", "add", "--no-relink", str(paths.LABELS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split())

@@ -4,13 +4,11 @@ A reader never sees half a file: everything is written under a temporary name be
 and renamed. torch is imported by the two functions that need it, so that the light commands start at once.
 """
 
-import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
 SCORE_COLUMNS = ("key", "gain", "minutes")
 SELECTION_COLUMNS = ("key", "gain", "minutes", "probability")
+TEXT_COLUMNS = ("key", "image", "mask", "sha256")
 
 
 def write(path: Path, data: bytes) -> None:
@@ -37,30 +36,32 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full or the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")  # always the same: the next run takes over what a killed one left
         try:
-            with os.fdopen(handle, "wb") as file:
+            with part.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # noqa: PTH101 - mkstemp's 0600 would lock others out of a shared checkout
-            os.replace(name, path)  # noqa: PTH105
+            os.replace(part, path)  # noqa: PTH105
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)  # noqa: PTH108
+            part.unlink(missing_ok=True)
             raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no space left on the disk for {path} ({len(data)} bytes): free some and run again"
             ) from None
-        raise
+        raise UserError(f"{path} cannot be written ({error.strerror}): mend that and run again") from error
 
 
 def _missing(path: Path, maker: str) -> UserError:
     return UserError(f"{path} not found: run `dvc pull` if it was made elsewhere, or `dvc repro {maker}` to make it")
+
+
+def _damaged(path: Path, reason: str, maker: str) -> UserError:
+    return UserError(f"{path} is not whole ({reason}): restore it from git or DVC, or run `dvc repro -f {maker}`")
 
 
 def _save_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -72,7 +73,10 @@ def _save_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None
 def _load_table(path: Path, columns: Sequence[str], maker: str) -> pd.DataFrame:
     if not path.is_file():
         raise _missing(path, maker)
-    frame = pd.read_csv(path, dtype={"key": str, "image": str, "mask": str}, keep_default_na=False, na_values={})
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values={})
+    except ValueError as error:  # pandas' errors of parsing are ValueErrors
+        raise _damaged(path, " ".join(str(error).split()), maker) from None
     _check_table(path, frame, columns)
     return frame
 
@@ -86,6 +90,9 @@ def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> Non
     if frame["key"].duplicated().any():
         twice = frame["key"][frame["key"].duplicated()].iloc[0]
         raise UserError(f"{path}: the key {twice!r} stands twice")
+    for column in columns:
+        if column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(frame[column]):
+            raise UserError(f"{path}: the column {column} holds something that is no number")
     numbers = frame.select_dtypes("number").to_numpy(dtype=float)
     if not np.isfinite(numbers).all():
         row = int(np.argwhere(~np.isfinite(numbers))[0][0])
@@ -169,7 +176,10 @@ def load_json(path: Path, maker: str) -> Any:
     """Read JSON; `maker` is the DVC stage that makes the file."""
     if not path.is_file():
         raise _missing(path, maker)
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, str(error), maker) from None
 
 
 def save_labels(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:

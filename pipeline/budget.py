@@ -53,9 +53,10 @@ def run(params: Params, *, unit: str, total: float, rounds: int) -> None:
 
 
 def _split(total: float, parts: int, *, whole: bool) -> list[Any]:
-    """Equal parts; whole numbers differ by at most one, the larger first."""
+    """Equal parts; whole numbers differ by at most one, the larger first; of others the last takes the rounding."""
     if not whole:
-        return [round(total / parts, 2)] * parts
+        part = round(total / parts, 2)
+        return [part] * (parts - 1) + [round(total - part * (parts - 1), 6)] if parts else []
     return [int(total) // parts + (part < int(total) % parts) for part in range(parts)]
 
 

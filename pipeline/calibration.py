@@ -38,12 +38,12 @@ def fit_temperature(
         raise ValueError("a temperature needs pixels with finite logits and finite weights that are not all 0")
     if int(truth.max()) >= logits.shape[1] or int(truth.min()) < 0:
         raise ValueError(f"truth holds class {int(truth.max())}, but the logits have {logits.shape[1]} classes")
-    scores, mass = logits.double(), weights.double() / weights.double().sum()
-    observed = mass @ scores.gather(1, truth.long().unsqueeze(1)).squeeze(1)
+    scores, mass = logits.float(), weights.double() / weights.double().sum()
+    observed = mass @ scores.gather(1, truth.long().unsqueeze(1)).squeeze(1).double()
 
     low, high = math.log(COLDEST), math.log(HOTTEST)
-    for _ in range(40):  # halves log T to 3e-12
+    for _ in range(24):  # halves the range of log T to 2e-7
         middle = (low + high) / 2
-        expected = mass @ ((scores / math.exp(middle)).softmax(1) * scores).sum(1)
+        expected = mass @ ((scores / math.exp(middle)).softmax(1) * scores).sum(1).double()
         low, high = (low, middle) if expected < observed else (middle, high)
     return math.exp((low + high) / 2)

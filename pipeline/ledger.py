@@ -76,8 +76,9 @@ def load() -> Ledger:
         UserError: a line is not a whole entry, an image was ordered twice, or came back without an order.
     """
     entries: list[Order | Delivery] = []
-    text = paths.LEDGER.read_text() if paths.LEDGER.is_file() else ""
-    for number, line in enumerate(text.splitlines(), start=1):
+    text = paths.LEDGER.read_text(encoding="utf-8") if paths.LEDGER.is_file() else ""
+    lines = text.removesuffix("\n").split("\n") if text else []  # splitlines() would also split at U+2028 in a key
+    for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
             entries.append(KINDS[fields.pop("event")](**fields))
@@ -104,6 +105,8 @@ def load() -> Ledger:
 def append(entries: Iterable[Order] | Iterable[Delivery]) -> None:
     """Add entries at the end, all or none of them."""
     old = paths.LEDGER.read_bytes() if paths.LEDGER.is_file() else b""
+    if old and not old.endswith(b"\n"):  # an editor took it
+        old += b"\n"
     names: dict[type, str] = {kind: name for name, kind in KINDS.items()}
     lines = [json.dumps({"event": names[type(e)], **e._asdict()}, ensure_ascii=False) + "\n" for e in entries]
     artifacts.write(paths.LEDGER, old + "".join(lines).encode())
@@ -112,4 +115,4 @@ def append(entries: Iterable[Order] | Iterable[Delivery]) -> None:
 def spent(orders: Sequence[Order], deliveries: Sequence[Delivery]) -> tuple[int, float]:
     """Images ordered, and their minutes: measured where delivered, predicted where not."""
     measured = {delivery.key: delivery.minutes for delivery in deliveries}
-    return len(orders), sum(measured.get(order.key, order.minutes) for order in orders)
+    return len(orders), float(sum(measured.get(order.key, order.minutes) for order in orders))

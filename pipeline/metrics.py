@@ -74,10 +74,8 @@ def reliability(
     confidence = highest[valid].double()
     index = (confidence * bins).long().clamp(max=bins - 1)
     correct = (claimed == truth)[valid].double()
-    sums = [
-        torch.bincount(index, weights, minlength=bins) for weights in (torch.ones_like(confidence), confidence, correct)
-    ]
-    return torch.stack(sums, dim=1)
+    values = torch.stack([torch.ones_like(confidence), confidence, correct], dim=1)
+    return values.new_zeros(bins, 3).index_add_(0, index, values)
 
 
 def expected_calibration_error(reliability: Float64[Tensor, "bins 3"]) -> float:

@@ -4,6 +4,7 @@
 (any of its encoders), DeepLabV3 and LR-ASPP from torchvision.
 """
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,17 @@ def _small(classes: int, encoder: str, weights: str | None, width: int) -> Netwo
 def _smp(architecture: str, options: Callable[[int], dict[str, Any]]) -> Build:
     def build(classes: int, encoder: str, weights: str | None, width: int) -> Network:
         import segmentation_models_pytorch as smp  # slow to import, and only these models need it
+        import timm
 
-        if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):
+        of_timm = encoder.startswith("tu-") and timm.is_model(encoder.removeprefix("tu-"))
+        if encoder not in smp.encoders.get_encoder_names() and not of_timm:
             known = ", ".join(smp.encoders.get_encoder_names())
             raise UserError(f"unknown model.encoder {encoder!r}: choose one of {known}, or tu-<name> for one of timm's")
         download = weights if weights == "imagenet" else None
-        body = smp.create_model(architecture, encoder, encoder_weights=download, classes=classes, **options(width))
+        try:
+            body = smp.create_model(architecture, encoder, encoder_weights=download, classes=classes, **options(width))
+        except ValueError as error:
+            raise UserError(f"model {architecture} with encoder {encoder!r} and width {width}: {error}") from None
         if weights not in (None, "imagenet"):
             _load(body.encoder, weights, lambda state: state)
         return Network(body, multiple=32)
@@ -131,7 +137,12 @@ def _load(encoder: nn.Module, weights: str | None, rename: Callable[[dict[str, T
     path = Path(str(weights))
     if not path.is_file():
         raise UserError(f"model.weights {weights!r} not found: give the file of a state dict, `imagenet`, or null")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError):
+        raise UserError(f"model.weights {weights!r} is cut short or no file of torch.save: fetch it again") from None
+    if not isinstance(state, dict):
+        raise UserError(f"model.weights {weights!r} holds a {type(state).__name__}: give the file of a state dict")
     try:
         encoder.load_state_dict(rename(state))
     except RuntimeError as error:
@@ -169,7 +180,7 @@ def build(name: str, *, classes: int, encoder: str, weights: str | None, width: 
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # MobileNetV3's 0.01 is too slow for trainings of a few hundred steps
-    return network
+    return network.to(memory_format=torch.channels_last)  # a quarter faster on the CPU, and what tensor cores want
 
 
 def freeze_norm(network: nn.Module) -> None:

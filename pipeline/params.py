@@ -226,8 +226,11 @@ class BudgetLine(Section):
     """One purchase: after which round, and how much, in images or in annotator minutes."""
 
     after: str
+    """The round whose model it starts from; the first starts from r00."""
     images: Count | None = None
+    """Images to buy."""
     minutes: Positive | None = None
+    """Or minutes of annotators' time to spend."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> "BudgetLine":

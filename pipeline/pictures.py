@@ -66,7 +66,7 @@ def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]
     return float((prediction[known] == truth[known]).mean()) if known.any() else 0.0
 
 
-def curve(labels: Sequence[float], miou: Sequence[float], names: Sequence[str]) -> bytes:
+def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str]) -> bytes:
     """The mIoU (in points) against labels bought, one point per round, as a PNG file."""
     figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
     axes = figure.subplots()

@@ -11,7 +11,7 @@ Every choice comes with its probability of inclusion, the weight of later estima
 
 Rosén 1972, "Asymptotic theory for successive sampling with varying probabilities without replacement". It is the exact
 probability of a race stopped at time tau, and an approximation for one stopped after k arrivals, or when the minutes
-are spent: good to O(1/k) where no few images hold most of the probability (tests/test_selection.py measures it).
+are spent: within 5 % of simulated draws from 40 or 200 images, 16 % off at worst, for one draw from three images.
 """
 
 from collections.abc import Callable
@@ -119,7 +119,7 @@ def _log_shares(gains: Float64[np.ndarray, " m"], power: float, uniform_share: f
     if power == 0 or not gains.any():
         return np.full(len(gains), -np.log(max(len(gains), 1)))
     with np.errstate(divide="ignore"):  # log 0 = -inf is meant: it is never drawn
-        log_gains = power * np.log(gains / gains.max())
+        log_gains = power * (np.log(gains) - np.log(gains.max()))
         log_rest, log_uniform = np.log([1 - uniform_share, uniform_share / len(gains)])
     log_q: np.ndarray = np.logaddexp(log_rest + log_gains - _log_sum(log_gains), log_uniform)
     return log_q

@@ -6,6 +6,7 @@ the next; so a training that was killed and resumed ends bit for bit where an un
 
 import hashlib
 import io
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -122,7 +123,7 @@ def fit(
         if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
             row = {"loss": float(result.value.detach()), **{k: float(v.detach()) for k, v in result.terms.items()}}
             _check_finite(row, plan, step)
-            log.append({"step": step + 1, "lr": plan.lr * factor, **row})
+            log.append({"step": float(step + 1), "lr": plan.lr * factor, **row})
             bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
         due = time.monotonic() - saved > plan.checkpoint_seconds or step + 1 == plan.steps
         if fabric.is_global_zero and due:
@@ -197,10 +198,15 @@ def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, 
 
 def start(compute: Compute) -> Fabric:
     """Devices, precision and processes as `compute` says; under torchrun, its processes."""
+    processes, machines = compute.processes, 1
+    if torch.distributed.is_torchelastic_launched():
+        processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        machines = int(os.environ["WORLD_SIZE"]) // processes
     fabric = Fabric(
         accelerator=compute.accelerator,
-        devices=compute.processes,
-        strategy="ddp" if compute.processes > 1 else "auto",
+        devices=processes,
+        num_nodes=machines,
+        strategy="ddp" if processes * machines > 1 else "auto",
         precision=compute.precision,
     )
     fabric.launch()

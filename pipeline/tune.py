@@ -55,7 +55,7 @@ def run(
         return batches.training(fabric, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
 
     mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, round_seed)
-    log = [{"stage": 0, **row} for row in training.fit(fabric, network, mixed, training.likelihood(weights), plan)]
+    log = [{"stage": 0.0, **row} for row in training.fit(fabric, network, mixed, training.likelihood(weights), plan)]
 
     reward_plan = plan._replace(
         name=f"tune {round_name} reward",
@@ -68,7 +68,7 @@ def run(
     if tune.reward.steps:
         for_reward = draws([(target, tune.likelihood.batch)], reward_plan.steps, reward_plan.seed)
         loss = reward_loss(tune.reward, weights, copy.deepcopy(network).eval(), fabric)
-        log += [{"stage": 1, **row} for row in training.fit(fabric, network, for_reward, loss, reward_plan)]
+        log += [{"stage": 1.0, **row} for row in training.fit(fabric, network, for_reward, loss, reward_plan)]
 
     if fabric.is_global_zero:
         artifacts.save_log(round_name, log)

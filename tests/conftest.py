@@ -1,6 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
+
+# Read by torch when it is first imported. The tests' tensors are small: on a busy machine threads that wait for each
+# other made them up to seven times slower, and `pytest -n 2` would start two threads per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 

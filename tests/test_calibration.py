@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pipeline.calibration import COLDEST, HOTTEST, fit_temperature
 
+QUICK = settings(max_examples=10, deadline=None)
+
 
 def labelled(pixels: int, temperature: float, seed: int = 0, classes: int = 5) -> tuple[Tensor, Tensor]:
     """Logits, and classes drawn from softmax(logits / temperature)."""
@@ -22,12 +24,12 @@ def nll(logits: Tensor, truth: Tensor, weights: Tensor, temperature: float) -> f
     return -float((weights.double() * log_p).sum())
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7, 4.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.7, 4.0])
 def test_a_known_temperature_is_found(temperature: float) -> None:
-    assert fit_temperature(*labelled(100_000, temperature)) == pytest.approx(temperature, rel=0.02)
+    assert fit_temperature(*labelled(30_000, temperature)) == pytest.approx(temperature, rel=0.02)
 
 
-@settings(max_examples=25)
+@QUICK
 @given(st.integers(1, 200), st.integers(0, 2**32 - 1))
 def test_no_temperature_of_a_grid_is_better_and_1_least_of_all(pixels: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -37,12 +39,12 @@ def test_no_temperature_of_a_grid_is_better_and_1_least_of_all(pixels: int, seed
     fitted = fit_temperature(logits, truth, weights)
     assert COLDEST <= fitted <= HOTTEST
     best = nll(logits, truth, weights, fitted)
-    for temperature in (1.0, *np.geomspace(COLDEST, HOTTEST, 60)):
-        assert best <= nll(logits, truth, weights, temperature) * (1 + 1e-9)
+    for temperature in (1.0, *np.geomspace(COLDEST, HOTTEST, 20)):
+        assert best <= nll(logits, truth, weights, temperature) * (1 + 1e-6)
 
 
 def test_weights_undo_a_biased_choice_of_pixels() -> None:
-    logits, truth = labelled(200_000, 2.0)
+    logits, truth = labelled(50_000, 2.0)
     right = logits.argmax(1) == truth
     kept_with = torch.where(right, 0.2, 1.0)  # mistakes are five times as likely to be labelled
     kept = torch.rand(len(truth), generator=torch.Generator().manual_seed(1)) < kept_with
@@ -56,8 +58,8 @@ def test_a_pixel_of_weight_two_is_two_pixels() -> None:
     weights = torch.ones(500)
     weights[:100] = 2
     twice = fit_temperature(torch.cat([logits, logits[:100]]), torch.cat([truth, truth[:100]]))
-    assert fit_temperature(logits, truth, weights) == pytest.approx(twice, rel=1e-9)
-    assert fit_temperature(logits, truth, 7 * weights) == pytest.approx(twice, rel=1e-6)
+    assert fit_temperature(logits, truth, weights) == pytest.approx(twice, rel=1e-5)
+    assert fit_temperature(logits, truth, 7 * weights) == pytest.approx(twice, rel=1e-5)
 
 
 def test_ends_of_the_range() -> None:

@@ -109,11 +109,11 @@ def test_delivery_without_its_order_is_refused(entry: Delivery) -> None:
 
 
 def test_spent_counts_orders_and_takes_measured_minutes_where_there_are_some() -> None:
-    orders = [order("a", minutes=10), order("b", minutes=20)]
+    orders = [order("a", minutes=10.0), order("b", minutes=20.0)]
     assert ledger.spent([], []) == (0, 0)
     assert ledger.spent(orders, []) == (2, 30)
-    assert ledger.spent(orders, [delivery("b", minutes=3)]) == (2, 13)
-    corrected = [delivery("b", minutes=3), delivery("b", minutes=3)._replace(annotator="hand")]
+    assert ledger.spent(orders, [delivery("b", minutes=3.0)]) == (2, 13)
+    corrected = [delivery("b", minutes=3.0), delivery("b", minutes=3.0)._replace(annotator="hand")]
     assert ledger.spent(orders, corrected) == (2, 13)  # a correction is no second purchase
 
 
@@ -130,9 +130,8 @@ numbers = st.floats(0, 1e9, allow_nan=False)
 @given(st.data())
 def test_any_sequence_of_appends_is_read_back(data: st.DataObject) -> None:
     keys = data.draw(st.lists(text, unique=True, max_size=6))
-    orders = [
-        Order(*data.draw(st.tuples(text, st.just(key), text, text, numbers, numbers, numbers, text))) for key in keys
-    ]
+    fields = [data.draw(st.tuples(text, st.just(key), text, text, numbers, numbers, numbers, text)) for key in keys]
+    orders = [Order(*field) for field in fields]
     deliveries = [
         Delivery(bought.round, bought.key, *data.draw(st.tuples(text, numbers, text, text)))
         for bought in orders

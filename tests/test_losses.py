@@ -3,13 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.labels import IGNORE
 from pipeline.losses import class_weights, cross_entropy, kl
 
+QUICK = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -26,6 +27,7 @@ def test_class_weights_known_answer() -> None:
     np.testing.assert_allclose(class_weights(torch.tensor([90, 10, 0]), 0.05).numpy(), raw / raw.mean(), rtol=1e-6)
 
 
+@QUICK
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=20).filter(any), st.floats(1e-3, 100))
 def test_class_weights_have_mean_one_and_follow_rarity(counts: list[int], smooth: float) -> None:
     weights = class_weights(torch.tensor(counts), smooth)
@@ -39,6 +41,7 @@ def test_class_weights_without_counts_are_refused() -> None:
             class_weights(torch.tensor(counts), smooth)
 
 
+@QUICK
 @given(SEEDS)
 def test_cross_entropy_agrees_with_a_loop(seed: int) -> None:
     logits, truth, weights = batch(seed)
@@ -74,6 +77,7 @@ def test_ignored_pixels_have_no_gradient_and_an_empty_batch_a_zero_one() -> None
         assert logits.grad.abs().max() == 0
 
 
+@QUICK
 @given(SEEDS)
 def test_kl_agrees_with_numpy(seed: int) -> None:
     logits, truth, _ = batch(seed)
@@ -88,7 +92,9 @@ def test_kl_agrees_with_numpy(seed: int) -> None:
 def test_half_precision_logits_lose_nothing_in_the_sum() -> None:
     logits, truth, weights = batch(0, (1, 3, 200, 200))
     half = logits.bfloat16()
-    assert float(cross_entropy(half, truth, weights)) == pytest.approx(float(cross_entropy(half.float(), truth, weights)))
+    assert float(cross_entropy(half, truth, weights)) == pytest.approx(
+        float(cross_entropy(half.float(), truth, weights))
+    )
     assert float(kl(half, half * 2, truth != IGNORE)) == pytest.approx(
         float(kl(half.float(), half.float() * 2, truth != IGNORE)), rel=1e-5
     )

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.labels import IGNORE
 from pipeline.metrics import confusion, expected_calibration_error, iou, miou, pixel_accuracy, reliability
 
+QUICK = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -18,6 +19,7 @@ def masks(seed: int, classes: int, ignored: float = 0.2) -> tuple[Tensor, Tensor
     return torch.from_numpy(prediction), torch.from_numpy(truth)
 
 
+@QUICK
 @given(SEEDS, st.integers(1, 6))
 def test_confusion_agrees_with_a_loop(seed: int, classes: int) -> None:
     prediction, truth = masks(seed, classes)
@@ -29,12 +31,15 @@ def test_confusion_agrees_with_a_loop(seed: int, classes: int) -> None:
     assert confusion(prediction.long(), truth.long(), classes).tolist() == expected.tolist()
 
 
+@QUICK
 @given(SEEDS)
 def test_iou_and_accuracy_agree_with_sets_of_pixels(seed: int) -> None:
     prediction, truth = masks(seed, 4)
     counted = truth.flatten() != IGNORE
     p, t = prediction.flatten()[counted].numpy(), truth.flatten()[counted].numpy()
-    expected = [((p == c) & (t == c)).sum() / ((p == c) | (t == c)).sum() if (t == c).any() else np.nan for c in range(4)]
+    expected = [
+        ((p == c) & (t == c)).sum() / ((p == c) | (t == c)).sum() if (t == c).any() else np.nan for c in range(4)
+    ]
     counts = confusion(prediction, truth, 4)
     np.testing.assert_allclose(iou(counts).numpy(), expected)
     assert miou(counts) == pytest.approx(np.nanmean(expected))
@@ -76,6 +81,7 @@ def test_nothing_labelled_is_an_error() -> None:
             measure()
 
 
+@QUICK
 @given(SEEDS, st.integers(1, 20))
 def test_reliability_agrees_with_a_loop_and_adds_up(seed: int, bins: int) -> None:
     _, truth = masks(seed, 4)
@@ -88,7 +94,7 @@ def test_reliability_agrees_with_a_loop_and_adds_up(seed: int, bins: int) -> Non
     whole = reliability(probabilities, truth, bins)
     np.testing.assert_allclose(whole.numpy(), expected, rtol=1e-12)
     parts = [reliability(probabilities[i : i + 1], truth[i : i + 1], bins) for i in range(2)]
-    torch.testing.assert_close(parts[0] + parts[1], whole)
+    np.testing.assert_allclose((parts[0] + parts[1]).numpy(), whole.numpy(), rtol=1e-12)
     error = sum(n / expected[:, 0].sum() * abs(k / n - c / n) for n, c, k in expected if n)
     assert expected_calibration_error(whole) == pytest.approx(error)
 

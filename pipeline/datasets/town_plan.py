@@ -62,6 +62,9 @@ class Plan(NamedTuple):
     speed: float
     """Metres per frame."""
     hood: bool
+    """Whether the bonnet of the own car is visible."""
+    shade: float
+    """How far houses on the right (negative: on the left) throw their shadow over the road, share of its width."""
     seed: int
 
 
@@ -91,6 +94,7 @@ def plan(look: Look, rng: np.random.Generator) -> Plan:
         lane=lane,
         speed=float(rng.uniform(0.1, 0.5)),
         hood=bool(rng.random() < look.hood),
+        shade=float(rng.uniform(-1, 1)),
         seed=_seed(rng),
     )
 
@@ -137,7 +141,7 @@ def _things(
     for kind, rate in look.rates.items():
         for _ in range(rng.poisson(rate)):
             side = int(rng.choice([-1, 1]))
-            s = 4.5 + float(rng.beta(1, 2.2)) * 50  # nearer is likelier: what is far is too small to learn from
+            s = 4.5 + float(rng.beta(1, 2.2)) * 42  # nearer is likelier: what is far is too small to learn from
             walking = side * float(rng.uniform(half + 0.35, half + walk - 0.3))
             kerb = side * (half + 0.35)
             if kind in ("car", "bus", "truck"):

@@ -26,6 +26,12 @@ from pipeline.datasets.town_look import develop
 from pipeline.datasets.town_plan import Plan, Segment
 from pipeline.datasets.town_sprites import Brush
 
+CLOSEST = 2.6
+"""Things nearer than this are not shown, metres: they would fill the image."""
+
+LONGEST = 10.0
+"""Length of a bus, metres: its far end may be seen where its near end is not."""
+
 SPRITES: dict[str, Callable[[Brush, float, float, int], None]] = {
     "person": traffic.person,
     "bicycle": traffic.bicycle,
@@ -78,7 +84,7 @@ def paint(
     for thing in it.things:
         now = thing._replace(x=thing.x + thing.dx * frame, s=thing.s + thing.ds * frame)
         canvas.order = now.s - canvas.camera.s
-        if canvas.order > 2.6 and _in_view(canvas.camera, now.x, canvas.order):
+        if canvas.order > CLOSEST and _in_view(canvas.camera, now.x, canvas.order + LONGEST):
             sprite = brush._replace(rng=np.random.default_rng(thing.seed))
             SPRITES[thing.kind](sprite, now.x, now.s, now.variant)
     if it.hood:
@@ -131,8 +137,8 @@ def _ground(it: Plan, brush: Brush) -> None:
         canvas.ground(across, sprites.ROAD, road, ASPHALT)
     _markings(it, brush)
     if it.weather.sun:
-        side = 1 if it.seed % 2 else -1
-        reach = side * it.half * (1 - 2 * ((it.seed >> 3) % 100) / 100)
+        side = 1 if it.shade > 0 else -1
+        reach = side * it.half * (1 - 2 * abs(it.shade))
         canvas.shadow(canvas.strip(min(side * 40, reach), max(side * 40, reach), camera.s, far)[0])
 
 
@@ -266,7 +272,7 @@ def _house(segment: Segment, edge: float, storeys: int, brush: Brush) -> None:
 
 def _wall(segment: Segment, edge: float, brush: Brush) -> None:
     """A garden wall with joints and a coping."""
-    canvas, colour, top = brush.canvas, brush.pick("wall"), float(brush.rng.uniform(1.7, 2.8))
+    canvas, colour, top = brush.canvas, brush.pick("wall"), float(brush.rng.uniform(1.9, 3.2))
     begin, end = np.array([max(segment.s0, canvas.camera.s + NEAREST)]), np.array([segment.s1])
     canvas.plane(_upright(edge, begin, end, 0.0, top), sprites.WALL, colour)
     joints = np.arange(segment.s0 + 2, segment.s1, 2.5)
@@ -281,7 +287,7 @@ def _wall(segment: Segment, edge: float, brush: Brush) -> None:
 
 def _fence(segment: Segment, edge: float, brush: Brush) -> None:
     """A fence of slats; like annotators, we label the gaps between them as fence too."""
-    canvas, colour, top = brush.canvas, brush.pick("fence"), float(brush.rng.uniform(1.2, 1.8))
+    canvas, colour, top = brush.canvas, brush.pick("fence"), float(brush.rng.uniform(1.5, 2.3))
     begin, end = np.array([max(segment.s0, canvas.camera.s + NEAREST)]), np.array([segment.s1])
     canvas.plane(_upright(edge, begin, end, 0.0, top - 0.1), sprites.FENCE, tone(colour, 0.62), SMOOTH)
     slats = np.arange(segment.s0, segment.s1, 0.45)

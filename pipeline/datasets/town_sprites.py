@@ -116,7 +116,7 @@ def lamp_post(brush: Brush, x: float, s: float, _variant: int = 0) -> None:
     """A street lamp whose arm reaches over the street."""
     canvas, colour = brush.canvas, brush.pick("pole")
     h, reach = float(brush.rng.uniform(5, 6.5)), (-1.4 if x > 0 else 1.4)
-    canvas.face(x, s, bar(0, 0, 0, h, brush.thin(0.16, s)), POLE, colour)
+    canvas.face(x, s, bar(0, 0, 0, h, brush.thin(0.18, s)), POLE, colour)
     canvas.face(x, s, bar(0, h, reach, h + 0.15, brush.thin(0.11, s)), POLE, tone(colour, 0.92))
     head: Colour = (255, 240, 180) if brush.dusk else tone(colour, 1.2)
     canvas.face(x, s, disc(reach, h + 0.08, 0.4, 0.13), POLE, head)
@@ -159,10 +159,10 @@ def traffic_light(brush: Brush, x: float, s: float, variant: int) -> None:
         canvas.face(x, s, bar(0, 5.4, reach, 5.4, brush.thin(0.11, s)), POLE, colour)
         places.append((reach, 5.3))
     for dx, y in places:
-        canvas.face(x, s, rectangle(dx - 0.26, y - 0.55, dx + 0.26, y + 0.55), TRAFFIC_LIGHT, case)
+        canvas.face(x, s, rectangle(dx - 0.32, y - 0.65, dx + 0.32, y + 0.65), TRAFFIC_LIGHT, case)
         for number, lamp in enumerate(((235.0, 40.0, 35.0), (250.0, 190.0, 40.0), (50.0, 220.0, 110.0))):
             lit = lamp if number == variant else tone(lamp, 0.3)
-            canvas.face(x, s, disc(dx, y + 0.34 * (1 - number), 0.15, 0.15), TRAFFIC_LIGHT, lit)
+            canvas.face(x, s, disc(dx, y + 0.4 * (1 - number), 0.18, 0.18), TRAFFIC_LIGHT, lit)
 
 
 def bin_or_box(brush: Brush, x: float, s: float, _variant: int = 0) -> None:

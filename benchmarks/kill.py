@@ -1,0 +1,249 @@
+"""Kills the loop at random moments and compares what it ends with to an undisturbed run.
+
+`python -m benchmarks.kill --kills 50` runs the loop of two rounds on a tiny town once undisturbed, then in an equal
+project where `dvc repro` and all that it started are killed (SIGKILL) again and again: as often in each stage, at a
+moment drawn evenly from the stage's duration, DVC's own work after it included. Then `annotate`, the stage that
+spends, is killed by itself in the moments after it has ordered.
+"""
+
+import argparse
+import collections
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import results
+from tests import project
+from tests.project import Project
+
+ROUNDS = ("{after: r00, images: 6}", "{after: r01, images: 3}")
+STEPS = 60
+"""Long enough for kills within the trainings; a checkpoint is written at every step."""
+POLL_SECONDS = 0.005
+PATIENCE_SECONDS = 1200.0
+
+
+class Undisturbed(NamedTuple):
+    """What a run that is not disturbed ends with."""
+
+    project: Project
+    seconds: dict[str, float]
+    """Of each stage, in the order they ran: from its start to the next one's."""
+
+
+class Study(NamedTuple):
+    """What the kills did."""
+
+    kills: dict[str, int]
+    """By the stage that ran."""
+    lost: list[str]
+    """Delivered masks that were absent or not what was delivered, after any kill."""
+    bought_twice: list[str]
+    """Images that were ordered twice, after any kill."""
+    different: list[str]
+    """Files that differ from the undisturbed run's at the end."""
+    locks_mended: int
+    """Kills that caught DVC while it was writing dvc.lock, which was deleted then."""
+    resumed: int
+    """Trainings that went on from a checkpoint."""
+
+
+def undisturbed(folder: Path, rounds: int, *, threads: int | None = 1) -> Undisturbed:
+    """Make a project and run it once."""
+    made = make(folder, rounds, threads=threads)
+    process, log = start(made)
+    seen: dict[str, float] = {}
+    while process.poll() is None:
+        for stage in running(log):
+            seen.setdefault(stage, time.monotonic())
+        time.sleep(POLL_SECONDS)
+    if process.returncode:
+        raise AssertionError(log.read_text()[-5000:])
+    begins = [*seen.values(), time.monotonic()]
+    return Undisturbed(made, {stage: begins[place + 1] - begins[place] for place, stage in enumerate(seen)})
+
+
+def make(folder: Path, rounds: int, *, threads: int | None = 1) -> Project:
+    """A project that has not run yet."""
+    return project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=threads)
+
+
+def start(made: Project) -> tuple["subprocess.Popen[bytes]", Path]:
+    """`dvc repro` in a session of its own, and the file that it writes to."""
+    log = made.folder.parent / f"{made.folder.name}-{time.monotonic_ns()}.log"
+    return made.start(sys.executable, "-m", "dvc", "repro", log=log), log
+
+
+def running(log: Path) -> list[str]:
+    """Stages that DVC has started so far."""
+    return re.findall(r"^Running stage '(.+?)'", log.read_text(errors="replace"), re.MULTILINE)
+
+
+def study(reference: Undisturbed, other: Project, kills: int, rng: np.random.Generator) -> Study:
+    """Kill `dvc repro` in `other`, an equal project, `kills` times; then let it finish.
+
+    Raises:
+        AssertionError: a run ended by itself, but not well.
+    """
+    order = list(reference.seconds)
+    rounds = len([stage for stage in order if stage.startswith("score@")])
+    theirs = reference.project.results()
+    counts: collections.Counter[str] = collections.Counter()
+    lost: set[str] = set()
+    twice: set[str] = set()
+    different: set[str] = set()
+    mended = resumed = 0
+    while counts.total() < kills:
+        left = kills - counts.total()
+        targets = collections.deque(order[place * len(order) // left] for place in range(left))
+        while True:
+            process, log = start(other)
+            stage = _kill(process, log, targets.popleft() if targets else None, reference.seconds, rng)
+            said = log.read_text(errors="replace")
+            resumed += said.count(": resumed at step ")
+            lost.update(other.lost())
+            twice.update(key for key in other.ordered() if other.ordered().count(key) > 1)
+            if stage is not None:
+                counts[stage] += 1
+            elif process.returncode == 0:
+                break
+            elif "dvc.lock" in said and "Running stage" not in said:
+                (other.folder / "dvc.lock").unlink()
+                mended += 1
+            else:
+                raise AssertionError(said[-5000:])
+        ours = other.results()
+        different |= {name for name in theirs | ours if theirs.get(name) != ours.get(name)}
+        if reference.project.bought() != other.bought():
+            different.add("data/ledger.jsonl")
+        if counts.total() < kills:  # it was through before it was killed often enough
+            other = make(other.folder.with_name(f"{other.folder.name}-again"), rounds, threads=other.threads)
+    return Study(dict(counts), sorted(lost), sorted(twice), sorted(different), mended, resumed)
+
+
+def _kill(
+    process: "subprocess.Popen[bytes]",
+    log: Path,
+    target: str | None,
+    seconds: dict[str, float],
+    rng: np.random.Generator,
+) -> str | None:
+    """Kill the session while `target`, or a later stage if that is done, is at work; the stage, or None if it ended."""
+    order = list(seconds)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        stages = running(log)
+        if target is not None and stages and order.index(stages[-1]) >= order.index(target):
+            try:
+                process.wait(rng.uniform(0, seconds[stages[-1]]))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return running(log)[-1]
+        time.sleep(POLL_SECONDS)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise AssertionError(f"`dvc repro` did not end: {log.read_text()[-5000:]}")
+    return None
+
+
+def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study:
+    """Kill `annotate r01` of a finished project `kills` times, each time as if nothing had been bought before.
+
+    Half of the kills come within the 0.1 s after the order is in the ledger, when masks are written and delivered,
+    the others within 3 s, when DVC takes the masks.
+    """
+    wanted = ["data/rounds/r01/labels.json", *(f"data/labels/{key}.png" for key in made.ordered("r01"))]
+    before, bought = made.hashes(wanted), [entry for entry in made.bought() if entry["round"] == "r01"]
+    states: collections.Counter[str] = collections.Counter()
+    lost: set[str] = set()
+    twice: set[str] = set()
+    different: set[str] = set()
+    _unbuy(made)
+    if made.pipeline("annotate", "r01").status:
+        raise AssertionError("annotate failed undisturbed")
+    tracked = made.hashes(["data/labels.dvc"])
+    for number in range(kills):
+        _unbuy(made)
+        log = made.folder.parent / "annotate.log"
+        process = made.start(sys.executable, "-m", "pipeline", "annotate", "r01", log=log)
+        while process.poll() is None and not (made.folder / "data/ledger.jsonl").exists():
+            time.sleep(0.001)
+        try:
+            process.wait(rng.uniform(0, (0.1, 3)[number % 2]))
+            states["nowhere: it had ended"] += 1
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            delivered = len(made.ledger()) - len(made.ordered())
+            states["masks are written" if delivered < len(made.ordered()) else "DVC takes the masks"] += 1
+        lost.update(made.lost())
+        again = made.pipeline("annotate", "r01")
+        if again.status:
+            raise AssertionError(again.output)
+        lost.update(made.lost())
+        twice.update(key for key in made.ordered() if made.ordered().count(key) > 1)
+        now = made.hashes([*wanted, "data/labels.dvc"])
+        pairs = zip([*wanted, "data/labels.dvc"], now, [*before, *tracked], strict=True)
+        different |= {name for name, is_now, was in pairs if is_now != was}
+        if made.bought() != bought:
+            different.add("data/ledger.jsonl")
+    return Study(dict(states), sorted(lost), sorted(twice), sorted(different), 0, 0)
+
+
+def _unbuy(made: Project) -> None:
+    for name in ("data/labels", "data/labels.dvc", "data/ledger.jsonl", "data/rounds/r01/labels.json"):
+        path = made.folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Run both studies and write docs/results/kill.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50, help="of `dvc repro`; as many again of `annotate`")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args()
+    rng = np.random.default_rng(given.seed)
+    with tempfile.TemporaryDirectory(prefix="regain-kill-") as folder:
+        reference = undisturbed(Path(folder) / "undisturbed", 2, threads=None)
+        studies = {
+            "dvc repro": study(reference, make(Path(folder) / "killed", 2, threads=None), given.kills, rng),
+            "annotate": annotate_study(reference.project, given.kills, rng),
+        }
+    table = [
+        {
+            "killed": name,
+            "kills": sum(count for where, count in done.kills.items() if not where.startswith("nowhere")),
+            "labels lost": len(done.lost),
+            "bought twice": len(done.bought_twice),
+            "files different in the end": len(done.different),
+            "dvc.lock cut short": done.locks_mended,
+            "trainings resumed": done.resumed,
+        }
+        for name, done in studies.items()
+    ]
+    content = {
+        "seed": given.seed,
+        "seconds": reference.seconds,
+        "studies": {n: s._asdict() for n, s in studies.items()},
+    }
+    results.save("kill", content, table)
+    print(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What scoring a pool costs beside the bare forward pass of the same network, and whether its memory grows.
+
+    python -m benchmarks.scoring [--images 48] [--size 256 512] [--model fpn]
+
+Both run over the same image files' worth of pixels, in batches of 8, alternating, three times each; the ratio is that of
+the medians. Scoring includes reading, decoding and resizing the files, softmax, and all statistics. The peak memory is
+that of fresh processes which score the pool once and four times over.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import results
+from pipeline import datasets, inference, training
+from pipeline.acquisitions import ACQUISITIONS
+from pipeline.batches import Item, stored
+from pipeline.datasets.town import draw_town
+from pipeline.labels import CLASS_SETS
+from pipeline.params import Compute, Model
+
+NAME = "scoring"
+REPEATS = 3
+ACQUISITION = ACQUISITIONS["shortfall"]
+
+
+def main() -> None:
+    """Measure and write docs/results/scoring.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 512), help="height and width")
+    parser.add_argument("--model", default="fpn")
+    parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)  # a fresh process that scores and prints its peak
+    parser.add_argument("--times", type=int, default=1, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    size = (given.size[0], given.size[1])
+    compute = Compute(accelerator="cpu", batch=8, workers=1)
+    fabric = training.start(compute)
+    model = Model(name=given.model, size=size)
+    network = training.new_network(model, CLASS_SETS["cityscapes19"], torch.Generator().manual_seed(0)).eval()
+
+    def score(items: list[Item]) -> None:
+        outputs = inference.outputs(fabric, network, items, size, compute, "score")
+        sums = inference.statistics(fabric, outputs, 1.0, ACQUISITION.observe, len(items))
+        ACQUISITION.gain(sums, sums.sum(0), 0.01)
+
+    if given.peak:
+        score(pool(given.peak) * given.times)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        draw_town(Path(folder), source=1, pool=given.images, test=1, size=size, seed=0)
+        items = pool(Path(folder))
+        batch = torch.randint(0, 256, (compute.batch, 3, *size), dtype=torch.uint8)
+
+        def forward() -> None:
+            with torch.inference_mode():
+                for _ in range(len(items) // compute.batch):
+                    network(batch)
+
+        forward()
+        seconds: dict[str, list[float]] = {"forward": [], "score": []}
+        for _ in range(REPEATS):
+            seconds["forward"].append(timed(forward))
+            seconds["score"].append(timed(lambda: score(items)))
+        peaks = [peak(Path(folder), times, given.model, size) for times in (1, 4)]
+
+    forward_rate, score_rate = (len(items) / statistics.median(seconds[name]) for name in ("forward", "score"))
+    content = {
+        "model": given.model,
+        "size": size,
+        "images": len(items),
+        "ratio_to_forward": score_rate / forward_rate,
+        "images_per_second": score_rate,
+        "forward_images_per_second": forward_rate,
+        "peak_mib": peaks[0],
+        "peak_mib_of_four_times_the_pool": peaks[1],
+        "seconds": seconds,
+    }
+    table = [
+        {
+            "network": f"{given.model} (MobileNetV2), {size[0]}x{size[1]}, 19 classes",
+            "score, images/s": f"{score_rate:.2f}",
+            "bare forward, images/s": f"{forward_rate:.2f}",
+            "ratio": f"{score_rate / forward_rate:.2f}",
+            "peak MiB": f"{peaks[0]:.0f}",
+            "peak MiB, 4x the pool": f"{peaks[1]:.0f}",
+        }
+    ]
+    results.save(NAME, content, table)
+    print(table[0])
+
+
+def pool(root: Path) -> list[Item]:
+    """The town's pool as items."""
+    table = stored(19)
+    return [Item(s.key, s.image, None, table) for s in datasets.find("cityscapes", root / "cityscapes", "train")]
+
+
+def timed(run: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def peak(folder: Path, times: int, model: str, size: tuple[int, int]) -> float:
+    """Peak resident MiB of a process that scores the pool so many times over."""
+    words = ["--peak", str(folder), "--times", str(times), "--model", model, "--size", *map(str, size)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scoring", *words], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""A tiny project in a folder of its own: git, DVC, a pool of real files, params.yaml, selections for two rounds."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline import artifacts, datasets, paths
+from pipeline.params import Params, parse, read_yaml
+from tests import fakes
+
+PARAMS = """\
+budget:
+  r01: {after: r00, images: 3}
+  r02: {after: r01, minutes: 20}
+seed: 1
+prepare:
+  classes: cityscapes19
+  source: {dataset: gta5, root: source}
+  pool: {dataset: cityscapes, root: pool}
+  test: {dataset: cityscapes, root: test}
+model: {name: small, size: [16, 32], width: 4}
+pretrain: {steps: 2, batch: 2, lr: 1e-3}
+annotate: {annotator: oracle, oracle_minutes: 4}
+tune:
+  likelihood: {steps: 2, batch: 2, lr: 1e-3}
+  reward: {steps: 2, lr: 1e-3}
+compute: {accelerator: cpu, workers: 0}
+"""
+
+
+def write(folder: Path, *, pool: int = 8) -> None:
+    """Params, the pool's files and manifest, no labels yet; r01 selects the first three images, r02 the next two."""
+    with contextlib.chdir(folder):
+        paths.PARAMS.write_text(PARAMS)
+        fakes.write("cityscapes", Path("pool"), count=pool)
+        samples = datasets.find("cityscapes", Path("pool"), "train")
+        frame = pd.DataFrame({"key": [sample.key for sample in samples], "image": [str(s.image) for s in samples]})
+        frame["mask"] = [str(sample.mask) for sample in samples]
+        frame = frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32)
+        artifacts.save_manifest("pool", frame)
+        artifacts.save_labels(paths.SOURCE_ROUND, [])
+        select("r01", list(frame["key"][:3]))
+        select("r02", list(frame["key"][3:5]))
+
+
+def select(round_name: str, keys: list[str]) -> None:
+    """Write a selection, as the stage before `annotate` would."""
+    gains = np.linspace(0.9, 0.5, len(keys))
+    frame = pd.DataFrame({"key": keys, "gain": gains, "minutes": 10.0, "probability": 0.25})
+    artifacts.save_selection(round_name, frame)
+
+
+def initialise(folder: Path) -> None:
+    """Make it a git and DVC repository."""
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def params(**changes: object) -> Params:
+    """The project's params with whole sections replaced."""
+    return parse(read_yaml(paths.PARAMS) | changes, "params.yaml")

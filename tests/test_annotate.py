@@ -1,0 +1,276 @@
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import UInt8
+
+from pipeline import __main__, annotate, artifacts, datasets, ledger, paths
+from pipeline.annotators import ANNOTATORS
+from pipeline.annotators.contract import Annotator, Answer, Request
+from pipeline.errors import UserError
+from pipeline.labels import CLASS_SETS
+from pipeline.params import BudgetLine
+from tests import repo
+
+TABLE = datasets.table("cityscapes", Path(), CLASS_SETS["cityscapes19"])
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    repo.write(folder)
+    repo.initialise(folder)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is bought yet."""
+    folder = tmp_path / "project"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paid(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("paid") / "project"
+    shutil.copytree(made, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_EXP_NAME", raising=False)
+        run("r01")
+    return folder
+
+
+@pytest.fixture
+def bought(paid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The oracle has delivered r01."""
+    folder = tmp_path / "bought"
+    shutil.copytree(paid, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    return folder
+
+
+def run(round_name: str, line: BudgetLine | None = None, *, classes: str = "cityscapes19", **changes: object) -> None:
+    params = repo.params()
+    line = line or params.budget[round_name]
+    settings = params.annotate.model_copy(update=changes)
+    annotate.run(round_name, line, prepare=params.prepare.model_copy(update={"classes": classes}), annotate=settings)
+
+
+def keys(round_name: str) -> list[str]:
+    return list(artifacts.load_selection(round_name)["key"])
+
+
+def truth(key: str) -> UInt8[np.ndarray, "h w"]:
+    return datasets.read_mask(Path(artifacts.load_manifest("pool").set_index("key").at[key, "mask"]), TABLE)
+
+
+Scripted = Callable[..., list[list[str]]]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """Add an annotator `scripted` that answers with `masks` at most `each` times a call, then raises `end` if given."""
+
+    def add(each: int, end: BaseException | None = None, masks: Callable[[str], np.ndarray] = truth) -> list[list[str]]:
+        calls: list[list[str]] = []
+
+        def annotator(request: Request) -> Iterator[Answer]:
+            calls.append([order.key for order in request.orders])
+            assert {order.key for order in ledger.load().orders} >= set(calls[-1]), "asked before it was ordered"
+            for order in request.orders[:each]:
+                yield Answer(order.key, masks(order.key), 2.5)
+            if end is not None:
+                raise end
+
+        member: Annotator = annotator
+        monkeypatch.setitem(ANNOTATORS, "scripted", member)
+        return calls
+
+    return add
+
+
+def test_oracle_delivers_and_a_second_run_orders_nothing(bought: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = ledger.load()
+    assert [order.key for order in book.orders] == [delivery.key for delivery in book.deliveries] == keys("r01")
+    for order, row in zip(book.orders, artifacts.load_selection("r01").to_dict("records"), strict=True):
+        assert (order.gain, order.minutes, order.probability) == (row["gain"], row["minutes"], row["probability"])
+        assert (order.round, order.annotator, order.classes) == ("r01", "oracle", "cityscapes19")
+    rows = artifacts.load_labels("r01")
+    for delivery, row in zip(book.deliveries, rows, strict=True):
+        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(delivery.key)), truth(delivery.key))
+        assert delivery.sha256 == artifacts.sha256(paths.mask(delivery.key))
+        assert row == {"key": delivery.key, "round": "r01", "minutes": 4.0, "sha256": delivery.sha256}
+    assert len(list(Path(".dvc/cache/files").rglob("*/*/*"))) == 3 + 1  # three masks and their folder
+
+    before = paths.LEDGER.read_bytes(), paths.labels("r01").read_bytes(), paths.LABELS_DVC.read_bytes()
+    monkeypatch.setenv("DVC_EXP_NAME", "quiet-owl")  # an experiment may run on what is bought
+    run("r01")
+    assert before == (paths.LEDGER.read_bytes(), paths.labels("r01").read_bytes(), paths.LABELS_DVC.read_bytes())
+
+
+def test_experiments_do_not_buy(bought: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = paths.LEDGER.read_bytes()
+    monkeypatch.setenv("DVC_EXP_NAME", "quiet-owl")
+    with pytest.raises(UserError, match="r02 would buy 2 images inside `dvc exp run`"):
+        run("r02")
+    assert paths.LEDGER.read_bytes() == before
+
+
+def test_mode_wait_asks_until_everything_is_back_and_labels_are_cumulative(
+    bought: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotate, "POLL_SECONDS", 0.01)
+    calls = scripted(each=1)
+    run("r02", annotator="scripted", mode="wait")
+    assert calls == [keys("r02"), keys("r02")[1:]]
+    rows = artifacts.load_labels("r02")
+    assert [row["key"] for row in rows] == keys("r01") + keys("r02")
+    assert [row["round"] for row in rows] == ["r01"] * 3 + ["r02"] * 2
+    assert [row["minutes"] for row in rows] == [4.0] * 3 + [2.5] * 2
+    assert rows[:3] == artifacts.load_labels("r01")
+
+
+def test_killed_run_goes_on_without_ordering_again(project: Path, scripted: Scripted) -> None:
+    calls = scripted(each=2, end=Killed())
+    with pytest.raises(Killed):
+        run("r01", annotator="scripted")
+    ordered = ledger.load().orders
+    assert [order.key for order in ordered] == keys("r01") == calls[0]
+    assert [delivery.key for delivery in ledger.load().deliveries] == keys("r01")[:2]
+    assert not paths.labels("r01").exists()
+
+    # as if it had been killed a moment earlier: the second mask is on the disk, its delivery not yet in the ledger
+    paths.LEDGER.write_text("".join(paths.LEDGER.read_text().splitlines(keepends=True)[:-1]))
+    calls = scripted(each=3)
+    run("r01", annotator="scripted")
+    assert calls == [keys("r01")[1:]]
+    assert ledger.load().orders == ordered
+    assert [delivery.key for delivery in ledger.load().deliveries] == keys("r01")
+    assert [row["key"] for row in artifacts.load_labels("r01")] == keys("r01")
+
+
+def test_missing_masks_are_to_be_pulled_not_bought_again(bought: Path) -> None:
+    before = paths.LEDGER.read_bytes()
+    shutil.rmtree(paths.LABELS)
+    for name in ("r01", "r02"):
+        with pytest.raises(UserError, match=r"data/labels lacks 3 labels .* run `dvc pull data/labels\.dvc`"):
+            run(name)
+    assert paths.LEDGER.read_bytes() == before
+
+
+def test_mask_that_the_ledger_does_not_know_is_refused(bought: Path) -> None:
+    artifacts.save_mask(paths.mask("stranger"), truth(keys("r01")[0]))
+    with pytest.raises(UserError, match=r"holds 1 labels that data/ledger\.jsonl does not know, 'stranger'"):
+        run("r02")
+    assert not ledger.load().ordered("r02")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (BudgetLine(after="r00", images=2), "would spend 3 images .* its budget line says 2 images"),
+        (BudgetLine(after="r00", minutes=29.9), "would spend .* 30 minutes, but its budget line says 29.9 minutes"),
+    ],
+)
+def test_over_budget_is_refused_before_anything_is_ordered(project: Path, line: BudgetLine, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run("r01", line)
+    assert not paths.LEDGER.exists()
+
+
+def test_minutes_are_counted_as_measured_when_the_round_is_extended(bought: Path, scripted: Scripted) -> None:
+    # three images took 4 minutes each where 10 were predicted: 12 are spent, one more of 10 fits into 22
+    repo.select("r01", [*keys("r01"), keys("r02")[0]])
+    with pytest.raises(UserError, match=r"would spend 4 images and 22 minutes"):
+        run("r01", BudgetLine(after="r00", minutes=21.5))
+    calls = scripted(each=0, end=Killed())
+    with pytest.raises(Killed):
+        run("r01", BudgetLine(after="r00", minutes=22.0), annotator="scripted")
+    assert calls == [keys("r02")[:1]]
+
+
+def test_image_that_another_round_has_bought_is_refused(bought: Path) -> None:
+    stolen = keys("r01")[1]
+    repo.select("r02", [stolen])
+    with pytest.raises(UserError, match=f"r02 wants '{stolen}', which r01 has bought already"):
+        run("r02")
+
+
+def test_another_class_set_is_refused(bought: Path) -> None:
+    with pytest.raises(UserError, match=r"prepare\.classes is 'camvid11', but labels were bought in 'cityscapes19'"):
+        run("r02", classes="camvid11")
+    assert not ledger.load().ordered("r02")
+
+
+def test_unknown_annotator_is_answered_with_the_known(project: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown annotate\.annotator 'nobody': choose one of oracle"):
+        run("r01", annotator="nobody")
+
+
+def test_mask_of_another_size_is_refused(project: Path, scripted: Scripted) -> None:
+    scripted(each=3, masks=lambda key: truth(key)[:-1])
+    with pytest.raises(UserError, match="is 23x32, its image 24x32"):
+        run("r01", annotator="scripted")
+    assert not ledger.load().deliveries
+    assert not list(paths.LABELS.glob("*"))
+
+
+def test_oracle_without_a_label_says_so(project: Path) -> None:
+    frame = artifacts.load_manifest("pool").assign(mask="")
+    artifacts.save_manifest("pool", frame)
+    with pytest.raises(UserError, match=f"the oracle has no label for '{keys('r01')[0]}'"):
+        run("r01")
+
+
+def test_mask_changed_by_hand_is_taken_for_no_further_minutes(bought: Path) -> None:
+    key = keys("r01")[1]
+    mask = truth(key)
+    mask[5, 5] = 3 if mask[5, 5] != 3 else 4
+    artifacts.save_mask(paths.mask(key), mask)
+    run("r01")
+    latest = ledger.load().deliveries[-1]
+    assert (latest.key, latest.annotator, latest.minutes) == (key, "hand", 4.0)
+    assert artifacts.load_labels("r01")[1]["sha256"] == latest.sha256 == artifacts.sha256(paths.mask(key))
+    assert ledger.spent(ledger.load().orders, ledger.load().deliveries) == (3, 12.0)
+
+
+def test_mask_changed_by_hand_to_another_size_is_refused(bought: Path) -> None:
+    key = keys("r01")[1]
+    artifacts.save_mask(paths.mask(key), truth(key)[:-1])
+    with pytest.raises(UserError, match=f"{key}.* is 23x32, its image 24x32"):
+        run("r01")
+    assert len(ledger.load().deliveries) == 3
+
+
+def test_people_who_are_not_done_are_waited_for(
+    project: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths.PARAMS.write_text(repo.PARAMS.replace("annotator: oracle", "annotator: scripted"))
+    scripted(each=0)
+    assert __main__.main(["annotate", "r01"]) == 75
+    assert "r01: 0 of 3 labelled; run `dvc repro` again" in capsys.readouterr().err
+    scripted(each=2)
+    assert __main__.main(["annotate", "r01"]) == 75
+    assert "r01: 2 of 3 labelled; run `dvc repro` again" in capsys.readouterr().err
+    assert paths.LABELS_DVC.is_file()  # what came back is safe already
+    assert not paths.labels("r01").exists()
+    assert __main__.main(["annotate", "r01"]) == 0
+    assert len(ledger.load().orders) == len(artifacts.load_labels("r01")) == 3
+
+
+def test_masks_that_dvc_cannot_take_are_a_sentence(project: Path) -> None:
+    Path(".dvc/config").write_text("[core\n")
+    with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*config.*\): mend that"):
+        run("r01")
+    assert len(ledger.load().deliveries) == 3

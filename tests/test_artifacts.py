@@ -1,0 +1,298 @@
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import artifacts, paths
+from pipeline.errors import UserError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_write_makes_folders_and_replaces_what_was_there(folder: Path) -> None:
+    path = folder / "a/b/file"
+    artifacts.write(path, b"old")
+    artifacts.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert files(folder) == ["file"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failure_in_the_middle_leaves_the_old_file_and_no_litter(
+    broken: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts.write(folder / "file", b"old")
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.write(folder / "file", b"new")
+    assert (folder / "file").read_bytes() == b"old"
+    assert files(folder) == ["file"]
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(folder: Path) -> None:
+    artifacts.write(folder / "file", b"old")
+    (folder / ".file.part").symlink_to("/dev/full")  # the kernel answers every write with ENOSPC
+    with pytest.raises(UserError, match=r"no space left on the disk for .*file \(3 bytes\): free some and run again"):
+        artifacts.write(folder / "file", b"new")
+    assert (folder / "file").read_bytes() == b"old"
+    assert files(folder) == ["file"]
+
+
+def test_a_file_size_limit_is_a_sentence_and_leaves_the_old_file(folder: Path) -> None:
+    code = """
+import resource, signal
+from pathlib import Path
+from pipeline import artifacts
+from pipeline.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+artifacts.write(Path("file"), b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    artifacts.write(Path("file"), bytes(1_000_000))
+except UserError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "file cannot be written (File too large): mend that and run again\n", done.stderr
+    assert (folder / "file").read_bytes() == b"old"
+    assert files(folder) == ["file"]
+
+
+def test_a_file_where_a_folder_should_be_is_a_sentence(folder: Path) -> None:
+    (folder / "data").write_text("")
+    with pytest.raises(UserError, match=r"data/metrics/r01\.json cannot be written"):
+        artifacts.save_json(paths.metrics("r01"), {})
+
+
+def manifest(keys: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame({"key": keys, "image": [f"images/{key}.png" for key in keys], "mask": ""})
+    return frame.assign(height=3, width=4, sha256="ab" * 32, n_road=[100 * 2**31 + 1] * len(keys))
+
+
+def scores(keys: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"key": keys, "gain": np.linspace(0.1, 0.9, len(keys)), "minutes": 10.0})
+
+
+def selection(keys: list[str]) -> pd.DataFrame:
+    return scores(keys).assign(probability=0.25)
+
+
+TABLES = {
+    "manifest": (artifacts.save_manifest, artifacts.load_manifest, manifest, "pool"),
+    "scores": (artifacts.save_scores, artifacts.load_scores, scores, "r01"),
+    "selection": (artifacts.save_selection, artifacts.load_selection, selection, "r01"),
+}
+every_table = pytest.mark.parametrize("kind", TABLES)
+
+# what a CSV reader takes for something else: numbers, missing values, truth values, dates
+ODD_KEYS = ["0001", "1e5", "NA", "nan", "null", "None", "True", "2020-01-01", "", " a ", 'say "a", b', "é", "-1", "#"]
+
+
+@every_table
+def test_table_survives_with_keys_that_look_like_something_else(kind: str) -> None:
+    save, load, make, name = TABLES[kind]
+    frame = make(ODD_KEYS)
+    save(name, frame)
+    pd.testing.assert_frame_equal(load(name), frame, check_dtype=False)
+    assert list(load(name)["key"]) == ODD_KEYS
+
+
+@every_table
+def test_table_of_numbers_only_keeps_its_keys_as_text(kind: str) -> None:
+    save, load, make, name = TABLES[kind]
+    save(name, make(["0001", "0002"]))
+    assert list(load(name)["key"]) == ["0001", "0002"]
+
+
+@every_table
+def test_key_that_stands_twice_is_refused(kind: str) -> None:
+    save, _, make, name = TABLES[kind]
+    with pytest.raises(UserError, match="the key 'b' stands twice"):
+        save(name, make(["a", "b", "b"]))
+
+
+@every_table
+def test_missing_table_says_what_makes_it(kind: str) -> None:
+    _, load, _, name = TABLES[kind]
+    maker = {"manifest": "prepare", "scores": "score@r01", "selection": "select@r01"}[kind]
+    with pytest.raises(UserError, match=f"not found: run `dvc pull` .* or `dvc repro {maker}`"):
+        load(name)
+
+
+@every_table
+def test_lacking_column_is_named(kind: str) -> None:
+    save, load, make, name = TABLES[kind]
+    save(name, make(["a"]))
+    path = next(Path().rglob("*.csv"))
+    path.write_text(path.read_text().replace("key,", "name,"))
+    with pytest.raises(UserError, match="lacks the columns key"):
+        load(name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_score_that_is_not_finite_is_refused_by_key(value: float) -> None:
+    frame = scores(["a", "b", "c"])
+    frame.loc[1, "gain"] = value
+    with pytest.raises(UserError, match=r"scores\.csv: a value of 'b' is not finite"):
+        artifacts.save_scores("r01", frame)
+    assert not paths.scores("r01").exists()
+
+
+@pytest.mark.parametrize("written", ["", "nan", "NaN", "inf", "many"])
+def test_written_score_that_is_no_finite_number_is_refused(written: str) -> None:
+    artifacts.save_scores("r01", scores(["a", "b"]))
+    paths.scores("r01").write_text(f"key,gain,minutes\na,0.5,10\nb,{written},10\n")
+    with pytest.raises(UserError, match=r"scores\.csv: .*(gain|'b')"):
+        artifacts.load_scores("r01")
+
+
+MERGED = "<<<<<<< HEAD\n{0}=======\n{0}>>>>>>> other\n"
+
+
+@pytest.mark.parametrize("head", ["", "key,gain,minutes,probability\n"])
+def test_table_left_by_a_merge_is_a_sentence(head: str) -> None:
+    artifacts.save_selection("r01", selection(["a"]))
+    paths.selection("r01").write_text(head + MERGED.format("key,gain,minutes,probability\na,0.5,10,0.5\n"))
+    with pytest.raises(UserError, match=r"selection\.csv"):
+        artifacts.load_selection("r01")
+
+
+def test_empty_table_is_a_sentence() -> None:
+    paths.selection("r01").parent.mkdir(parents=True)
+    paths.selection("r01").write_text("")
+    with pytest.raises(UserError, match=r"selection\.csv"):
+        artifacts.load_selection("r01")
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=6), unique=True, min_size=1))
+def test_any_keys_survive(keys: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        artifacts.save_manifest("pool", manifest(keys))
+        assert list(artifacts.load_manifest("pool")["key"]) == keys
+
+
+def test_pool_statistics_survive() -> None:
+    sums = np.array([[1e-9, 123456789.0], [0.0, 3.25]])
+    artifacts.save_pool("r01", ["NA", "road"], ["inter", "union"], sums)
+    np.testing.assert_allclose(artifacts.load_pool("r01"), sums, rtol=1e-8)
+
+
+def test_metrics_and_confusion_survive() -> None:
+    confusion = np.array([[3, 1], [0, 10**12]], np.int64)
+    artifacts.save_metrics("r01", {"miou": 0.1 + 0.2}, ["NA", "road"], confusion)
+    assert artifacts.load_json(paths.metrics("r01"), "evaluate@r01") == {"miou": 0.1 + 0.2}
+    read = pd.read_csv(paths.confusion("r01"), index_col="truth", keep_default_na=False)
+    assert list(read.columns) == list(read.index) == ["NA", "road"]
+    np.testing.assert_array_equal(read.to_numpy(), confusion)
+
+
+def test_metric_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        artifacts.save_json(paths.metrics("r01"), {"miou": float("nan")})
+    assert not paths.metrics("r01").exists()
+
+
+def test_json_left_by_a_merge_is_a_sentence() -> None:
+    artifacts.save_labels("r01", [])
+    paths.labels("r01").write_text(MERGED.format("[]\n"))
+    with pytest.raises(UserError, match=r"labels\.json is not whole.*`dvc repro -f annotate@r01`"):
+        artifacts.load_labels("r01")
+
+
+def test_missing_json_says_what_makes_it() -> None:
+    with pytest.raises(UserError, match=r"labels\.json not found.*`dvc repro annotate@r01`"):
+        artifacts.load_labels("r01")
+
+
+def test_report_survives_and_is_summed_up() -> None:
+    rows = pd.DataFrame({"round": ["r00", "r01"], "labels": [0, 20], "minutes": [0.0, 61.5], "miou": [0.25, 0.375]})
+    artifacts.save_report(rows.assign(gain_predicted=[None, 0.1]))
+    assert artifacts.load_json(paths.SUMMARY, "report") == {
+        "round": "r01",
+        "labels": 20,
+        "minutes": 61.5,
+        "miou": 0.375,
+        "miou_gained": 0.125,
+    }
+    pd.testing.assert_frame_equal(pd.read_csv(paths.ROUNDS_TABLE).iloc[:, :4], rows, check_dtype=False)
+
+
+def test_labels_survive() -> None:
+    rows = [{"key": "é", "round": "r01", "minutes": 2.5, "sha256": "00"}]
+    artifacts.save_labels("r01", rows)
+    assert artifacts.load_labels("r01") == rows
+
+
+def test_mask_survives_and_its_hash_is_that_of_the_file() -> None:
+    mask = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    digest = artifacts.save_mask(paths.mask("a"), mask)
+    assert digest == artifacts.sha256(paths.mask("a"))
+    np.testing.assert_array_equal(artifacts.load_mask(paths.mask("a")), mask)
+    assert artifacts.save_mask(paths.mask("b"), mask) == digest
+
+
+def test_missing_and_damaged_masks_say_how_to_get_them_back() -> None:
+    with pytest.raises(UserError, match=r"data/labels/a\.png is not here: run `dvc pull data/labels\.dvc`"):
+        artifacts.load_mask(paths.mask("a"))
+    artifacts.save_mask(paths.mask("a"), np.zeros((40, 50), np.uint8))
+    paths.mask("a").write_bytes(paths.mask("a").read_bytes()[:30])
+    with pytest.raises(UserError, match=r"data/labels/a\.png is damaged"):
+        artifacts.load_mask(paths.mask("a"))
+
+
+def network(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a.weight": torch.randn(3, 4, generator=generator), "a.seen": torch.tensor(7)}
+
+
+def test_model_survives_and_is_the_same_bytes_when_saved_again() -> None:
+    about = {"name": "small", "classes": ["road", "NA"], "temperature": 1.25}
+    artifacts.save_model("r00", network(1), about)
+    path = paths.model("r00") / "model.pt"
+    first = path.read_bytes()
+    state, read = artifacts.load_model("r00")
+    assert read == about
+    assert {name: value.tolist() for name, value in state.items()} == {k: v.tolist() for k, v in network(1).items()}
+    artifacts.save_model("r00", state, read)
+    assert path.read_bytes() == first
+    artifacts.save_model("r00", network(2), about)
+    assert path.read_bytes() != first
+
+
+@pytest.mark.parametrize(("name", "maker"), [("r00", "pretrain"), ("r02", "tune@r02")])
+def test_missing_model_says_what_makes_it(name: str, maker: str) -> None:
+    with pytest.raises(UserError, match=f"data/models/{name}/model.pt not found.*`dvc repro {maker}`"):
+        artifacts.load_model(name)
+
+
+def test_log_survives() -> None:
+    rows = [{"stage": 0.0, "step": 10.0, "loss": 0.5}, {"stage": 1.0, "step": 10.0, "loss": 0.25, "kl": 0.125}]
+    artifacts.save_log("r01", rows)
+    read = pd.read_csv(paths.model("r01") / "log.csv")
+    pd.testing.assert_frame_equal(read, pd.DataFrame(rows), check_dtype=False)

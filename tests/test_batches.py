@@ -1,0 +1,142 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+
+from pipeline import batches, datasets, transforms
+from pipeline.batches import Batch, Item
+from pipeline.errors import UserError
+from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN
+from pipeline.params import Augment
+from tests import fakes
+
+CLASSES = CLASS_SETS["cityscapes19"]
+STILL = Augment(scale=(1.0, 1.0), flip=0.0, colour=0.0, blur=0.0, noise=0.0)
+
+
+@pytest.fixture(scope="module")
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
+    root = fakes.write("cityscapes", tmp_path_factory.mktemp("data"), count=5)
+    samples = datasets.find("cityscapes", root, "train")
+    frame = pd.DataFrame(samples).astype(str)
+    return batches.items(frame, datasets.table("cityscapes", root, CLASSES))
+
+
+groups = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 5)), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(groups, st.integers(0, 2**32 - 1))
+def test_every_item_comes_once_an_epoch_and_every_group_has_its_share(of: list[tuple[int, int]], seed: int) -> None:
+    steps = 8
+    taken = [batches.plan(of, seed, step) for step in range(steps)]
+    first = 0
+    for size, share in of:
+        positions = [[p for p, _ in batch if first <= p < first + size] for batch in taken]
+        assert [len(batch) for batch in positions] == [share] * steps
+        run = [position - first for batch in positions for position in batch]
+        for epoch in range(len(run) // size):
+            assert sorted(run[epoch * size : (epoch + 1) * size]) == list(range(size))
+        first += size
+
+
+def test_plan_depends_on_seed_and_step_alone_and_never_repeats_a_change() -> None:
+    of = [(6, 3), (4, 1)]
+    whole = [batches.plan(of, 7, step) for step in range(30)]
+    assert [batches.plan(of, 7, step) for step in reversed(range(30))] == whole[::-1]
+    assert [batches.plan(of, 8, step) for step in range(30)] != whole
+    changes = [change for batch in whole for _, change in batch]
+    assert len(set(changes)) == len(changes)
+    orders = {tuple(p for batch in whole[start : start + 2] for p, _ in batch if p < 6) for start in range(0, 30, 2)}
+    assert len(orders) > 10  # another order every epoch
+
+
+@given(st.integers(1, 4), st.integers(0, 9))
+def test_processes_deal_the_batch_among_themselves(world: int, step: int) -> None:
+    of = [(6, 3), (4, 2)]
+    shares = [list(batches._Schedule(of, 7, range(step, step + 1), rank, world)) for rank in range(world)]
+    dealt = [share[0] for share in shares]
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    together = [dealt[place % world][place // world] for place in range(5)]
+    assert together == batches.plan(of, 7, step)
+
+
+def collect(
+    fabric: Fabric, items: list[Item], first: int = 0, workers: int = 0, augment: Augment | None = None
+) -> list[Batch]:
+    of = [(items[:3], 2), (items[3:], 1)]
+    start = batches.training(fabric, of, fakes.SIZE, augment or Augment(noise=1.0), seed=3, steps=6, workers=workers)
+    return list(start(first))
+
+
+def test_a_resumed_run_and_other_workers_see_the_same_batches(fabric: Fabric, items: list[Item]) -> None:
+    whole = collect(fabric, items)
+    assert len(whole) == 6
+    for other in (collect(fabric, items, first=4), collect(fabric, items, first=4, workers=2)):
+        assert len(other) == 2
+        for one, expected in zip(other, whole[4:], strict=True):
+            assert torch.equal(one.images, expected.images)
+            assert torch.equal(one.masks, expected.masks)
+
+
+def test_batches_hold_the_planned_items(fabric: Fabric, items: list[Item]) -> None:
+    for step, batch in enumerate(collect(fabric, items, augment=STILL)):
+        planned = [position for position, _ in batches.plan([(3, 2), (2, 1)], 3, step)]
+        assert batch.images.dtype == batch.masks.dtype == torch.uint8
+        for place, position in enumerate(planned):
+            image = datasets.read_image(items[position].image)
+            np.testing.assert_array_equal(batch.images[place].permute(1, 2, 0), image)
+            mask = datasets.read_mask(items[position].mask or Path(), items[position].table)
+            np.testing.assert_array_equal(batch.masks[place], mask)
+
+
+def test_a_group_without_a_share_is_not_touched(fabric: Fabric, items: list[Item]) -> None:
+    nowhere = [Item("x", Path("nowhere.png"), Path("nowhere.png"), items[0].table)]
+    start = batches.training(fabric, [(items, 2), (nowhere, 0)], (8, 8), STILL, seed=1, steps=9, workers=0)
+    assert [len(batch.images) for batch in start(0)] == [2] * 9
+
+
+def test_whole_gives_all_in_order_masks_at_their_own_size(fabric: Fabric, items: list[Item]) -> None:
+    given = [*items[:2], items[2]._replace(mask=None), *items[3:]]
+    loaded = list(batches.whole(fabric, given, (12, 16), batch=2, workers=0))
+    assert [batch.indices for batch in loaded] == [[0, 1], [2, 3], [4]]
+    images = torch.cat([batch.images for batch in loaded])
+    masks = [mask for batch in loaded for mask in batch.masks]
+    for item, image, mask in zip(given, images, masks, strict=True):
+        expected = transforms.resize(datasets.read_image(item.image), (12, 16))
+        np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+        if item.mask is None:
+            assert mask is None
+        else:
+            assert mask is not None
+            np.testing.assert_array_equal(mask, datasets.read_mask(item.mask, item.table))
+
+
+def test_gather_of_one_process_is_what_it_has(fabric: Fabric) -> None:
+    rows = torch.arange(10.0).view(5, 2)
+    assert torch.equal(batches.gather(fabric, rows, 5), rows)
+
+
+def test_table_of_delivered_masks_takes_classes_and_ignore_only() -> None:
+    table = batches.stored(3)
+    assert table[:3].tolist() == [0, 1, 2]
+    assert table[IGNORE] == IGNORE
+    assert set(table[3:IGNORE].tolist()) == {UNKNOWN}
+
+
+def test_delivered_mask_with_another_id_is_named(fabric: Fabric, items: list[Item], tmp_path: Path) -> None:
+    path = fakes.mask(tmp_path / "odd.png", np.full(fakes.SIZE, 19, np.uint8))
+    odd = [Item("odd", items[0].image, path, batches.stored(19))]
+    start = batches.training(fabric, [(odd, 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
+    with pytest.raises(UserError, match=r"odd\.png holds .*19"):
+        list(start(0))

@@ -1,0 +1,254 @@
+"""The whole loop with the real DVC and git, on one small project that grows from chapter to chapter, in this order."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import project
+from tests.project import Project, Run
+
+pytestmark = pytest.mark.xdist_group("loop")
+
+R01 = ["score@r01", "select@r01", "annotate@r01", "tune@r01", "evaluate@r01"]
+R02 = [name.replace("r01", "r02") for name in R01]
+FIRST = ["prepare", "pretrain", "evaluate_source", *R01, "report"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
+    """A project of one round, and how its first `dvc repro` went."""
+    tiny = project.make(tmp_path_factory.mktemp("loop") / "tiny")
+    return tiny, tiny.repro()
+
+
+@pytest.fixture
+def tiny(made: tuple[Project, Run]) -> Project:
+    return made[0]
+
+
+def bought_once(tiny: Project, rounds: dict[str, int]) -> None:
+    """Every round has ordered and received so many images, none of them twice; every mask is what was delivered."""
+    entries = tiny.ledger()
+    for event in ("order", "delivery"):
+        counted = [entry["round"] for entry in entries if entry["event"] == event]
+        assert {name: counted.count(name) for name in counted} == rounds
+    assert len(set(tiny.ordered())) == len(tiny.ordered())
+    assert tiny.lost() == []
+
+
+def one_sentence(run: Run, command: str) -> str:
+    """What a command that the user has to mend says: exit status 1, one line, no traceback."""
+    assert run.status == 1, run.output
+    assert "Traceback" not in run.output
+    said = [line for line in run.output.splitlines() if line.startswith(f"{command}: ")]
+    assert len(said) == 1, run.output
+    return said[0]
+
+
+def test_first_run_makes_everything(made: tuple[Project, Run]) -> None:
+    tiny, first = made
+    assert sorted(first.ran) == sorted(FIRST)
+    assert [entry["event"] for entry in tiny.ledger()] == ["order"] * 3 + ["delivery"] * 3
+    bought_once(tiny, {"r01": 3})
+    assert "nfiles: 3" in (tiny.folder / "data/labels.dvc").read_text()
+    assert "md5" in (tiny.folder / "dvc.lock").read_text()
+    for name in ("r00", "r01"):
+        assert 0 <= json.loads((tiny.folder / f"data/metrics/{name}.json").read_text())["miou"] <= 1
+    panels = [path.stem.split("-", 2)[2] for path in (tiny.folder / "reports/samples").iterdir()]
+    assert sorted(panels) == sorted(tiny.ordered())
+    assert json.loads((tiny.folder / "reports/summary.json").read_text())["labels"] == 3
+    for name in ("rounds.csv", "curve.png"):
+        assert (tiny.folder / "reports" / name).stat().st_size
+    assert not list((tiny.folder / "data/checkpoints").iterdir())
+    status = json.loads(tiny.pipeline("status", "--json").output)
+    assert (status["next"], status["spent"]) == ("all rounds are done", {"images": 3, "minutes": 30.0})
+
+
+def test_second_run_does_nothing(tiny: Project) -> None:
+    assert not re.search(r"\.(pt|png)$", tiny.git("ls-files", "--others", "--exclude-standard", "data"), re.MULTILINE)
+    tiny.commit("r01")
+    before = tiny.results()
+    again = tiny.repro()
+    assert again.ran == again.restored == []
+    assert tiny.git("status", "--porcelain") == ""
+    assert "up to date" in tiny.dvc("status").output
+    assert tiny.results() == before
+
+
+def test_new_line_runs_only_its_round(tiny: Project) -> None:
+    before = tiny.results()
+    assert tiny.pipeline("budget", "--images", "5", "--rounds", "2").status == 0
+    assert "  r02: {after: r01, images: 2}\n" in (tiny.folder / "params.yaml").read_text()
+    run = tiny.repro()
+    assert run.ran == [*R02, "report"]
+    assert run.restored == []
+    bought_once(tiny, {"r01": 3, "r02": 2})
+    labels = json.loads((tiny.folder / "data/rounds/r02/labels.json").read_text())
+    assert [row["key"] for row in labels] == tiny.ordered()
+    of_r01 = {name: digest for name, digest in before.items() if "r01" in name or "r00" in name}
+    assert tiny.results().items() >= of_r01.items()
+    tiny.commit("r02")
+
+
+def test_budget_down_and_up_again_runs_only_the_report(tiny: Project) -> None:
+    before = tiny.results()
+    for change in (
+        ("  r02: {after: r01, images: 2}\n", ""),
+        ("images: 3}\n", "images: 3}\n  r02: {after: r01, images: 2}\n"),
+    ):
+        tiny.edit(*change)
+        run = tiny.repro()
+        assert [*run.ran, *run.restored] == ["report"]
+        bought_once(tiny, {"r01": 3, "r02": 2})
+        labels = json.loads((tiny.folder / "reports/summary.json").read_text())["labels"]
+        assert labels == (5 if "r02" in (tiny.folder / "params.yaml").read_text() else 3)
+    assert tiny.results() == before
+    assert tiny.git("status", "--porcelain") == ""
+
+
+def test_changed_tuning_retunes_and_rescores_but_buys_nothing(tiny: Project) -> None:
+    before, ledger = tiny.results(), (tiny.folder / "data/ledger.jsonl").read_bytes()
+    tiny.edit("batch: 4, lr: 1e-3}", "batch: 4, lr: 4e-3}")
+    ran = tiny.repro().ran
+    assert {"tune@r01", "evaluate@r01", "score@r02", "tune@r02", "evaluate@r02", "report"} <= set(ran)
+    assert not {"prepare", "pretrain", "evaluate_source", "score@r01", "select@r01", "annotate@r01"} & set(ran)
+    assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
+    bought_once(tiny, {"r01": 3, "r02": 2})
+    after = tiny.results()
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert {"data/models/r01/model.pt", "data/models/r02/model.pt", "data/rounds/r02/scores.csv"} <= changed
+    kept = ("data/labels", "data/models/r00", "data/rounds/r01", "data/rounds/r02/labels", "data/rounds/r02/selection")
+    assert not [name for name in changed if name.startswith(kept)]
+
+
+def test_changed_pretraining_and_force_buy_nothing(tiny: Project) -> None:
+    before, ledger = tiny.results(), (tiny.folder / "data/ledger.jsonl").read_bytes()
+    tiny.edit("lr: 2e-3", "lr: 5e-3")
+    planned = tiny.dvc("repro", "--dry").ran
+    assert "pretrain" in planned
+    assert "prepare" not in planned
+    assert sorted(tiny.repro("--force").ran) == sorted([*FIRST, *R02])
+    assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
+    bought_once(tiny, {"r01": 3, "r02": 2})
+    after = tiny.results()
+    assert after["data/models/r00/model.pt"] != before["data/models/r00/model.pt"]
+    assert after["data/rounds/r01/scores.csv"] != before["data/rounds/r01/scores.csv"]
+    assert after["data/labels.dvc"] == before["data/labels.dvc"]
+    tiny.commit("other training")
+
+
+def test_old_commit_and_back(tiny: Project) -> None:
+    now, newest = tiny.results(), tiny.git("rev-parse", "HEAD")
+    old = tiny.git("log", "--format=%H", "--grep=^r01$")
+    for commit, rounds in ((old, {"r01": 3}), (newest, {"r01": 3, "r02": 2})):
+        tiny.git("checkout", "--quiet", commit)
+        done = tiny.dvc("checkout", "--force")
+        assert done.status == 0, done.output
+        assert len(list((tiny.folder / "data/labels").iterdir())) == sum(rounds.values())
+        run = tiny.repro()
+        assert run.ran == run.restored == []
+        bought_once(tiny, rounds)
+    assert tiny.results() == now
+
+
+def test_everything_comes_back_from_the_remote(tiny: Project) -> None:
+    now = tiny.results()
+    assert tiny.dvc("push").status == 0
+    tiny.git("clean", "--force", "-dxq")
+    assert not (tiny.folder / "data/labels").exists()
+    assert not (tiny.folder / ".dvc/cache").exists()
+
+    refused = tiny.dvc("repro", "--force", "--single-item", "annotate@r02")  # before the pull
+    assert refused.status != 0
+    assert "Traceback" not in refused.output
+    assert "annotate: data/labels lacks 5 labels that are paid for" in refused.output
+    assert "run `dvc pull data/labels.dvc`" in refused.output
+    assert len(tiny.ordered()) == 5
+
+    pulled = tiny.dvc("pull")
+    assert pulled.status == 0, pulled.output
+    run = tiny.repro()
+    assert run.ran == run.restored == []
+    bought_once(tiny, {"r01": 3, "r02": 2})
+    assert tiny.results() == now
+
+
+def test_experiments_do_not_buy(tiny: Project) -> None:
+    tiny.git("checkout", "--quiet", "-B", "main")
+    now, ledger = tiny.results(), (tiny.folder / "data/ledger.jsonl").read_bytes()
+    refused = tiny.dvc("exp", "run", "--temp", "--set-param", "+budget.r03={after: r02, images: 1}")
+    assert refused.status != 0
+    assert "annotate: r03 would buy 1 images inside `dvc exp run`" in refused.output, refused.output
+    assert refused.ran == ["score@r03", "select@r03", "annotate@r03"]
+    assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
+    assert not (tiny.folder / "data/rounds/r03").exists()
+    assert tiny.git("status", "--porcelain") == ""
+    assert tiny.results() == now
+
+
+def test_minutes_buy_what_fits(tiny: Project) -> None:
+    tiny.edit("  r02: {after: r01, images: 2}\n", "  r02: {after: r01, images: 2}\n  r03: {after: r02, minutes: 25}\n")
+    run = tiny.repro("annotate@r03")
+    assert run.ran == ["score@r03", "select@r03", "annotate@r03"]
+    bought_once(tiny, {"r01": 3, "r02": 2, "r03": 2})  # 10 minutes each
+
+
+def test_another_seed_is_another_run(tiny: Project) -> None:
+    other = project.make(tiny.folder.parent / "other", seed=2)
+    other.repro("select@r01")
+    chosen = [(p.folder / "data/rounds/r01/selection.csv").read_text() for p in (tiny, other)]
+    keys = [[line.split(",")[0] for line in text.splitlines()[1:]] for text in chosen]
+    assert len(keys[0]) == len(keys[1]) == 3
+    assert sorted(keys[0]) != sorted(keys[1])
+    assert tiny.hashes(["data/manifests/pool.csv"]) == other.hashes(["data/manifests/pool.csv"])
+    assert other.ledger() == []
+    shutil.rmtree(other.folder)
+
+
+@pytest.mark.parametrize("fault", ["a weight that is not a number", "another width", "another class set"])
+def test_model_that_cannot_be_used_is_a_sentence(tiny: Project, fault: str) -> None:
+    scores, model = tiny.folder / "data/rounds/r03/scores.csv", tiny.folder / "data/models/r02/model.pt"
+    params = tiny.folder / "params.yaml"
+    kept = scores.read_bytes(), model.read_bytes(), params.read_text()
+    if fault == "a weight that is not a number":
+        content = torch.load(model, weights_only=True)
+        content["state"][next(name for name in content["state"] if name.endswith("weight"))].view(-1)[0] = torch.nan
+        torch.save(content, model)
+        says = "not finite"
+    elif fault == "another width":
+        tiny.edit("width: 16", "width: 24")
+        says = "data/models/r02 was made with width 16, but params.yaml says 24: run `dvc repro` to make it anew"
+    else:
+        tiny.edit("classes: cityscapes19", "classes: camvid11")
+        says = "camvid11"
+    sentence = one_sentence(tiny.pipeline("score", "r03", "--after", "r02"), "score")
+    assert says in sentence, sentence
+    assert scores.read_bytes() == kept[0]
+    model.write_bytes(kept[1])
+    params.write_text(kept[2])
+
+
+def test_lock_file_cut_short_by_a_kill_costs_a_rerun_and_no_label(tiny: Project) -> None:
+    """DVC does not replace dvc.lock whole: a kill while it is written leaves a file that DVC refuses."""
+    now, lock = tiny.results(), tiny.folder / "dvc.lock"
+    ledger = (tiny.folder / "data/ledger.jsonl").read_bytes()
+    lock.write_text("")
+    refused = tiny.dvc("repro", "annotate@r01")
+    assert refused.status != 0
+    assert "dvc.lock" in refused.output
+    assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
+    tiny.git("checkout", "dvc.lock")
+    run = tiny.repro("annotate@r01")
+    assert run.ran == run.restored == []
+    assert tiny.results() == now
+
+
+def test_python_of_the_stages_is_this_one(tiny: Project) -> None:
+    """`python` in dvc.yaml is found through PATH; these tests mean the environment that they run in."""
+    said = tiny.run("python", "-c", "import sys; print(sys.executable)").output.strip()
+    assert Path(said).parent == Path(sys.executable).parent

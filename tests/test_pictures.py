@@ -1,0 +1,68 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import pictures
+from pipeline.labels import CLASS_SETS, IGNORE, colourise
+
+CLASSES = CLASS_SETS["camvid11"]
+
+
+def opened(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.format == "PNG"
+        return np.asarray(file.convert("RGB"))
+
+
+def panel(truth: np.ndarray, before: np.ndarray, after: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    image = np.full((*truth.shape, 3), 90, np.uint8)
+    return opened(
+        pictures.panel(image=image, truth=truth, before=before, after=after, gain=gain, classes=CLASSES, title="r01 é")
+    )
+
+
+@pytest.mark.parametrize(("size", "zoom"), [((24, 32), 10), ((120, 160), 2), ((250, 300), 1)])
+def test_panel_shows_five_pictures_of_one_size(size: tuple[int, int], zoom: int) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 11, size).astype(np.uint8)
+    before = rng.integers(0, 11, size).astype(np.uint8)
+    truth[:3] = IGNORE
+    sheet = panel(truth, before, truth.clip(max=10), rng.random(size))
+    tall, wide = size[0] * zoom, size[1] * zoom
+    assert sheet.shape == (tall + pictures.HEADER, 5 * wide + 4 * pictures.GAP, 3)
+    shown = [sheet[pictures.HEADER :, place * (wide + pictures.GAP) :][:tall:zoom, :wide:zoom] for place in range(5)]
+    assert (shown[0] == 90).all()
+    np.testing.assert_array_equal(shown[3], colourise(truth, CLASSES))
+    np.testing.assert_array_equal(shown[1], colourise(before, CLASSES))
+    np.testing.assert_array_equal(shown[4], colourise(truth.clip(max=10), CLASSES))
+
+
+def test_gain_map_is_brightest_where_most_is_to_gain() -> None:
+    gain = np.zeros((24, 32))
+    gain[:, 16:] = 1.0
+    blank = np.zeros((24, 32), np.uint8)
+    heat = panel(blank, blank, blank, gain)[pictures.HEADER :, 2 * (320 + pictures.GAP) :][:, :320].astype(int)
+    assert heat[:, 170:].sum(2).min() > heat[:, :150].sum(2).max() + 300
+
+
+@pytest.mark.parametrize("gain", [0.0, 1e-30])
+def test_panel_of_nothing_to_gain_and_nothing_known(gain: float) -> None:
+    unknown = np.full((24, 32), IGNORE, np.uint8)
+    blank = np.zeros((24, 32), np.uint8)
+    assert panel(unknown, blank, blank, np.full((24, 32), gain)).any()
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_curve_opens_and_shows_more_for_more_rounds(rounds: int) -> None:
+    names = [f"r{number:02}" for number in range(rounds)]
+    picture = opened(pictures.curve(list(range(rounds)), [0.1 * n for n in range(rounds)], names))
+    assert picture.shape == (520, 910, 3)
+    blue = (np.abs(picture.astype(int) - [0x1F, 0x6F, 0x8B]).sum(2) < 30).sum()
+    assert blue > (20 if rounds == 1 else 1000)
+
+
+def test_the_same_curve_is_the_same_file() -> None:
+    one, other = (pictures.curve([0, 20], [0.1, 0.4], ["r00", "r01"]) for _ in range(2))
+    assert one == other

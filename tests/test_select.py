@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import artifacts, ledger, paths, select
+from pipeline.errors import UserError
+from pipeline.ledger import Delivery, Order
+from pipeline.params import BudgetLine, Select
+
+KEYS = [f"{number:03}" for number in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("r01", "r02"):
+        score(name, KEYS)
+
+
+def score(round_name: str, keys: list[str], minutes: float = 10.0) -> None:
+    gains = np.random.default_rng(0).uniform(0.1, 1.0, len(keys))
+    artifacts.save_scores(round_name, pd.DataFrame({"key": keys, "gain": gains, "minutes": minutes}))
+
+
+def run(round_name: str = "r01", *, seed: int = 1, method: str = "draw", **amount: float) -> list[str]:
+    line = BudgetLine.model_validate({"after": "r00"} | amount)
+    select.run(round_name, line, seed=seed, select=Select.model_validate({"method": method}))
+    return list(artifacts.load_selection(round_name)["key"])
+
+
+def order(key: str, round_name: str = "r01") -> Order:
+    return Order(round_name, key, "oracle", "cityscapes19", 0.7, 7.0, 0.25, "")
+
+
+def test_fills_the_line_with_rows_of_the_scores() -> None:
+    chosen = run(images=12)
+    rows = artifacts.load_selection("r01")
+    scores = artifacts.load_scores("r01").set_index("key").loc[chosen]
+    assert len(set(chosen)) == 12
+    np.testing.assert_array_equal(rows["gain"], scores["gain"])
+    assert ((rows["probability"] > 0) & (rows["probability"] < 1)).all()
+    assert list(rows.columns) == list(artifacts.SELECTION_COLUMNS)
+
+
+def test_best_first_takes_the_highest_gains() -> None:
+    scores = artifacts.load_scores("r01").sort_values("gain", ascending=False)
+    assert run(images=5, method="best_first") == list(scores["key"][:5])
+
+
+def test_same_seed_same_draw_other_seed_or_round_another() -> None:
+    first = run(images=12)
+    assert run(images=12) == first
+    assert run(images=12, seed=2) != first
+    assert run("r02", images=12) != first
+
+
+def test_what_is_ordered_stays_with_its_own_numbers_whatever_the_scores_say() -> None:
+    ledger.append([order("007"), order("stranger to the new scores")])
+    chosen = run(images=5)
+    assert chosen[:2] == ["007", "stranger to the new scores"]
+    assert len(set(chosen)) == 5
+    kept = artifacts.load_selection("r01").iloc[0]
+    assert (kept["gain"], kept["minutes"], kept["probability"]) == (0.7, 7.0, 0.25)
+
+
+def test_a_full_round_keeps_its_images_even_if_the_line_was_lowered() -> None:
+    ledger.append([order(key) for key in KEYS[:4]])
+    assert run(images=4) == KEYS[:4]
+    assert run(images=2) == KEYS[:4]
+
+
+def test_what_other_rounds_bought_is_not_bought_again() -> None:
+    ledger.append([order(key, "r01") for key in KEYS[:30]])
+    assert set(run("r02", images=10)) == set(KEYS[30:])
+
+
+def test_pool_that_is_too_small_is_a_sentence() -> None:
+    ledger.append([order(key, "r01") for key in KEYS[:30]])
+    with pytest.raises(UserError, match=r"r02 asks for 11 images, but only 10 of the pool are left.*params\.yaml"):
+        run("r02", images=11)
+    assert not paths.selection("r02").exists()
+
+
+def test_minutes_count_what_was_measured() -> None:
+    ledger.append([order("000"), order("001")])  # 7 minutes predicted each
+    ledger.append([Delivery("r01", "000", "oracle", 2.0, "", "")])
+    assert len(run(minutes=28.9)) == 2 + 1  # 19.9 minutes are left, an image is predicted to take 10
+    assert len(run(minutes=29.0)) == 2 + 2
+
+
+def test_minutes_for_no_image_are_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"r01 has 9\.5 minutes, which is too little for one image"):
+        run(minutes=9.5)
+
+
+def test_gains_that_cannot_be_drawn_from_are_a_sentence() -> None:
+    artifacts.save_scores("r01", pd.DataFrame({"key": ["a", "b"], "gain": [0.5, -0.1], "minutes": 10.0}))
+    with pytest.raises(UserError, match=r"r01: gains must be .*; see data/rounds/r01/scores\.csv"):
+        run(images=1)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_never_exceeds_and_never_loses_an_order(data: st.DataObject) -> None:
+    paths.LEDGER.unlink(missing_ok=True)
+    kept = data.draw(st.lists(st.sampled_from(KEYS), unique=True, max_size=6))
+    elsewhere = data.draw(st.lists(st.sampled_from(sorted(set(KEYS) - set(kept))), unique=True, max_size=6))
+    ledger.append([*[order(key) for key in kept], *[order(key, "r09") for key in elsewhere]])
+    if data.draw(st.booleans()):
+        images = data.draw(st.integers(1, 25))
+        chosen = run(images=images)
+        assert len(chosen) == max(images, len(kept))
+    else:
+        minutes = data.draw(st.floats(50, 200))
+        chosen = run(minutes=minutes)
+        spent = 7.0 * len(kept) + 10.0 * (len(chosen) - len(kept))
+        assert minutes - 10 < spent <= minutes
+    assert chosen[: len(kept)] == kept
+    assert len(set(chosen)) == len(chosen)
+    assert not set(chosen) & set(elsewhere)

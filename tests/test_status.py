@@ -1,0 +1,95 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts, ledger, paths, status
+from pipeline.ledger import Delivery, Order
+from pipeline.params import Params
+from tests import repo
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    monkeypatch.chdir(tmp_path)
+    paths.PARAMS.write_text(repo.PARAMS)
+    return repo.params()
+
+
+def order(key: str, round_name: str) -> Order:
+    return Order(round_name, key, "oracle", "cityscapes19", 0.1, 10.0, 0.5, "")
+
+
+def deliver(*keys: str, round_name: str = "r01") -> None:
+    ledger.append([Delivery(round_name, key, "oracle", 4.0, "", "") for key in keys])
+
+
+def test_before_anything_is_bought(params: Params) -> None:
+    content = status.collect(params)
+    assert [row["round"] for row in content["rounds"]] == ["r00", "r01", "r02"]
+    assert [row["budget"] for row in content["rounds"]] == ["-", "3 images", "20 minutes"]
+    assert content["spent"] == {"images": 0, "minutes": 0}
+    assert content["next"] == "r00: to be trained and measured"
+
+
+def test_states_from_source_to_done(params: Params) -> None:
+    def states() -> list[str]:
+        return [row["state"] for row in status.collect(params)["rounds"]]
+
+    artifacts.save_json(paths.metrics("r00"), {"miou": 0.25})
+    assert states() == ["done", "nothing ordered yet", "nothing ordered yet"]
+    ledger.append([order("a", "r01"), order("b", "r01"), order("c", "r01")])
+    deliver("a")
+    assert states()[1] == "waiting for 2 labels from oracle"
+    deliver("b", "c")
+    assert states()[1] == "to be trained and measured"
+    artifacts.save_json(paths.metrics("r01"), {"miou": 0.5})
+    assert states()[1] == "done"
+    assert status.collect(params)["next"] == "r02: nothing ordered yet"
+    ledger.append([order("d", "r02")])
+    deliver("d", round_name="r02")
+    artifacts.save_json(paths.metrics("r02"), {"miou": 0.5})
+    assert status.collect(params)["next"] == "all rounds are done"
+
+
+def test_corrections_are_no_second_label(params: Params) -> None:
+    ledger.append([order("a", "r01"), order("b", "r01")])
+    deliver("a", "a")
+    row = status.collect(params)["rounds"][1]
+    assert (row["ordered"], row["labelled"], row["minutes"]) == (2, 1, 14.0)
+
+
+def test_table_shows_rounds_spending_and_what_is_outside(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    artifacts.save_json(paths.metrics("r00"), {"miou": 0.2539})
+    ledger.append([order("a", "r01"), order("b", "r07")])
+    deliver("a")
+    status.run(params, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["round", "budget", "ordered", "labelled", "minutes", "mIoU", "state"]
+    assert lines[1].split() == ["r00", "-", "0", "0", "0", "25.4", "done"]
+    assert lines[2].split(maxsplit=7) == ["r01", "3", "images", "1", "1", "4", "-", "to be trained and measured"]
+    assert "spent: 2 images, 14 minutes; next: r01: to be trained and measured" in lines
+    assert "bought in rounds that the budget table no longer has: r07" in lines
+
+
+def test_json_of_the_command_and_a_start_without_torch(params: Params) -> None:
+    ledger.append([order("a", "r01")])
+    code = (
+        "import sys; from pipeline.__main__ import main; code = main(['status', '--json']); "
+        "print(sorted({'torch', 'torchvision', 'albumentations', 'matplotlib', 'scipy'} & set(sys.modules))); "
+        "sys.exit(code)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    *shown, heavy = done.stdout.splitlines()
+    assert json.loads("\n".join(shown)) == status.collect(params)
+    assert heavy == "[]"
+    # time on the processor, so that a busy machine does not fail the test
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 2
