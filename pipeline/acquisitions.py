@@ -69,7 +69,7 @@ def _observe_shortfall(probabilities: Probabilities) -> Float64[Tensor, "n c 3"]
     highest = probabilities.amax(1)
     doubt = 1 - highest
     statistics = []
-    # A loop over classes, because weighted bincounts are not deterministic on CUDA; and missed pixels are summed, because
+    # A loop over classes, because weighted bincounts are not deterministic on CUDA. Missed pixels are summed directly:
     # the difference of two large sums rounds badly where little is missed.
     for p, own in zip(probabilities.unbind(1), _claims(probabilities, highest), strict=True):
         statistics.append(torch.stack([_sum(own), _sum(doubt * own), _sum(p * ~own)], dim=1))
@@ -126,8 +126,9 @@ def _shortfall(
 def _shortfall_map(probabilities: Probabilities, pool: Float64[Tensor, "c 3"], smooth: float) -> Float[Tensor, "n h w"]:
     per_doubt, per_miss = (table.to(probabilities.dtype) for table in _derivatives(pool, smooth))
     confidence, claim = probabilities.max(1)
+    # Never below 0: a rounded sum of positive parts is at least its largest part rounded.
     missed = torch.einsum("nchw,c->nhw", probabilities, per_miss) - per_miss[claim] * confidence
-    return per_doubt[claim] * (1 - confidence) + missed.clamp(min=0)  # the difference may round to just below 0
+    return per_doubt[claim] * (1 - confidence) + missed
 
 
 def predicted_miou(pool: Float64[Tensor, "c 3"], smooth: float = 0.0) -> float:

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 
 from pipeline import acquisitions, artifacts, batches, datasets, inference, paths, pictures, training
 from pipeline.batches import Item
-from pipeline.labels import ClassSet
+from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Report, Score
 
 
@@ -90,11 +90,12 @@ def _round(
         probabilities = (out.logits / cooled).softmax(1)
         truth = inference.small_masks(out.batch, model.size).to(probabilities.device)
         now = probabilities.argmax(1)
-        predicted.append(acquisition.observe(probabilities).double().cpu())
         realised.append(acquisitions.observe_truth(now, truth, len(classes.names)).double().cpu())
         with torch.inference_mode():
             then = after.to(fabric.device).eval()(out.batch.images).argmax(1)
         gain_map = acquisition.gain_map(probabilities, reference.to(probabilities.device), score.smooth)
+        # On labelled pixels only, as the realised gain has to be; the map sums to the gain.
+        predicted.append((gain_map * (truth != IGNORE)).sum((1, 2)).double().cpu())
         for place, index in enumerate(out.batch.indices):
             if index < report.panels:
                 row = selection.iloc[index]
@@ -112,5 +113,5 @@ def _round(
                 )
     if score.acquisition != "shortfall":
         return Audit(None, None)
-    sums = [batches.gather(fabric, torch.cat(part), len(items)) for part in (predicted, realised)]
-    return Audit(*(float(acquisition.gain(part, reference, score.smooth).sum()) for part in sums))
+    expected, true = (batches.gather(fabric, torch.cat(part), len(items)) for part in (predicted, realised))
+    return Audit(float(expected.sum()), float(acquisition.gain(true, reference, score.smooth).sum()))

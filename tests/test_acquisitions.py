@@ -112,6 +112,13 @@ def test_truth_statistics_agree_with_the_confusion_matrix(seed: int) -> None:
         assert statistics[n].tolist() == torch.stack(columns, dim=1).tolist()
 
 
+def test_of_equally_probable_classes_the_first_is_claimed_once() -> None:
+    statistics = SHORTFALL.observe(torch.full((1, 4, 3, 5), 0.25))[0]
+    assert statistics[:, 0].tolist() == [15, 0, 0, 0]
+    assert statistics[:, 1].tolist() == [0.75 * 15, 0, 0, 0]
+    assert statistics[:, 2].tolist() == [0, 3.75, 3.75, 3.75]
+
+
 def certain(*claims: int, of: int = 3) -> Tensor:
     """One image per claim, four certain pixels each."""
     return torch.eye(of)[torch.tensor(claims)][:, :, None, None].expand(-1, -1, 2, 2).clone()

@@ -29,7 +29,9 @@ def gain(acquisition: Acquisition, p: Tensor, smooth: float = 0.01) -> Tensor:
 def test_the_map_sums_to_the_gain(acquisition: Acquisition, seed: int, sharpness: float, smooth: float) -> None:
     p = probabilities(seed, sharpness)
     pool = acquisition.observe(p).sum(0)
-    summed = acquisition.gain_map(p, pool, smooth).double().sum((1, 2))
+    gain_map = acquisition.gain_map(p, pool, smooth)
+    assert (gain_map >= 0).all()
+    summed = gain_map.double().sum((1, 2))
     assert summed.tolist() == pytest.approx(gain(acquisition, p, smooth).sum(1).tolist(), rel=1e-4)
 
 

@@ -1,0 +1,182 @@
+"""dvc.yaml repeats what the code knows: imports, parameters, paths. Here the two are compared."""
+
+import contextlib
+import importlib
+import inspect
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grimp
+import pytest
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
+
+from pipeline import __main__, params, paths
+from pipeline.params import BudgetLine
+from tests import repo
+from tests.conftest import ROOT
+
+
+class Stage(NamedTuple):
+    name: str
+    round: str
+    after: str
+    line: BudgetLine | None
+    command: list[str]
+    code: set[str]
+    params: set[str]
+    deps: set[str]
+    outs: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dvc.yaml beside a budget of one round in images and one in minutes."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    launch = "launch: torchrun --nproc-per-node 4 -m pipeline\n"
+    (folder / "params.yaml").write_text(launch + repo.PARAMS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(project: Path) -> list[Stage]:
+    """As DVC itself unrolls them."""
+    budget = params.load(project / "params.yaml").budget
+    found = []
+    with contextlib.chdir(project), Repo() as opened:  # DVC names stages relative to the working directory
+        for stage in opened.index.stages:
+            name, _, round_name = stage.addressing.partition("@")
+            line = budget.get(round_name)
+            tracked = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+            deps = {dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)}
+            found.append(
+                Stage(
+                    name=name.removesuffix("_source"),
+                    round=round_name or paths.SOURCE_ROUND,
+                    after=line.after if line else "",
+                    line=line,
+                    command=stage.cmd.partition(" #")[0].split(),
+                    code={dep for dep in deps if dep.startswith("pipeline/")},
+                    params={name for dep in tracked for name in dep.params},
+                    deps={dep for dep in deps if not dep.startswith("pipeline/")},
+                    outs={out.def_path: out for out in stage.outs},
+                )
+            )
+    return found
+
+
+def test_stages_are_those_of_the_command_line_once_a_round(stages: list[Stage]) -> None:
+    once = [(stage, paths.SOURCE_ROUND) for stage in ("prepare", "pretrain", "evaluate", "report")]
+    every = [(stage, name) for name in ("r01", "r02") for stage in ("score", "select", "annotate", "tune", "evaluate")]
+    assert sorted((stage.name, stage.round) for stage in stages) == sorted(once + every)
+    assert {stage.name for stage in stages} == set(__main__.STAGES)
+
+
+def test_commands_are_understood_and_agree_with_the_table(stages: list[Stage], project: Path) -> None:
+    settings = params.load(project / "params.yaml")
+    for stage in stages:
+        start = stage.command.index("pipeline") + 1
+        network = stage.name in ("pretrain", "score", "tune", "evaluate", "report")
+        assert stage.command[:start] == (settings.launch if network else "python -m pipeline").split()
+        given = __main__.arguments(stage.command[start:])
+        assert given.command == stage.name
+        assert getattr(given, "round", stage.round) == stage.round
+        if stage.line and "line" in inspect.signature(run_of(stage)).parameters:
+            assert __main__._line(given, settings) == stage.line
+    chosen = [stage.command[-4:] for stage in stages if stage.name == "select"]
+    # in the command, so that a changed line of the table runs its own round anew and no other
+    assert sorted(chosen) == [["--after", "r00", "--images", "3"], ["--after", "r01", "--minutes", "20"]]
+
+
+def run_of(stage: Stage) -> Any:
+    return importlib.import_module(f"pipeline.{stage.name}").run
+
+
+def test_params_are_the_sections_that_the_stage_is_given(stages: list[Stage]) -> None:
+    for stage in stages:
+        given = set(inspect.signature(run_of(stage)).parameters) - {"round_name", "line"}
+        assert stage.params == given - set(params.UNTRACKED), f"{stage.name}: params: {sorted(given)}"
+
+
+def test_code_is_everything_that_the_stage_imports(stages: list[Stage]) -> None:
+    graph = grimp.build_graph("pipeline", cache_dir=None)
+    wrong = []
+    for stage in {(stage.name, stage.round == paths.SOURCE_ROUND): stage for stage in stages}.values():
+        modules = {f"pipeline.{stage.name}"} | graph.find_upstream_modules(f"pipeline.{stage.name}")
+        files = {file for module in modules if (file := code(module)) is not None}
+        if files != stage.code:
+            listed = textwrap.fill(", ".join(sorted(files)), 110, initial_indent="  ", subsequent_indent="  ")
+            lacks, extra = sorted(files - stage.code), sorted(stage.code - files)
+            wrong.append(f"{stage.name} lacks {lacks} and has {extra} too much; it should be\n{listed},")
+    assert not wrong, "dvc.yaml: put these lists at the head of `deps`\n" + "\n".join(wrong)
+
+
+def code(module: str) -> str | None:
+    """The module's file, if there is anything in it that could change a result."""
+    path = ROOT / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    has_code = module != "pipeline" and path.read_text().strip()
+    return path.relative_to(ROOT).as_posix() if has_code else None
+
+
+def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
+    """(what it reads, what it writes) by paths.py."""
+    pool, source = paths.manifest("pool"), paths.manifest("source")
+    r, after = stage.round, stage.after
+    table: dict[str, tuple[set[Path], set[Path]]] = {
+        "prepare": (set(), {paths.TOWN, paths.MANIFESTS, paths.labels(r)}),
+        "pretrain": ({source}, {paths.model(r)}),
+        "score": ({pool, paths.model(after), paths.labels(after)}, {paths.scores(r), paths.pool(r)}),
+        "select": ({paths.scores(r)}, {paths.selection(r)}),
+        "annotate": (
+            {pool, paths.selection(r), paths.labels(after), paths.metrics(after)},
+            {paths.labels(r)},
+        ),
+        "tune": ({source, pool, paths.selection(r), paths.labels(r), paths.model(after)}, {paths.model(r)}),
+        "evaluate": ({paths.manifest("test"), paths.model(r)}, {paths.metrics(r), paths.confusion(r)}),
+        "report": (
+            {pool, paths.METRICS, paths.MODELS, paths.ROUNDS},
+            {paths.ROUNDS_TABLE, paths.SUMMARY, paths.CURVE, paths.SAMPLES},
+        ),
+    }
+    return table[stage.name]
+
+
+def test_deps_and_outs_are_the_paths_of_the_round(stages: list[Stage]) -> None:
+    for stage in stages:
+        reads, writes = expected(stage)
+        assert stage.deps == {path.as_posix() for path in reads}, f"{stage.name}@{stage.round}"
+        assert set(stage.outs) == {path.as_posix() for path in writes}, f"{stage.name}@{stage.round}"
+
+
+def test_what_was_bought_is_neither_deleted_nor_replayed(stages: list[Stage]) -> None:
+    for stage in stages:
+        for path, out in stage.outs.items():
+            kept = stage.name in ("select", "annotate")
+            assert out.persist == kept, path
+            assert not (kept and out.use_cache), path
+            assert bool(out.metric) == (path in (paths.SUMMARY.as_posix(), paths.metrics(stage.round).as_posix())), path
+
+
+def test_git_ignores_what_dvc_keeps_and_nothing_else_that_stages_write(stages: list[Stage]) -> None:
+    outs = {path: out for stage in stages for path, out in stage.outs.items()}
+    inside = [f"{path}/x" if not Path(path).suffix else path for path in outs]
+    never = [paths.mask("x"), paths.checkpoint("x"), paths.LOCK]
+    always = [paths.LEDGER, paths.LABELS_DVC, Path("dvc.lock"), Path("data/.gitignore")]
+    asked = [*inside, *map(str, never), *map(str, always)]
+    command = ["git", "check-ignore", "--no-index", *asked]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    cached = [path for path, out in zip(inside, outs.values(), strict=True) if out.use_cache]
+    assert sorted(ignored) == sorted([*cached, *map(str, never)])
+
+
+def test_plots_are_outs(stages: list[Stage], project: Path) -> None:
+    outs = {path for stage in stages for path in stage.outs}
+    plots = params.read_yaml(project / "dvc.yaml")["plots"]
+    assert plots
+    assert set(plots) <= outs
