@@ -161,8 +161,8 @@ def _kill(
 def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study:
     """Kill `annotate r01` of a finished project `kills` times, each time as if nothing had been bought before.
 
-    Half of the kills come within the 0.1 s after the order is in the ledger, when masks are written and delivered,
-    the others within 3 s, when DVC takes the masks.
+    Half of the kills come while the masks are written, as often after the first as after the last, the others at any
+    moment between the order and the end, most of which DVC takes.
     """
     wanted = ["data/rounds/r01/labels.json", *(f"data/labels/{key}.png" for key in made.ordered("r01"))]
     before, bought = made.hashes(wanted), [entry for entry in made.bought() if entry["round"] == "r01"]
@@ -170,18 +170,19 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
     lost: set[str] = set()
     twice: set[str] = set()
     different: set[str] = set()
-    _unbuy(made)
-    if made.pipeline("annotate", "r01").status:
+    process = _order(made)
+    ordered = time.monotonic()
+    if process.wait(PATIENCE_SECONDS):
         raise AssertionError("annotate failed undisturbed")
+    seconds = time.monotonic() - ordered
     tracked = made.hashes(["data/labels.dvc"])
     for number in range(kills):
-        _unbuy(made)
-        log = made.folder.parent / "annotate.log"
-        process = made.start(sys.executable, "-m", "pipeline", "annotate", "r01", log=log)
-        while process.poll() is None and not (made.folder / "data/ledger.jsonl").exists():
-            time.sleep(0.001)
+        process = _order(made)
+        masks = rng.integers(len(before)) if number % 2 else 0
+        while process.poll() is None and len(list((made.folder / "data").glob("labels/*"))) < masks:
+            time.sleep(0.0005)
         try:
-            process.wait(rng.uniform(0, (0.1, 3)[number % 2]))
+            process.wait(rng.uniform(0, 0.01 if number % 2 else seconds))
             states["nowhere: it had ended"] += 1
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -202,13 +203,19 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
     return Study(dict(states), sorted(lost), sorted(twice), sorted(different), 0, 0)
 
 
-def _unbuy(made: Project) -> None:
+def _order(made: Project) -> "subprocess.Popen[bytes]":
+    """Forget all that was bought and start `annotate r01` in a session of its own; it has ordered on return."""
     for name in ("data/labels", "data/labels.dvc", "data/ledger.jsonl", "data/rounds/r01/labels.json"):
         path = made.folder / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    log = made.folder.parent / "annotate.log"
+    process = made.start(sys.executable, "-m", "pipeline", "annotate", "r01", log=log)
+    while process.poll() is None and not (made.folder / "data/ledger.jsonl").exists():
+        time.sleep(0.0005)
+    return process
 
 
 def main() -> None:

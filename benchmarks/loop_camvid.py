@@ -4,7 +4,8 @@
 
 Runs the very stages that `dvc repro` runs, in one process, with the parameters of examples/camvid/params.yaml. Each
 run has its folder under --work; stages whose result is there are not run again, so a killed study goes on where it was.
-Source only, each round, and `all` (the same training with every label of the pool) are measured on CamVid's `val`.
+Source only, each round, and `all` (every label of the pool at once, as many steps as all rounds together) are measured
+on CamVid's `val`.
 """
 
 import argparse
@@ -55,8 +56,7 @@ def main() -> None:
             rows += loop(changed, start, work / f"{acquisition}-{seed}", settings.budget, acquisition)
             save(rows)
         everything = {"all": BudgetLine(after="r00", images=pool)}
-        random = settings.model_copy(update={"score": settings.score.model_copy(update={"acquisition": "random"})})
-        rows += loop(random, start, work / f"all-{seed}", everything, "all")
+        rows += loop(longer(settings), start, work / f"all-{seed}", everything, "all")
         save(rows)
 
 
@@ -73,6 +73,18 @@ def folder(path: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+def longer(p: Params) -> Params:
+    """One round with as many steps as all rounds of the budget together."""
+    rounds, likelihood, reward = len(p.budget), p.tune.likelihood, p.tune.reward
+    tune = p.tune.model_copy(
+        update={
+            "likelihood": likelihood.model_copy(update={"steps": rounds * likelihood.steps}),
+            "reward": reward.model_copy(update={"steps": rounds * reward.steps}),
+        }
+    )
+    return p.model_copy(update={"tune": tune})
 
 
 def source_model(p: Params) -> None:

@@ -28,8 +28,8 @@ def save(name: str, content: Mapping[str, Any], table: Sequence[Mapping[str, Any
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {_memory()} GiB, {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {version('torch')}",
+        "machine": f"{os.cpu_count()} cores, {_memory()} GiB, {platform.machine()}, "
+        f"Python {platform.python_version()}, torch {version('torch')}",
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = RESULTS / f".{name}.json"

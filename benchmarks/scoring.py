@@ -2,7 +2,7 @@
 
     python -m benchmarks.scoring [--images 48] [--size 256 512] [--model fpn]
 
-Both run over the same image files' worth of pixels, in batches of 8, alternating, three times each; the ratio is that of
+Both run over as many pixels of image files, in batches of 8, alternating, three times each; the ratio is that of
 the medians. Scoring includes reading, decoding and resizing the files, softmax, and all statistics. The peak memory is
 that of fresh processes which score the pool once and four times over.
 """

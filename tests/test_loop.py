@@ -217,7 +217,8 @@ def test_model_that_cannot_be_used_is_a_sentence(tiny: Project, fault: str) -> N
     kept = scores.read_bytes(), model.read_bytes(), params.read_text()
     if fault == "a weight that is not a number":
         content = torch.load(model, weights_only=True)
-        content["state"][next(name for name in content["state"] if name.endswith("weight"))].view(-1)[0] = torch.nan
+        weight = next(weight for name, weight in content["state"].items() if name.endswith("weight"))
+        weight[(0,) * weight.dim()] = torch.nan
         torch.save(content, model)
         says = "not finite"
     elif fault == "another width":

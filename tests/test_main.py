@@ -57,7 +57,7 @@ def test_command_as_dvc_writes_it_is_taken(capsys: Capture) -> None:
 def test_second_stage_while_one_runs_is_refused_and_named(capsys: Capture) -> None:
     paths.LOCK.write_text("`tune` (process 4711)")
     with paths.LOCK.open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # the weaker lock: only a stage that asks for the whole of it is refused
         error = refused(capsys, "select", "r01")
         assert "`tune` (process 4711) is still running here: wait, or stop it" in error
         assert paths.LOCK.read_text() == "`tune` (process 4711)"
