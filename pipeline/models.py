@@ -181,10 +181,3 @@ def build(name: str, *, classes: int, encoder: str, weights: str | None, width: 
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # MobileNetV3's 0.01 is too slow for trainings of a few hundred steps
     return network.to(memory_format=torch.channels_last)  # a quarter faster on the CPU, and what tensor cores want
-
-
-def freeze_norm(network: nn.Module) -> None:
-    """Hold batch norm's running statistics: for trainings that must not move them."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()

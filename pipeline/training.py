@@ -22,7 +22,7 @@ from pipeline import artifacts, losses, models, paths
 from pipeline.batches import Batch
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
-from pipeline.models import Network, freeze_norm
+from pipeline.models import Network
 from pipeline.params import Compute, Model, Training
 
 State = dict[str, Tensor]
@@ -55,8 +55,8 @@ class Plan(NamedTuple):
     """Exponent of the polynomial decay afterwards."""
     weight_decay: float
     seed: int
-    freeze_norm: bool
-    """Whether batch norm keeps its running statistics and uses them."""
+    frozen: bool
+    """Whether the network stays in evaluation mode: batch norm keeps its statistics, dropout is off."""
     checkpoint: Path
     checkpoint_seconds: float
     fingerprint: str
@@ -99,9 +99,7 @@ def fit(
     """
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
     wrapped, optimizer = fabric.setup(network, optimizer)
-    wrapped.train()
-    if plan.freeze_norm:
-        freeze_norm(wrapped)
+    wrapped.train(not plan.frozen)
     first, state, log = _resume(fabric, network, optimizer, plan)
     saved = time.monotonic()
     bar = tqdm(
@@ -189,7 +187,7 @@ def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, 
         power=settings.power,
         weight_decay=settings.weight_decay,
         seed=seed,
-        freeze_norm=False,
+        frozen=False,
         checkpoint=paths.checkpoint(name.replace(" ", "-")),
         checkpoint_seconds=compute.checkpoint_seconds,
         fingerprint=fingerprint,

@@ -62,7 +62,7 @@ def run(
         steps=tune.reward.steps,
         lr=tune.reward.lr,
         seed=round_seed + 1,
-        freeze_norm=True,
+        frozen=True,
         checkpoint=paths.checkpoint(f"tune-{round_name}-reward"),
     )
     if tune.reward.steps:

@@ -54,7 +54,7 @@ def plan(**changes: Any) -> Plan:
         power=0.9,
         weight_decay=0.01,
         seed=5,
-        freeze_norm=False,
+        frozen=False,
         checkpoint=Path("checkpoints/toy.pt"),
         checkpoint_seconds=1e9,
         fingerprint="one",
@@ -183,7 +183,7 @@ def test_checkpoint_of_other_settings_is_not_resumed(capsys: pytest.CaptureFixtu
 def test_frozen_norm_keeps_its_statistics() -> None:
     network = one_convolution()
     before = {name: value.clone() for name, value in network.named_buffers()}
-    fit(network, LIKELIHOOD, plan(freeze_norm=True))
+    fit(network, LIKELIHOOD, plan(frozen=True))
     assert all(torch.equal(before[name], value) for name, value in network.named_buffers())
 
 
@@ -279,7 +279,7 @@ def share(first):
         yield Batch(batch.images[rank::2], batch.masks[rank::2])
 
 network = one_convolution()
-training.fit(fabric, network, share, training.likelihood(torch.ones(3)), plan(freeze_norm=True))
+training.fit(fabric, network, share, training.likelihood(torch.ones(3)), plan(frozen=True))
 if rank == 0:
     torch.save(network.state_dict(), "two.pt")
 """
@@ -291,7 +291,7 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run([sys.executable, "two.py"], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     alone = one_convolution()
-    fit(alone, LIKELIHOOD, plan(freeze_norm=True, checkpoint=Path("alone.pt")))
+    fit(alone, LIKELIHOOD, plan(frozen=True, checkpoint=Path("alone.pt")))
     together = torch.load("two.pt", weights_only=True)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.models import MODELS, Network, build, freeze_norm
+from pipeline.models import MODELS, Network, build
 
 CLASSES = 5
 # the two with a large ResNet take seconds to make and differ from deeplabv3_mobilenet_v3_large in the backbone alone
@@ -86,18 +86,6 @@ def test_weights_come_from_the_generator_alone(name: str) -> None:
     assert any(not torch.equal(first[key], other[key]) for key in first)
     torch.manual_seed(0)
     assert torch.equal(torch.random.get_rng_state(), state)  # building did not touch the global generator
-
-
-@every_model
-def test_frozen_norm_keeps_its_statistics_and_trains_its_weights(name: str) -> None:
-    network = make(name).train()
-    freeze_norm(network)
-    before = {key: value.clone() for key, value in network.named_buffers()}
-    network(images(64, 96, count=2)).sum().backward()
-    assert all(torch.equal(before[key], value) for key, value in network.named_buffers())
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert norms
-    assert all(norm.weight.grad is not None and norm.momentum == 0.1 for norm in norms)
 
 
 @pytest.mark.parametrize("name", LARGE)
