@@ -9,7 +9,7 @@ demo: .venv/installed ## the whole loop on the demo town, drawn, trained and lab
 	python -m pipeline status
 
 test: .venv/installed ## every test
-	pytest -n 2 --dist loadgroup
+	pytest -n 2 --dist loadfile
 
 lint: .venv/installed ## style, types, layers
 	ruff check

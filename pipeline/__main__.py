@@ -73,9 +73,8 @@ def _stage(given: argparse.Namespace, settings: Params) -> None:
     wanted = inspect.signature(run).parameters
     values = {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line")}
     if "round_name" in wanted:
-        values["round_name"] = given.round
-    if "line" in wanted:
-        values["line"] = _line(given, settings)
+        line = None if given.command == "evaluate" and given.round == paths.SOURCE_ROUND else _line(given, settings)
+        values |= {"round_name": given.round, "line": line} if "line" in wanted else {"round_name": given.round}
     run(**values)
 
 

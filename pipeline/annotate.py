@@ -16,10 +16,11 @@ import pandas as pd
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, ledger, paths
+from pipeline import artifacts, datasets, ledger, paths
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Answer, Request
 from pipeline.errors import UserError, WaitingForPeople, choose
+from pipeline.labels import IGNORE
 from pipeline.ledger import Delivery, Ledger, Order
 from pipeline.params import Annotate, BudgetLine, Prepare
 
@@ -44,6 +45,7 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, annotate: Annota
         print(f"{round_name}: ordered {len(new)} images from {annotate.annotator}")
 
     orders = ledger.load().ordered(round_name)
+    keys, classes = {order.key for order in orders}, len(datasets.class_set(prepare.classes).names)
     pool = artifacts.load_manifest("pool").set_index("key", drop=False)
     bar = tqdm(total=len(orders), desc=f"annotate {round_name}", unit="image", disable=None)
     while True:
@@ -51,7 +53,9 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, annotate: Annota
         bar.update(len(delivered) - bar.n)
         pending = [order for order in orders if order.key not in delivered]
         for answer in annotator(Request(pending, pool, prepare, annotate)) if pending else ():
-            _deliver(round_name, answer, pool.loc[answer.key], annotate.annotator)
+            if answer.key in delivered or answer.key not in keys:
+                raise AssertionError(f"{annotate.annotator} answered {answer.key!r}, which it was not asked for")
+            _deliver(round_name, answer, pool.loc[answer.key], classes, annotate.annotator)
             delivered.add(answer.key)
             bar.update()
         _take_corrections(round_name, pool)
@@ -123,7 +127,15 @@ def _check_spending(
         )
 
 
-def _deliver(round_name: str, answer: Answer, image: pd.Series, annotator: str) -> None:
+def _deliver(round_name: str, answer: Answer, image: pd.Series, classes: int, annotator: str) -> None:
+    if not 0 <= answer.minutes < float("inf"):
+        raise UserError(f"{annotator} says that {answer.key!r} took {answer.minutes} minutes, which is no time")
+    unknown = np.setdiff1d(answer.mask, [*range(classes), IGNORE])
+    if unknown.size:
+        raise UserError(
+            f"the label of {answer.key!r} from {annotator} holds the ids {', '.join(map(str, unknown))}, "
+            f"but there are {classes} classes and {IGNORE} for none: mend it there, then `dvc repro`"
+        )
     _check_size(answer.key, answer.mask, image)
     digest = artifacts.save_mask(paths.mask(answer.key), answer.mask)
     ledger.append([Delivery(round_name, answer.key, annotator, answer.minutes, digest, ledger.now())])

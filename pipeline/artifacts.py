@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,9 @@ def write(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)  # noqa: PTH105
+            folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must outlive a power cut
+            os.fsync(folder)
+            os.close(folder)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -230,10 +234,14 @@ def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     import torch
 
     path = paths.model(round_name) / "model.pt"
+    maker = "pretrain" if round_name == paths.SOURCE_ROUND else f"tune@{round_name}"
     if not path.is_file():
-        raise _missing(path, "pretrain" if round_name == paths.SOURCE_ROUND else f"tune@{round_name}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return content["state"], content["about"]
+        raise _missing(path, maker)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content["state"], content["about"]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise _damaged(path, " ".join(str(error).split())[:80], maker) from None
 
 
 def save_log(round_name: str, rows: Sequence[Mapping[str, float]]) -> None:

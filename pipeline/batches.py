@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline import datasets, transforms
+from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN
 from pipeline.params import Augment
 
@@ -180,6 +181,11 @@ def training(
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches of augmented items: `share` of every batch from each group; call the result with the first step."""
     used = [(group, share) for group, share in groups if share]
+    together = sum(share for _, share in used)
+    if together < fabric.world_size:
+        raise UserError(
+            f"a batch of {together} images leaves some of {fabric.world_size} processes without: raise batch"
+        )
     everything = _Augmented([item for group, _ in used for item in group], size, augment)
     counts = [(len(group), share) for group, share in used]
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline import ledger, paths
+from pipeline import artifacts, ledger, paths
 from pipeline.params import Params
 
 
@@ -31,7 +31,7 @@ def collect(params: Params) -> dict[str, Any]:
 
 def _miou(round_name: str) -> float | None:
     path = paths.metrics(round_name)
-    return float(json.loads(path.read_text())["miou"]) if path.is_file() else None
+    return float(artifacts.load_json(path, f"evaluate@{round_name}")["miou"]) if path.is_file() else None
 
 
 def _state(row: dict[str, Any], params: Params) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
@@ -105,8 +106,10 @@ def fit(
     bar = tqdm(
         total=plan.steps, initial=first, desc=plan.name, unit="step", disable=None if fabric.is_global_zero else True
     )
-    for step, batch in zip(range(first, plan.steps), batches(first), strict=False):
-        generator = torch.Generator(fabric.device).manual_seed(plan.seed * 1_000_003 + step * 101 + fabric.global_rank)
+    stream = batches(first)
+    for step in range(first, plan.steps):
+        batch = next(stream)
+        generator = step_rng(plan.seed, step, fabric)
         factor = rate(step, plan.steps, plan.warmup, plan.power)
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * factor
@@ -132,6 +135,12 @@ def fit(
     if broken:
         raise UserError(f"{plan.name}: the weights {broken[0]} are not finite: lower its lr ({plan.lr:g})")
     return log
+
+
+def step_rng(seed: int, step: int, fabric: Fabric) -> torch.Generator:
+    """The generator of one step of one process."""
+    state = np.random.SeedSequence([seed, step, fabric.global_rank]).generate_state(1, np.uint64)
+    return torch.Generator(fabric.device).manual_seed(int(state[0] >> 1))
 
 
 def _check_finite(row: Mapping[str, float], plan: Plan, step: int) -> None:

@@ -12,8 +12,6 @@ import pytest
 from benchmarks import kill
 from benchmarks.kill import Undisturbed
 
-pytestmark = pytest.mark.xdist_group("kill")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,8 +12,6 @@ import torch
 from tests import project
 from tests.project import Project, Run
 
-pytestmark = pytest.mark.xdist_group("loop")
-
 R01 = ["score@r01", "select@r01", "annotate@r01", "tune@r01", "evaluate@r01"]
 R02 = [name.replace("r01", "r02") for name in R01]
 FIRST = ["prepare", "pretrain", "evaluate_source", *R01, "report"]

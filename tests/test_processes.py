@@ -12,8 +12,6 @@ import torch
 from tests import project
 from tests.project import Project, Run
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 # Python runs a module of this name at start: it notes which process puts which file into its place.
 NOTES = """\
 import os, sys

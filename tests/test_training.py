@@ -180,11 +180,13 @@ def test_checkpoint_of_other_settings_is_not_resumed(capsys: pytest.CaptureFixtu
     assert log == fit(fresh, LIKELIHOOD, plan(fingerprint="two", lr=0.01, checkpoint=Path("fresh.pt")))
 
 
-def test_frozen_norm_keeps_its_statistics() -> None:
-    network = one_convolution()
+def test_frozen_network_keeps_its_statistics_and_drops_nothing() -> None:
+    network, whole = one_convolution(dropout=0.5), one_convolution(dropout=0.0)
     before = {name: value.clone() for name, value in network.named_buffers()}
-    fit(network, LIKELIHOOD, plan(frozen=True))
+    log = fit(network, LIKELIHOOD, plan(frozen=True))
     assert all(torch.equal(before[name], value) for name, value in network.named_buffers())
+    assert log == fit(whole, LIKELIHOOD, plan(frozen=True, checkpoint=Path("whole.pt")))
+    assert log[-1]["loss"] < log[0]["loss"]
 
 
 def test_no_steps_change_nothing() -> None:

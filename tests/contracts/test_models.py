@@ -58,7 +58,7 @@ def test_evaluation_is_deterministic_and_one_image_does_not_see_another(name: st
     with torch.inference_mode():
         together = made(name)(batch)
         torch.testing.assert_close(made(name)(batch), together, rtol=0, atol=0)
-        torch.testing.assert_close(made(name)(batch[1:]), together[1:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(made(name)(batch[1:]), together[1:], rtol=1e-3, atol=1e-3)
     assert not torch.equal(together[0], together[1])
 
 

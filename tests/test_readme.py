@@ -1,0 +1,43 @@
+"""The README names what there is, and what it shows is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline import __main__ as main
+from pipeline.acquisitions import ACQUISITIONS
+from pipeline.datasets import DATASETS
+from pipeline.labels import CLASS_SETS
+from pipeline.models import MODELS
+from pipeline.params import Params
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("name", [*main.STAGES, "status", "budget", "doctor", *DATASETS, *CLASS_SETS, *MODELS])
+def test_names_every_command_layout_and_model(name: str) -> None:
+    assert re.search(rf"\b{name}\b", README)
+
+
+def test_shipped_params_name_every_section_and_acquisition() -> None:
+    text = (ROOT / "params.yaml").read_text()
+    assert all(re.search(rf"^{name}:", text, re.MULTILINE) for name in Params.model_fields)
+    assert all(name in README for name in ACQUISITIONS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:docs|examples|tests|benchmarks|pipeline)/[\w./-]+)`", page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_make_has_the_two_commands_of_the_first_screen() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert shown == ["demo", "test"]
+    assert set(shown) <= set(targets)
