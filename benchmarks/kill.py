@@ -60,7 +60,7 @@ class Study(NamedTuple):
 
 def undisturbed(folder: Path, rounds: int, *, threads: int | None = 1) -> Undisturbed:
     """Make a project and run it once."""
-    made = make(folder, rounds, threads=threads)
+    made = project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=threads)
     process, log = start(made)
     seen: dict[str, float] = {}
     while process.poll() is None:
@@ -73,9 +73,11 @@ def undisturbed(folder: Path, rounds: int, *, threads: int | None = 1) -> Undist
     return Undisturbed(made, {stage: begins[place + 1] - begins[place] for place, stage in enumerate(seen)})
 
 
-def make(folder: Path, rounds: int, *, threads: int | None = 1) -> Project:
-    """A project that has not run yet."""
-    return project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=threads)
+def equal(reference: Undisturbed, folder: Path) -> Project:
+    """A project equal to the reference, its code included, that has not run yet."""
+    same = reference.project
+    rounds = sum(stage.startswith("score@") for stage in reference.seconds)
+    return project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=same.threads, code=same.folder)
 
 
 def start(made: Project) -> tuple["subprocess.Popen[bytes]", Path]:
@@ -89,14 +91,14 @@ def running(log: Path) -> list[str]:
     return re.findall(r"^Running stage '(.+?)'", log.read_text(errors="replace"), re.MULTILINE)
 
 
-def study(reference: Undisturbed, other: Project, kills: int, rng: np.random.Generator) -> Study:
-    """Kill `dvc repro` in `other`, an equal project, `kills` times; then let it finish.
+def study(reference: Undisturbed, folder: Path, kills: int, rng: np.random.Generator) -> Study:
+    """Kill `dvc repro` in an equal project in `folder` `kills` times; then let it finish.
 
     Raises:
         AssertionError: a run ended by itself, but not well.
     """
     order = list(reference.seconds)
-    rounds = len([stage for stage in order if stage.startswith("score@")])
+    other = equal(reference, folder)
     theirs = reference.project.results()
     counts: collections.Counter[str] = collections.Counter()
     lost: set[str] = set()
@@ -108,7 +110,9 @@ def study(reference: Undisturbed, other: Project, kills: int, rng: np.random.Gen
         targets = collections.deque(order[place * len(order) // left] for place in range(left))
         while True:
             process, log = start(other)
-            stage = _kill(process, log, targets.popleft() if targets else None, reference.seconds, rng)
+            target = targets.popleft() if targets else None
+            late = other.folder / "data/checkpoints" if counts.total() % 2 == 0 else None
+            stage = _kill(process, log, target, late, reference.seconds, rng)
             said = log.read_text(errors="replace")
             resumed += said.count(": resumed at step ")
             lost.update(other.lost())
@@ -127,7 +131,7 @@ def study(reference: Undisturbed, other: Project, kills: int, rng: np.random.Gen
         if reference.project.bought() != other.bought():
             different.add("data/ledger.jsonl")
         if counts.total() < kills:  # it was through before it was killed often enough
-            other = make(other.folder.with_name(f"{other.folder.name}-again"), rounds, threads=other.threads)
+            other = equal(reference, other.folder.with_name(f"{other.folder.name}-again"))
     return Study(dict(counts), sorted(lost), sorted(twice), sorted(different), mended, resumed)
 
 
@@ -135,17 +139,27 @@ def _kill(
     process: "subprocess.Popen[bytes]",
     log: Path,
     target: str | None,
+    checkpoints: Path | None,
     seconds: dict[str, float],
     rng: np.random.Generator,
 ) -> str | None:
-    """Kill the session while `target`, or a later stage if that is done, is at work; the stage, or None if it ended."""
+    """Kill the session while `target`, or a later stage if that is done, is at work; the stage, or None if it ended.
+
+    With `checkpoints`, a training is killed after it has written one.
+    """
     order = list(seconds)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         stages = running(log)
         if target is not None and stages and order.index(stages[-1]) >= order.index(target):
+            longest = seconds[stages[-1]]
+            if checkpoints and stages[-1].startswith(("pretrain", "tune")):
+                if not list(checkpoints.glob("*.pt")):
+                    time.sleep(POLL_SECONDS)
+                    continue
+                longest /= 5
             try:
-                process.wait(rng.uniform(0, seconds[stages[-1]]))
+                process.wait(rng.uniform(0, longest))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -228,7 +242,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="regain-kill-") as folder:
         reference = undisturbed(Path(folder) / "undisturbed", 2, threads=None)
         studies = {
-            "dvc repro": study(reference, make(Path(folder) / "killed", 2, threads=None), given.kills, rng),
+            "dvc repro": study(reference, Path(folder) / "killed", given.kills, rng),
             "annotate": annotate_study(reference.project, given.kills, rng),
         }
     table = [

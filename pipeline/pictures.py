@@ -74,7 +74,7 @@ def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str]) ->
     axes.plot(list(labels), points, marker="o", color="#1f6f8b", linewidth=2)
     for x, y, name in zip(labels, points, names, strict=True):
         axes.annotate(f"{name}: {y:.1f}", (x, y), textcoords="offset points", xytext=(8, -12), fontsize=9)
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.16, y=0.12)
     axes.set(xlabel="images labelled", ylabel="mIoU on the test set, points", title="What the labels brought")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -34,6 +34,12 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, sc
     sums = inference.statistics(
         fabric, results, temperature if score.calibrate else 1.0, acquisition.observe, total=len(items)
     )
+    broken = ~sums.flatten(1).isfinite().all(1)
+    if broken.any():
+        raise UserError(
+            f"{round_name}: the probabilities that {paths.model(line.after)} gives for "
+            f"{left['key'].iloc[int(broken.nonzero()[0])]!r} are not finite: train it with a lower lr, or in 32-true"
+        )
     gains = acquisition.gain(sums, sums.sum(0), score.smooth).numpy()
     minutes = [row["minutes"] for row in bought]
     if fabric.is_global_zero:

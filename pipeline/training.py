@@ -261,9 +261,15 @@ def open_network(round_name: str, model: Model, classes: ClassSet) -> tuple[Netw
     """A round's network, and the temperature that calibrates it.
 
     Raises:
-        UserError: the file was made with another architecture or class set.
+        UserError: the file was made with another architecture or class set, or a weight is not finite.
     """
     state, about = artifacts.load_model(round_name)
+    broken = [name for name, weight in state.items() if not weight.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{paths.model(round_name)}: the weights {broken[0]} are not finite: run `dvc checkout -f "
+            f"{paths.model(round_name)}`, or train it again with a lower lr"
+        )
     wanted = describe(model, classes, about["temperature"])
     for name, value in wanted.items():
         if about[name] != value:

@@ -43,8 +43,8 @@ report: {{panels: 20}}
 compute: {{accelerator: cpu, processes: 1, batch: 4, workers: 0, checkpoint_seconds: 0}}
 """
 
-IMAGES = ("{after: r00, images: 3}", "{after: r01, images: 3}")
-"""What the rounds r01, r02 buy."""
+BUDGET = ("{after: r00, images: 3}",)
+"""What the rounds r01, ... buy."""
 
 
 class Run(NamedTuple):
@@ -181,19 +181,25 @@ class Project(NamedTuple):
 
 
 def make(
-    folder: Path, *, budget: Sequence[str] = IMAGES[:1], seed: int = 1, steps: int = 6, threads: int | None = 1
+    folder: Path,
+    *,
+    budget: Sequence[str] = BUDGET,
+    seed: int = 1,
+    steps: int = 6,
+    threads: int | None = 1,
+    code: Path = ROOT,
 ) -> Project:
-    """Copy the project's code to `folder`, with a tiny town and a DVC remote beside it, and commit it."""
-    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy the code of a project to `folder`, with a tiny town and a DVC remote beside it, and commit it."""
+    shutil.copytree(code / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/page.html", ".dvc/.gitignore"):
-        if (ROOT / name).is_file():
+        if (code / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            shutil.copy(code / name, folder / name)
     lines = "\n".join(f"  r{number:02d}: {line}" for number, line in enumerate(budget, start=1))
     (folder / "params.yaml").write_text(PARAMS.format(budget=lines, seed=seed, steps=steps))
     project = Project(folder, threads)
     remote = folder.parent / f"{folder.name}-remote"
     project.git("init", "--quiet")
-    assert project.dvc("remote", "add", "--default", "beside", str(remote)).status == 0
+    assert project.dvc("remote", "add", "--force", "--default", "beside", str(remote)).status == 0
     project.commit("start")
     return project
