@@ -55,7 +55,16 @@ def statistics(
     fabric: Fabric, results: Iterator[Output], temperature: float, observe: Callable[[Tensor], Tensor], total: int
 ) -> Float64[Tensor, "m c s"]:
     """Per-image sums that an acquisition needs, of all processes, in the items' order."""
-    rows = [observe((out.logits / temperature).softmax(1)).double().cpu() for out in results]
+    rows: list[Tensor] = []
+    probabilities = torch.empty(0)
+    with torch.inference_mode():
+        for out in results:
+            # In place and into one tensor for all batches: on the CPU, fresh ones of this size cost as much in page
+            # faults as the softmax does in arithmetic.
+            if probabilities.shape != out.logits.shape:
+                probabilities = torch.empty_like(out.logits)
+            torch.softmax(out.logits.div_(temperature), 1, out=probabilities)
+            rows.append(observe(probabilities).double().cpu())
     if not rows:
         raise ValueError("a process without images: use fewer processes than there are images")
     return batches.gather(fabric, torch.cat(rows), total)
