@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import kill
 from tests import project
 from tests.project import Project, Run
 
@@ -234,18 +235,21 @@ def test_model_that_cannot_be_used_is_a_sentence(tiny: Project, fault: str) -> N
     assert scores.read_bytes() == kept[0]
 
 
-def test_lock_file_cut_short_by_a_kill_costs_a_rerun_and_no_label(tiny: Project) -> None:
-    """DVC does not replace dvc.lock whole: a kill while it is written leaves a file that DVC refuses."""
-    now, lock = tiny.results(), tiny.folder / "dvc.lock"
+@pytest.mark.parametrize("name", ["dvc.lock", ".dvc/tmp/rwlock"])
+def test_file_of_dvc_that_a_kill_cut_short_costs_no_label(tiny: Project, name: str) -> None:
+    """DVC writes these in place: a kill in that moment leaves a file that DVC refuses, as the README says."""
+    now, path = tiny.results(), tiny.folder / name
     ledger = (tiny.folder / "data/ledger.jsonl").read_bytes()
-    lock.write_text("")
+    path.write_text("")
     refused = tiny.dvc("repro", "annotate@r01")
     assert refused.status != 0
-    assert "dvc.lock" in refused.output
-    assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
-    tiny.git("checkout", "dvc.lock")
+    assert kill.DVC_FILES[name] in refused.output, refused.output
+    path.unlink()
+    if name == "dvc.lock":
+        tiny.git("checkout", name)
     run = tiny.repro("annotate@r01")
     assert run.ran == run.restored == []
+    assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
     assert tiny.results() == now
 
 
