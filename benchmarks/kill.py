@@ -236,6 +236,16 @@ def _order(made: Project) -> "subprocess.Popen[bytes]":
     return process
 
 
+def totals(done: Study) -> dict[str, int]:
+    """The study in four numbers."""
+    return {
+        "kills": sum(done.kills.values()),
+        "lost": len(done.lost),
+        "bought_twice": len(done.bought_twice),
+        "different": len(done.different),
+    }
+
+
 def main() -> None:
     """Run both studies and write docs/results/kill.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -262,6 +272,7 @@ def main() -> None:
         for name, done in studies.items()
     ]
     content = {
+        **totals(studies["dvc repro"]),
         "seed": given.seed,
         "seconds": reference.seconds,
         "studies": {n: s._asdict() for n, s in studies.items()},
