@@ -24,8 +24,9 @@ def load(name: str) -> dict[str, Any]:
 
 def save(name: str, content: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> None:
     """Write the numbers, how they were made, and the table."""
+    words = [os.path.relpath(word, ROOT) if word.startswith("/") else word for word in sys.argv[1:]]
     made = {
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *words]),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {_memory()} GiB, {platform.machine()}, "
