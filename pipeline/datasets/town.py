@@ -72,7 +72,7 @@ def draw_town(
     for folder in {path.parent for job in jobs for path in (job.image, job.label)}:
         folder.mkdir(parents=True, exist_ok=True)
     count = min(workers or os.cpu_count() or 1, len(jobs))
-    with tqdm(total=len(jobs), desc="draw the demo town", unit="image") as bar:
+    with tqdm(total=len(jobs), desc="draw the demo town", unit="image", disable=None) as bar:
         if count <= 1:
             for job in jobs:
                 _draw(job)
