@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pipeline import batches, calibration, transforms
 from pipeline.batches import Item, Whole
+from pipeline.errors import UserError
 from pipeline.labels import IGNORE
 from pipeline.models import Network
 from pipeline.params import Compute
@@ -96,7 +97,7 @@ def temperature(
         weights: importance of each item, one over the probability that it was selected; None for equal weights.
 
     Raises:
-        UserError: through the readers, for a label that is damaged.
+        UserError: not one pixel of the items is of a class, or, through the readers, a label is damaged.
     """
     step = max(1, size[0] * size[1] // PIXELS_PER_IMAGE)
     logits, truth, weight = [], [], []
@@ -108,6 +109,10 @@ def temperature(
             truth.append(flat[known].long())
             weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
     kept = _everyone(fabric, torch.cat(logits), torch.cat(truth), torch.cat(weight))
+    if not len(kept[1]):
+        raise UserError(
+            f"no pixel of the labels of {of[0].key!r} and {len(of) - 1} more is of a class: label them again"
+        )
     return calibration.fit_temperature(*kept)
 
 

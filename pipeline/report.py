@@ -39,7 +39,7 @@ def run(
         paths.SAMPLES.mkdir(parents=True, exist_ok=True)
     for name, line in budget.items():
         bought = artifacts.load_labels(name)
-        audit = _round(fabric, name, line, bought, pool, classes, model, score, report, compute)
+        audit = _round(fabric, name, line, pool, classes, model, score, report, compute)
         rows.append(_row(name, bought, audit))
     if fabric.is_global_zero:
         frame = pd.DataFrame(rows)
@@ -67,7 +67,6 @@ def _round(
     fabric: Fabric,
     name: str,
     line: BudgetLine,
-    bought: Sequence[dict[str, Any]],
     pool: pd.DataFrame,
     classes: ClassSet,
     model: Model,

@@ -40,7 +40,10 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, sc
             f"{round_name}: the probabilities that {paths.model(line.after)} gives for "
             f"{left['key'].iloc[int(broken.nonzero()[0])]!r} are not finite: train it with a lower lr, or in 32-true"
         )
-    gains = acquisition.gain(sums, sums.sum(0), score.smooth).numpy()
+    try:
+        gains = acquisition.gain(sums, sums.sum(0), score.smooth).numpy()
+    except ValueError as error:
+        raise UserError(f"{round_name}: score.smooth is {score.smooth:g}: {error}") from None
     minutes = [row["minutes"] for row in bought]
     if fabric.is_global_zero:
         frame = pd.DataFrame({"key": left["key"].to_numpy(), "gain": gains.sum(1)})
