@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both set up what they need in .venv.
+# Two commands: `make demo` and `make test`. Both set up what they need in .venv, the tests' Label Studio in its own.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 
@@ -8,7 +8,7 @@ demo: .venv/installed ## the whole loop on the demo town, drawn, trained and lab
 	dvc repro
 	python -m pipeline status
 
-test: .venv/installed ## every test
+test: .venv/installed .venv-label-studio/installed ## every test
 	pytest -n 2 --dist loadfile
 
 lint: .venv/installed ## style, types, layers
@@ -17,8 +17,9 @@ lint: .venv/installed ## style, types, layers
 	mypy
 	lint-imports
 
-bench: .venv/installed ## speed of scoring against the bare forward pass; other studies have their own command
+bench: .venv/installed .venv-label-studio/installed ## scoring against the bare forward pass, Label Studio against its SDK
 	python -m benchmarks.scoring
+	python -m benchmarks.label_studio
 
 .venv/installed: requirements.txt requirements-uv.txt
 	$(PYTHON) -c 'import sys; sys.exit("Regain needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
@@ -27,6 +28,10 @@ bench: .venv/installed ## speed of scoring against the bare forward pass; other 
 	uv pip sync --quiet --python .venv --require-hashes requirements-uv.txt requirements.txt
 	touch $@
 
+.venv-label-studio/installed: requirements-label-studio.txt | .venv/installed
+	python -c 'from pipeline.label_studio_server import install; install()'
+
 lock: ## resolve pyproject.toml anew; hashes, and no registry's host
 	echo uv | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -o requirements-uv.txt -
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group dev -o requirements.txt pyproject.toml
+	echo label-studio==1.23.2 | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -o requirements-label-studio.txt -

@@ -44,6 +44,15 @@ def save(name: str, content: Mapping[str, Any], table: Sequence[Mapping[str, Any
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
+def peak_mib() -> float:
+    """The most memory that this process has held, in MiB.
+
+    Not getrusage: its peak is never less than what the process that started this one held by then.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -8,7 +8,6 @@ that of fresh processes which score the pool once and four times over.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -54,7 +53,7 @@ def main() -> None:
 
     if given.peak:
         score(pool(given.peak) * given.times)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(results.peak_mib())
         return
     with tempfile.TemporaryDirectory() as folder:
         draw_town(Path(folder), source=1, pool=given.images, test=1, size=size, seed=0)

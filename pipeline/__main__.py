@@ -16,7 +16,7 @@ from pipeline.params import BudgetLine, Params
 # Read by torch, which the stages import: threads that spin while they wait would stall the readers.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-STAGES = ("prepare", "pretrain", "score", "select", "annotate", "tune", "evaluate", "report")
+STAGES = ("prepare", "pretrain", "score", "select", "predict", "annotate", "tune", "evaluate", "report")
 WAITING = 75
 
 
@@ -38,6 +38,14 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     unit.add_argument("--images", type=int, help="total, counting what is bought already")
     unit.add_argument("--minutes", type=float, help="total, counting what is bought already")
     budget.add_argument("--rounds", type=int, required=True, help="rounds, counting those that have bought already")
+    server = commands.add_parser("label-studio", help="a Label Studio server on this machine, until Ctrl-C")
+    server.add_argument("--port", type=int, default=8080, help="where it listens (default 8080)")
+    rehearse = commands.add_parser("rehearse", help="a simulated annotator answers in Label Studio, with known labels")
+    rehearse.add_argument("--jitter", type=float, default=1.0, help="pixels that boundaries are off by (default 1)")
+    rehearse.add_argument("--swaps", type=float, default=0.02, help="share of areas in a wrong class (default 0.02)")
+    rehearse.add_argument("--skips", type=float, default=0.05, help="share of images that are skipped (default 0.05)")
+    rehearse.add_argument("--seconds", type=float, default=90.0, help="median time for an image (default 90)")
+    rehearse.add_argument("--seed", type=int, default=1, help="another seed makes other errors (default 1)")
     commands.add_parser("doctor", help="look at all data that params.yaml names, before time is spent on it")
     return parser.parse_args(argv)
 
@@ -51,11 +59,17 @@ def main(argv: list[str]) -> int:
             with _alone(given.command):
                 _stage(given, settings)
             return 0
-        command = importlib.import_module(f"pipeline.{given.command}")
+        module = "label_studio_server" if given.command == "label-studio" else given.command
+        command = importlib.import_module(f"pipeline.{module}")
         if given.command == "doctor":
             return int(command.run(settings))
         if given.command == "status":
             command.run(settings, as_json=given.json)
+        elif given.command == "label-studio":
+            command.run(settings, given.port)
+        elif given.command == "rehearse":
+            noise = command.Noise(given.jitter, given.swaps, given.skips, given.seconds, given.seed)
+            command.run(settings, noise)
         else:
             unit = "images" if given.images is not None else "minutes"
             command.run(settings, unit=unit, total=float(getattr(given, unit)), rounds=given.rounds)

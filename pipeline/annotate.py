@@ -1,73 +1,183 @@
 """Stage: orders the selected images and collects their labels. The only stage that spends.
 
 The order of things is what makes labels safe: an order is in the ledger before it is sent; a mask is on the disk
-before its delivery is in the ledger; masks are in DVC's cache before the stage ends. Whoever dies in between, the next
-run finds what is paid for and goes on from there.
+before its delivery is in the ledger, and in DVC's cache before the next is read. Whoever dies in between, the next run
+finds what is paid for and goes on from there.
 """
 
+import contextlib
+import io
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from pipeline import artifacts, datasets, ledger, paths
 from pipeline.annotators import ANNOTATORS
-from pipeline.annotators.contract import Answer, Request
+from pipeline.annotators.contract import Annotator, Answer, HeldBack, Request, Skipped, Unreachable
 from pipeline.errors import UserError, WaitingForPeople, choose
 from pipeline.labels import IGNORE
-from pipeline.ledger import Delivery, Ledger, Order
-from pipeline.params import Annotate, BudgetLine, Prepare
+from pipeline.ledger import Delivery, Ledger, Order, Skip
+from pipeline.params import Annotate, BudgetLine, Prepare, Score
 
 POLL_SECONDS = 30.0
+LONGEST_POLL_SECONDS = 600.0
+"""Doubled up to this while the annotators cannot be reached."""
+PATIENCE_SECONDS = 24 * 3600.0
+"""So long they may stay away in mode `wait`."""
 
 
-def run(round_name: str, line: BudgetLine, *, prepare: Prepare, annotate: Annotate) -> None:
+def run(round_name: str, line: BudgetLine, *, prepare: Prepare, score: Score, annotate: Annotate) -> None:
     """Order what the round's selection adds, collect what has come back, and write the labels bought so far.
 
     Raises:
-        UserError: the labels that the ledger speaks of are not here, or the order would pass the budget.
-        WaitingForPeople: not everything has come back (mode `stop`).
+        UserError: the labels that the ledger speaks of are not here, the order would pass the budget, or the annotators
+            cannot be reached.
+        WaitingForPeople: not everything has come back (mode `stop`), or skipped images have to be replaced.
     """
     annotator = choose("annotate.annotator", ANNOTATORS, annotate.annotator)
+    _check_store(ledger.load())
+    with _dvc() as add:  # before anything is bought that could not be kept
+        selection = artifacts.load_selection(round_name)
+        pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+        _order(round_name, line, selection, prepare, annotate)
+        waiting = _collect(annotator, Request(round_name, (), {}, pool, prepare, annotate, score.acquisition), add)
+        _take_corrections(round_name, pool)
+        add()
+    orders = ledger.load().ordered(round_name)
+    if {order.key for order in orders} != set(selection["key"]):
+        paths.selection(round_name).unlink()  # so that DVC runs `select` again, which keeps what is ordered
+        raise WaitingForPeople(f"{waiting}; `dvc repro` now draws others for the skipped images")
+    if len({delivery.key for delivery in ledger.load().delivered(round_name)}) < len(orders):
+        raise WaitingForPeople(f"{waiting}; run `dvc repro` again when they are done")
+    _write_labels(round_name, line.after, [order.key for order in orders])
+
+
+@contextlib.contextmanager
+def _dvc() -> Iterator[Callable[[], None]]:
+    """`dvc add data/labels` as a function: in this process it takes a hundredth of the time of a new one."""
+    try:
+        with Repo() as repo:
+
+            def add() -> None:
+                if paths.LABELS.is_dir():  # else nothing has come back yet
+                    with contextlib.redirect_stdout(io.StringIO()):  # its advice on git
+                        # Relinking would take masks away for a moment, before data/labels.dvc speaks of them.
+                        repo.add(str(paths.LABELS), relink=False)
+
+            yield add
+    except DvcException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"`dvc add {paths.LABELS}` failed ({reason}): mend that, then `dvc repro` goes on from here"
+        ) from None
+
+
+def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> str:
+    """Take what comes back until everything has, or in mode `stop` what is there by now; say how far this came."""
+    name = about.round_name
+    poll, last_answer, first = POLL_SECONDS, time.monotonic(), True
+    told: set[HeldBack] = set()
+    bar = tqdm(total=len(ledger.load().ordered(name)), desc=f"annotate {name}", unit="image", disable=None)
+    while True:
+        request = _request(about)
+        pending = [order for order in request.orders if order.key not in request.known]
+        held: list[HeldBack] = []
+        try:
+            # What is on record is looked at once, for corrections; while people are waited for, only the rest is.
+            for said in annotator(request if first else request._replace(orders=pending)):
+                if isinstance(said, HeldBack):
+                    held.append(said)
+                else:
+                    _record(name, said, request, add)
+                bar.update(len({d.key for d in ledger.load().delivered(name)}) - bar.n)
+            poll, last_answer, first = POLL_SECONDS, time.monotonic(), False
+        except UserError as error:
+            if not pending:  # complete: nobody is needed
+                print(f"{name}: all labels are here; nobody was asked for corrections, since {error}")
+            elif not (isinstance(error, Unreachable) and about.annotate.mode == "wait"):
+                raise
+            elif time.monotonic() - last_answer > PATIENCE_SECONDS:
+                raise UserError(f"{error} (tried for {PATIENCE_SECONDS / 3600:g} hours)") from None
+            else:
+                poll = min(2 * poll, LONGEST_POLL_SECONDS)
+                tqdm.write(f"{error}; next try in {poll:g} s")
+        for one in set(held) - told:
+            tqdm.write(f"{name}: {one.key}: {one.reason}")
+        told |= set(held)
+        book = ledger.load()
+        ordered, delivered = book.ordered(name), {d.key for d in book.delivered(name)}
+        if about.annotate.mode == "stop" or delivered.issuperset(order.key for order in ordered):
+            break
+        time.sleep(poll)
+    bar.close()
+    return f"{name}: {len(delivered)} of {len(ordered)} labelled" + (f", {len(held)} need another look" if held else "")
+
+
+def _request(about: Request) -> Request:
+    """With all that the annotators may still have something to say of, as the ledger has it now."""
+    book, name = ledger.load(), about.round_name
+    standing = {order.key for order in book.orders}
+    # A skipped image may be labelled after all, unless another order has it by now.
+    late = [order for order in book.withdrawn if order.round == name and order.key not in standing]
+    known = {e.key: e.version for e in book.entries if isinstance(e, Delivery | Skip) and e.round == name}
+    return about._replace(orders=[*book.ordered(name), *late], known=known)
+
+
+def _record(round_name: str, said: Answer | Skipped, request: Request, add: Callable[[], None]) -> None:
+    """Put what came back into the store, the ledger and DVC's cache."""
+    name = request.annotate.annotator
+    if said.key not in {order.key for order in request.orders} or request.known.get(said.key) == said.version:
+        raise AssertionError(f"{name} answered {said.key!r}, which it was not asked for")
+    if not 0 <= said.minutes < float("inf"):
+        raise UserError(f"{name} says that {said.key!r} took {said.minutes} minutes, which is no time")
+    if isinstance(said, Skipped):
+        if said.key in {delivery.key for delivery in ledger.load().delivered(round_name)}:
+            return  # a label that is here stays, whatever is done to it there
+        print(f"{round_name}: {said.key} was skipped by {said.annotator}; it is back in the pool")
+        ledger.append([Skip(round_name, said.key, said.annotator, said.minutes, ledger.now(), said.version)])
+        return
+    if said.key in request.known:
+        print(f"{round_name}: {said.key} was changed by {said.annotator}; taken as corrected")
+    _check_mask(said.key, said.mask, request, name)
+    digest = artifacts.save_mask(paths.mask(said.key), said.mask)
+    what = (said.annotator, said.minutes, digest, ledger.now(), said.changed, said.agreement, said.version)
+    ledger.append([Delivery(round_name, said.key, *what)])
+    add()
+
+
+def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, prepare: Prepare, annotate: Annotate) -> None:
+    """Put on record what the selection adds to what is ordered already, without what was skipped."""
     book = ledger.load()
-    _check_store(book)
-    selection = artifacts.load_selection(round_name)
-    new = _order(round_name, line, selection, book, prepare, annotate)
+    for order in [*book.orders, *book.withdrawn]:
+        if order.classes != prepare.classes:
+            raise UserError(
+                f"prepare.classes is {prepare.classes!r}, but labels were bought in {order.classes!r}: "
+                f"set it back, or start a new project for the new classes"
+            )
+    elsewhere = {order.key: order.round for order in book.orders}
+    asked = {entry.key for entry in book.entries if entry.round == round_name}
+    wanted = selection[~selection["key"].isin(asked)]
+    for key in wanted["key"]:
+        if key in elsewhere:
+            raise UserError(
+                f"{round_name} wants {key!r}, which {elsewhere[key]} has bought already: "
+                f"run `dvc repro -s -f select@{round_name}`, then `dvc repro`"
+            )
+    new = [
+        Order(round_name, r.key, annotate.annotator, prepare.classes, r.gain, r.minutes, r.probability, ledger.now())
+        for r in wanted.itertuples()
+    ]
     if new:
-        _check_spending(round_name, line, book.ordered(round_name), new, book)
+        _check_spending(round_name, line, book, new)
         ledger.append(new)
         print(f"{round_name}: ordered {len(new)} images from {annotate.annotator}")
-
-    orders = ledger.load().ordered(round_name)
-    keys, classes = {order.key for order in orders}, len(datasets.class_set(prepare.classes).names)
-    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
-    bar = tqdm(total=len(orders), desc=f"annotate {round_name}", unit="image", disable=None)
-    while True:
-        delivered = {delivery.key for delivery in ledger.load().delivered(round_name)}
-        bar.update(len(delivered) - bar.n)
-        pending = [order for order in orders if order.key not in delivered]
-        for answer in annotator(Request(pending, pool, prepare, annotate)) if pending else ():
-            if answer.key in delivered or answer.key not in keys:
-                raise AssertionError(f"{annotate.annotator} answered {answer.key!r}, which it was not asked for")
-            _deliver(round_name, answer, pool.loc[answer.key], classes, annotate.annotator)
-            delivered.add(answer.key)
-            bar.update()
-        _take_corrections(round_name, pool)
-        _add_to_dvc()
-        if len(delivered) == len(orders):
-            break
-        waiting = f"{round_name}: {len(delivered)} of {len(orders)} labelled"
-        if annotate.mode == "stop":
-            raise WaitingForPeople(f"{waiting}; run `dvc repro` again when they are done")
-        time.sleep(POLL_SECONDS)
-    bar.close()
-    _write_labels(round_name, line.after, [order.key for order in orders])
 
 
 def _check_store(book: Ledger) -> None:
@@ -78,7 +188,7 @@ def _check_store(book: Ledger) -> None:
             f"{paths.LABELS} lacks {len(lacking)} labels that are paid for, {lacking[0]!r} first: "
             f"run `dvc pull {paths.LABELS_DVC}` (or `dvc checkout {paths.LABELS_DVC}`), then `dvc repro`"
         )
-    ordered = {order.key for order in book.orders}
+    ordered = {entry.key for entry in book.entries}
     strangers = sorted(path.stem for path in paths.LABELS.glob("[!.]*.png") if path.stem not in ordered)
     if strangers:
         raise UserError(
@@ -87,39 +197,13 @@ def _check_store(book: Ledger) -> None:
         )
 
 
-def _order(
-    round_name: str, line: BudgetLine, selection: pd.DataFrame, book: Ledger, prepare: Prepare, annotate: Annotate
-) -> list[Order]:
-    """What the selection adds to what is ordered already."""
-    elsewhere = {order.key: order.round for order in book.orders}
-    new = selection[~selection["key"].isin([key for key, name in elsewhere.items() if name == round_name])]
-    for key in new["key"]:
-        if key in elsewhere:
-            raise UserError(
-                f"{round_name} wants {key!r}, which {elsewhere[key]} has bought already: "
-                f"run `dvc repro -s -f select@{round_name}`, then `dvc repro`"
-            )
-    for order in book.orders:
-        if order.classes != prepare.classes:
-            raise UserError(
-                f"prepare.classes is {prepare.classes!r}, but labels were bought in {order.classes!r}: "
-                f"set it back, or start a new project for the new classes"
-            )
-    return [
-        Order(round_name, r.key, annotate.annotator, prepare.classes, r.gain, r.minutes, r.probability, ledger.now())
-        for r in new.itertuples()
-    ]
-
-
-def _check_spending(
-    round_name: str, line: BudgetLine, kept: Sequence[Order], new: Sequence[Order], book: Ledger
-) -> None:
+def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequence[Order]) -> None:
     if os.environ.get("DVC_EXP_NAME"):
         raise UserError(
             f"{round_name} would buy {len(new)} images inside `dvc exp run`, whose ledger is thrown away: "
             f"buy them with `dvc repro` first, then experiment on what was bought"
         )
-    images, minutes = ledger.spent([*kept, *new], book.delivered(round_name))
+    images, minutes = book.spent(round_name, new)
     if images > (line.images or images) or minutes > (line.minutes or minutes) + 1e-6:
         raise UserError(
             f"{round_name} would spend {images} images and {minutes:g} minutes, but its budget line says {line}: "
@@ -127,18 +211,15 @@ def _check_spending(
         )
 
 
-def _deliver(round_name: str, answer: Answer, image: pd.Series, classes: int, annotator: str) -> None:
-    if not 0 <= answer.minutes < float("inf"):
-        raise UserError(f"{annotator} says that {answer.key!r} took {answer.minutes} minutes, which is no time")
-    unknown = np.setdiff1d(answer.mask, [*range(classes), IGNORE])
+def _check_mask(key: str, mask: UInt8[np.ndarray, "h w"], request: Request, annotator: str) -> None:
+    classes = len(datasets.class_set(request.prepare.classes).names)
+    unknown = np.setdiff1d(mask, [*range(classes), IGNORE])
     if unknown.size:
         raise UserError(
-            f"the label of {answer.key!r} from {annotator} holds the ids {', '.join(map(str, unknown))}, "
+            f"the label of {key!r} from {annotator} holds the ids {', '.join(map(str, unknown))}, "
             f"but there are {classes} classes and {IGNORE} for none: mend it there, then `dvc repro`"
         )
-    _check_size(answer.key, answer.mask, image)
-    digest = artifacts.save_mask(paths.mask(answer.key), answer.mask)
-    ledger.append([Delivery(round_name, answer.key, annotator, answer.minutes, digest, ledger.now())])
+    _check_size(key, mask, request.pool.loc[key])
 
 
 def _check_size(key: str, mask: UInt8[np.ndarray, "h w"], image: pd.Series) -> None:
@@ -159,17 +240,6 @@ def _take_corrections(round_name: str, pool: pd.DataFrame) -> None:
         if digest != delivery.sha256:
             print(f"{round_name}: {paths.mask(key)} was changed by hand; taken as corrected")
             ledger.append([delivery._replace(annotator="hand", sha256=digest, at=ledger.now())])
-
-
-def _add_to_dvc() -> None:
-    if not paths.LABELS.is_dir():
-        return  # nothing has come back yet
-    # Relinking would take masks away for a moment, before data/labels.dvc speaks of them: a kill there would lose them.
-    command = [sys.executable, "-m", "dvc", "add", "--no-relink", str(paths.LABELS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = " ".join(done.stderr.split())
-        raise UserError(f"`dvc add {paths.LABELS}` failed ({reason}): mend that, then `dvc repro` goes on from here")
 
 
 def _write_labels(round_name: str, after: str, keys: Sequence[str]) -> None:

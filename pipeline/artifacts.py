@@ -208,10 +208,27 @@ def load_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
     """Read a delivered mask."""
     if not path.is_file():
         raise UserError(f"the label {path} is not here: run `dvc pull {paths.LABELS_DVC}`")
-    mask: np.ndarray | None = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
+    mask = _read_grey(path)
+    if mask is None:
         raise UserError(f"the label {path} is damaged: delete it and run `dvc checkout {paths.LABELS_DVC}`")
     return mask
+
+
+def load_prediction(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
+    """Read the class ids that the model of the round before gives an image which the round buys, at its own size."""
+    path, maker = paths.prediction(round_name, key), f"predict@{round_name}"
+    if not path.is_file():
+        raise _missing(path, maker)
+    mask = _read_grey(path)
+    if mask is None:
+        raise _damaged(path, "it is no 8-bit greyscale PNG", maker)
+    return mask
+
+
+def _read_grey(path: Path) -> UInt8[np.ndarray, "h w"] | None:
+    """An 8-bit greyscale picture; None if the file is anything else."""
+    picture: np.ndarray | None = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return None if picture is None or picture.ndim != 2 or picture.dtype != np.uint8 else picture
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`python -m pipeline doctor`: look at all data that params.yaml names before anybody's time is spent on it.
+"""`python -m pipeline doctor`: look at all data that params.yaml names, and at Label Studio, before time is spent.
 
 Nothing stops it at the first fault: it lists all. Exit status 1 means that training would be wrong. The pool's masks
 stay closed, as they do everywhere but in the oracle annotator.
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline import artifacts, datasets, paths
+from pipeline.annotators import label_studio
 from pipeline.datasets.scan import Found, near_pairs, scan, shared_images
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
@@ -56,6 +57,11 @@ def run(params: Params) -> int:
     _duplicates(found, report)
     _budget(params, found["pool"], report)
     _manifests(prepare, found, report)
+    if params.annotate.annotator == "label_studio" and classes is not None:
+        try:
+            print(label_studio.check(params.annotate, classes))
+        except UserError as error:
+            report.problems.append(str(error))
     for title, lines in (("warning", report.warnings), ("problem", report.problems)):
         for line in lines:
             print(f"{title}: {line}")

@@ -1,4 +1,4 @@
-"""Orders and deliveries: the append-only record of what people's time was spent on.
+"""Orders, deliveries and skips: the append-only record of what people's time was spent on.
 
 One JSON object per line. An order is written before it is sent, a delivery before it is used, so whatever dies in
 between, the next run knows what is already paid for. The file is replaced whole (temporary name, fsync, rename): a
@@ -38,27 +38,89 @@ class Delivery(NamedTuple):
     round: str
     key: str
     annotator: str
+    """Who made it."""
     minutes: float
     """Minutes that it took."""
     sha256: str
     """Hash of the mask file."""
     at: str
     """When, UTC."""
+    changed: int | None = None
+    """Pixels in which it differs from the prediction that was sent along; None if none was."""
+    agreement: float | None = None
+    """Share of pixels on which several annotators agree; None if there was one."""
+    version: str = ""
+    """Which annotation it was made from, in which state: another version is a correction."""
+
+
+class Skip(NamedTuple):
+    """One image that an annotator would not label: its order is withdrawn, the image returns to the pool."""
+
+    round: str
+    key: str
+    annotator: str
+    """Who skipped it."""
+    minutes: float
+    """Minutes that this took."""
+    at: str
+    """When, UTC."""
+    version: str = ""
+    """Which annotation says so, in which state."""
+
+
+Entry = Order | Delivery | Skip
 
 
 class Ledger(NamedTuple):
-    """Everything ordered and delivered so far, oldest first."""
+    """Everything that happened so far, oldest first."""
 
-    orders: tuple[Order, ...]
-    deliveries: tuple[Delivery, ...]
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """All masks that came back."""
+        return [entry for entry in self.entries if isinstance(entry, Delivery)]
+
+    @property
+    def orders(self) -> list[Order]:
+        """All orders that stand."""
+        return [order for order, stands in self._orders() if stands]
+
+    @property
+    def withdrawn(self) -> list[Order]:
+        """The orders whose image was skipped. A label that is made of it all the same reinstates the order."""
+        return [order for order, stands in self._orders() if not stands]
+
+    def _orders(self) -> list[tuple[Order, bool]]:
+        stands: dict[tuple[str, str], tuple[Order, bool]] = {}
+        for entry in self.entries:
+            place = (entry.round, entry.key)
+            stands[place] = (
+                (entry, True) if isinstance(entry, Order) else (stands[place][0], isinstance(entry, Delivery))
+            )
+        return list(stands.values())
 
     def ordered(self, round_name: str) -> list[Order]:
-        """What a round has ordered."""
+        """What a round has ordered; skipped images are not among it."""
         return [order for order in self.orders if order.round == round_name]
 
     def delivered(self, round_name: str) -> list[Delivery]:
         """What has come back of a round."""
         return [delivery for delivery in self.deliveries if delivery.round == round_name]
+
+    def skipped(self, round_name: str) -> list[Skip]:
+        """What annotators of a round would not label."""
+        return [entry for entry in self.entries if isinstance(entry, Skip) and entry.round == round_name]
+
+    def spent(self, round_name: str, more: Sequence[Order] = ()) -> tuple[int, float]:
+        """Images of a round, with `more` orders, and its minutes: measured where delivered, predicted where not.
+
+        The minutes that a skipped image took are spent, too.
+        """
+        orders = [*self.ordered(round_name), *more]
+        measured = {delivery.key: delivery.minutes for delivery in self.delivered(round_name)}
+        minutes = sum(measured.get(order.key, order.minutes) for order in orders)
+        return len(orders), float(minutes + sum(skip.minutes for skip in self.skipped(round_name)))
 
 
 def now() -> str:
@@ -66,7 +128,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-KINDS: dict[str, type[Order] | type[Delivery]] = {"order": Order, "delivery": Delivery}
+KINDS: dict[str, type[Entry]] = {"order": Order, "delivery": Delivery, "skip": Skip}
 
 
 def load() -> Ledger:
@@ -75,7 +137,7 @@ def load() -> Ledger:
     Raises:
         UserError: a line is not a whole entry, an image was ordered twice, or came back without an order.
     """
-    entries: list[Order | Delivery] = []
+    entries: list[Entry] = []
     text = paths.LEDGER.read_text(encoding="utf-8") if paths.LEDGER.is_file() else ""
     lines = text.removesuffix("\n").split("\n") if text else []  # splitlines() would also split at U+2028 in a key
     for number, line in enumerate(lines, start=1):
@@ -84,25 +146,33 @@ def load() -> Ledger:
             entries.append(KINDS[fields.pop("event")](**fields))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{paths.LEDGER}: line {number} is not an order or a delivery ({line[:60]!r}): "
+                f"{paths.LEDGER}: line {number} is not an order, a delivery or a skip ({line[:60]!r}): "
                 f"restore the file from git, or resolve the merge by keeping the lines of both sides"
             ) from None
-    book = Ledger(
-        tuple(entry for entry in entries if isinstance(entry, Order)),
-        tuple(entry for entry in entries if isinstance(entry, Delivery)),
-    )
-    keys = [order.key for order in book.orders]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"{paths.LEDGER}: {twice!r} was ordered twice: keep one of its order lines")
-    rounds = {order.key: order.round for order in book.orders}
-    for delivery in book.deliveries:
-        if rounds.get(delivery.key) != delivery.round:
-            raise UserError(f"{paths.LEDGER}: {delivery.key!r} was delivered in {delivery.round} but not ordered there")
-    return book
+    _check(entries)
+    return Ledger(tuple(entries))
 
 
-def append(entries: Iterable[Order] | Iterable[Delivery]) -> None:
+def _check(entries: Iterable[Entry]) -> None:
+    standing: dict[str, str] = {}
+    seen = set()
+    for entry in entries:
+        place, holder = (entry.round, entry.key), standing.get(entry.key)
+        if isinstance(entry, Order):
+            if holder is not None or place in seen:
+                raise UserError(f"{paths.LEDGER}: {entry.key!r} was ordered twice: keep one of its order lines")
+            seen.add(place)
+            standing[entry.key] = entry.round
+        elif place not in seen or holder not in (None, entry.round):
+            what = "delivered" if isinstance(entry, Delivery) else "skipped"
+            raise UserError(f"{paths.LEDGER}: {entry.key!r} was {what} in {entry.round} but not ordered there")
+        elif isinstance(entry, Delivery):
+            standing[entry.key] = entry.round
+        else:
+            standing.pop(entry.key, None)
+
+
+def append(entries: Iterable[Entry]) -> None:
     """Add entries at the end, all or none of them."""
     old = paths.LEDGER.read_bytes() if paths.LEDGER.is_file() else b""
     if old and not old.endswith(b"\n"):  # an editor took it
@@ -110,9 +180,3 @@ def append(entries: Iterable[Order] | Iterable[Delivery]) -> None:
     names: dict[type, str] = {kind: name for name, kind in KINDS.items()}
     lines = [json.dumps({"event": names[type(e)], **e._asdict()}, ensure_ascii=False) + "\n" for e in entries]
     artifacts.write(paths.LEDGER, old + "".join(lines).encode())
-
-
-def spent(orders: Sequence[Order], deliveries: Sequence[Delivery]) -> tuple[int, float]:
-    """Images ordered, and their minutes: measured where delivered, predicted where not."""
-    measured = {delivery.key: delivery.minutes for delivery in deliveries}
-    return len(orders), float(sum(measured.get(order.key, order.minutes) for order in orders))

@@ -175,11 +175,37 @@ class Annotate(Section):
     """Where labels come from. Not tracked by DVC: switching it re-runs nothing and re-buys nothing."""
 
     annotator: str = "oracle"
-    """oracle: the known labels of a benchmark."""
+    """label_studio: people; oracle: the known labels of a benchmark."""
     mode: Literal["stop", "wait"] = "stop"
     """stop: exit while people work and continue at the next `dvc repro`; wait: block with a progress bar."""
     oracle_minutes: Positive = 10.0
     """Minutes that the oracle books for every image."""
+    url: str = "http://127.0.0.1:8080"
+    """Where Label Studio is. Its key comes from the environment: LABEL_STUDIO_API_KEY."""
+    project: Annotated[str, Field(min_length=3, max_length=50)] = "Regain"
+    """Title of the project in Label Studio; created if there is none, found again by this title."""
+    images: str = "upload"
+    """upload: images are sent to Label Studio; local_files: it reads them from `media`; or an address with {key}."""
+    media: str = "data/label_studio/media"
+    """Document root of Label Studio's local files, as seen from here; for `images: local_files`."""
+    annotators_per_image: Count = 1
+    """So many different people label each image."""
+    several: Literal["latest", "majority"] = "latest"
+    """Which label counts if there are several and none is marked as ground truth; majority leaves ties unlabelled."""
+    min_seconds: NotNegative = 2.0
+    """A prediction that is submitted unchanged within this time needs another look."""
+    max_share: Share = 0.98
+    """So does a label in which one class newly covers more than this share of the image."""
+
+    @model_validator(mode="after")
+    def _images_is_a_way(self) -> "Annotate":
+        if self.images not in ("upload", "local_files") and "{key}" not in self.images:
+            raise ValueError(
+                f"images is {self.images!r}: write upload, local_files, or an address with {{key}} for the image's key"
+            )
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url is {self.url!r}: write the address of Label Studio, http://HOST:PORT")
+        return self
 
 
 class Tune(Section):

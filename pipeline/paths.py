@@ -12,6 +12,9 @@ LABELS = Path("data/labels")
 """Delivered masks, one PNG per image; tracked by `dvc add`, never a stage's output."""
 LABELS_DVC = Path("data/labels.dvc")
 LOCK = Path("data/stage.lock")
+LABEL_STUDIO = Path("data/label_studio")
+"""The local Label Studio's own folder: database, log-in, images."""
+LABEL_STUDIO_VENV = Path(".venv-label-studio")
 CHECKPOINTS = Path("data/checkpoints")
 TOWN = Path("data/town")
 MANIFESTS = Path("data/manifests")
@@ -51,6 +54,21 @@ def pool(round_name: str) -> Path:
 def selection(round_name: str) -> Path:
     """The images that a round buys."""
     return ROUNDS / round_name / "selection.csv"
+
+
+def predictions(round_name: str) -> Path:
+    """Folder of what the model of the round before says of the images that a round buys."""
+    return ROUNDS / round_name / "predictions"
+
+
+def prediction(round_name: str, key: str) -> Path:
+    """Predicted class ids of one image, at its own size."""
+    return predictions(round_name) / f"{key}.png"
+
+
+def gain_picture(round_name: str, key: str) -> Path:
+    """The image with its expected gain laid over, for people to look at."""
+    return predictions(round_name) / f"{key}.jpg"
 
 
 def labels(round_name: str) -> Path:

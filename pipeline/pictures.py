@@ -10,10 +10,13 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline import transforms
 from pipeline.labels import IGNORE, ClassSet, colourise
 
 GAP, HEADER = 6, 44
 """Pixels between the pictures of a panel, and above them for the captions."""
+LONGEST = 1024
+"""Pixels of the longer side, at most, of a picture that is looked at in a browser."""
 
 
 def png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -40,12 +43,10 @@ def panel(
     """
     height, width = truth.shape
     zoom = max(1, round(240 / height))
-    top = max(float(np.quantile(gain, 0.99)), 1e-12)
-    heat = (mpl.colormaps["inferno"](np.clip(gain / top, 0, 1))[..., :3] * 255).astype(np.uint8)
     pictures = {
         "image": image,
         f"prediction before ({_right(before, truth):.0%} right)": colourise(before, classes),
-        "gain map (bright: label this)": heat,
+        "gain map (bright: label this)": _heat(gain),
         "label": colourise(truth, classes),
         f"prediction after ({_right(after, truth):.0%} right)": colourise(after, classes),
     }
@@ -59,6 +60,29 @@ def panel(
         grown = cv2.resize(picture, (wide, tall), interpolation=cv2.INTER_NEAREST)
         sheet.paste(Image.fromarray(grown), (left, HEADER))
     return png(np.asarray(sheet))
+
+
+def gain_overlay(image: UInt8[np.ndarray, "h w 3"], gain: Float[np.ndarray, "h2 w2"]) -> bytes:
+    """The image, grey and darkened, under its gain map, as a JPEG file of at most LONGEST pixels a side.
+
+    The heat is a panel's: dark where there is nothing to gain, bright from the image's 99th percentile on.
+    """
+    height, width = image.shape[:2]
+    zoom = min(1.0, LONGEST / max(height, width))
+    size = (max(1, round(height * zoom)), max(1, round(width * zoom)))
+    grey = cv2.cvtColor(transforms.resize(image, size), cv2.COLOR_RGB2GRAY)[..., None]
+    # In these shares the darkest pixel of highest gain is still brighter than a white one of none.
+    picture = 0.35 * grey + 0.65 * transforms.resize(_heat(gain), size)
+    buffer = io.BytesIO()
+    Image.fromarray(picture.round().astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _heat(gain: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """From dark (nothing to gain) to bright (the image's 99th percentile and above)."""
+    top = max(float(np.quantile(gain, 0.99)), 1e-12)
+    heat: np.ndarray = (mpl.colormaps["inferno"](np.clip(gain / top, 0, 1))[..., :3] * 255).astype(np.uint8)
+    return heat
 
 
 def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]) -> float:

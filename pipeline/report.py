@@ -83,7 +83,9 @@ def _round(
     before, temperature = training.open_network(line.after, model, classes)
     after, _ = training.open_network(name, model, classes)
     cooled = temperature if score.calibrate else 1.0
-    predicted, realised = [], []
+    # There may be fewer images than processes.
+    predicted = [torch.zeros(0, dtype=torch.float64)]
+    realised = [torch.zeros(0, len(classes.names), 3, dtype=torch.float64)]
     results = inference.outputs(fabric, before, items, model.size, compute, f"report {name}")
     for out in results:
         probabilities = (out.logits / cooled).softmax(1)

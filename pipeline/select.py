@@ -18,11 +18,12 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     """
     book = ledger.load()
     kept = book.ordered(round_name)  # paid for: whatever the scores say now, they stay
-    bought = {order.key for order in book.orders}
+    # A skipped image is back in the pool, but not offered again in the round whose annotators would not have it.
+    gone = {order.key for order in book.orders} | {skip.key for skip in book.skipped(round_name)}
     scores = artifacts.load_scores(round_name)
-    left = scores[~scores["key"].isin(bought)].reset_index(drop=True)
+    left = scores[~scores["key"].isin(gone)].reset_index(drop=True)
     images = None if line.images is None else line.images - len(kept)
-    minutes = None if line.minutes is None else line.minutes - ledger.spent(kept, book.delivered(round_name))[1]
+    minutes = None if line.minutes is None else line.minutes - book.spent(round_name)[1]
 
     rows = [_kept(order) for order in kept]
     if (images is None or images > 0) and (minutes is None or minutes > 0):

@@ -4,29 +4,60 @@ import json
 from typing import Any
 
 from pipeline import artifacts, ledger, paths
+from pipeline.errors import UserError
+from pipeline.ledger import Delivery, Ledger, Skip
 from pipeline.params import Params
 
 
 def collect(params: Params) -> dict[str, Any]:
     """Everything the status shows, as plain values."""
     book = ledger.load()
-    rounds = [{"round": paths.SOURCE_ROUND, "budget": "-", "ordered": 0, "labelled": 0, "minutes": 0.0}]
+    rounds: list[dict[str, Any]] = [
+        {"round": paths.SOURCE_ROUND, "budget": "-", "ordered": 0, "labelled": 0, "skipped": 0, "minutes": 0.0}
+    ]
     for name, line in params.budget.items():
-        orders, deliveries = book.ordered(name), book.delivered(name)
-        images, minutes = ledger.spent(orders, deliveries)
-        labelled = len({delivery.key for delivery in deliveries})
-        rounds.append({"round": name, "budget": str(line), "ordered": images, "labelled": labelled, "minutes": minutes})
-    for row in rounds:
-        row["miou"] = _miou(str(row["round"]))
-        row["state"] = _state(row, params)
-    in_table = set(params.budget)
-    images, minutes = ledger.spent(book.orders, book.deliveries)
+        images, minutes = book.spent(name)
+        labelled, skipped = len({delivery.key for delivery in book.delivered(name)}), len(book.skipped(name))
+        row = {"round": name, "budget": str(line), "ordered": images, "labelled": labelled, "skipped": skipped}
+        rounds.append(row | {"minutes": minutes})
+    for has in rounds:
+        has["miou"] = _miou(has["round"])
+        has["state"] = _state(has, params)
+    spent = [book.spent(name) for name in {entry.round for entry in book.entries}]
     return {
         "rounds": rounds,
-        "spent": {"images": images, "minutes": minutes},
-        "outside_the_table": sorted({order.round for order in book.orders} - in_table),
+        "annotators": _annotators(book),
+        "label_studio": _label_studio(params, [row["round"] for row in rounds if row["ordered"] > row["labelled"]]),
+        "spent": {"images": sum(images for images, _ in spent), "minutes": sum(minutes for _, minutes in spent)},
+        "outside_the_table": sorted({order.round for order in book.orders} - set(params.budget)),
         "next": next((f"{r['round']}: {r['state']}" for r in rounds if r["state"] != "done"), "all rounds are done"),
     }
+
+
+def _annotators(book: Ledger) -> list[dict[str, Any]]:
+    """What each of them did in each round; of corrections the last counts."""
+    latest = {(delivery.round, delivery.key): delivery for delivery in book.deliveries}
+    done: list[Delivery | Skip] = [*latest.values(), *(entry for entry in book.entries if isinstance(entry, Skip))]
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in sorted(done, key=lambda entry: (entry.round, entry.annotator)):
+        new = {"round": entry.round, "annotator": entry.annotator, "labelled": 0, "skipped": 0, "minutes": 0.0}
+        row = rows.setdefault((entry.round, entry.annotator), new)
+        row["labelled" if isinstance(entry, Delivery) else "skipped"] += 1
+        row["minutes"] += entry.minutes
+    return list(rows.values())
+
+
+def _label_studio(params: Params, waiting: list[str]) -> dict[str, Any] | None:
+    """How far people are with the rounds that wait for them, as Label Studio has it; None if nobody waits for it."""
+    if params.annotate.annotator != "label_studio" or not waiting:
+        return None
+    from pipeline.annotators import label_studio  # half a second, so only where it is needed
+
+    try:
+        progress = label_studio.progress(params.annotate, waiting)
+    except UserError as error:  # the rest is worth showing all the same
+        return {"url": params.annotate.url, "rounds": {}, "error": str(error)}
+    return {"url": params.annotate.url, "rounds": {name: p._asdict() for name, p in progress.items()}, "error": None}
 
 
 def _miou(round_name: str) -> float | None:
@@ -51,14 +82,25 @@ def run(params: Params, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    print(f"{'round':<7}{'budget':<13}{'ordered':>8}{'labelled':>10}{'minutes':>9}{'mIoU':>8}  state")
+    print(f"{'round':<7}{'budget':<13}{'ordered':>8}{'labelled':>10}{'skipped':>9}{'minutes':>9}{'mIoU':>8}  state")
     for row in content["rounds"]:
         miou = "-" if row["miou"] is None else f"{100 * row['miou']:.1f}"
         print(
-            f"{row['round']:<7}{row['budget']:<13}{row['ordered']:>8}{row['labelled']:>10}{row['minutes']:>9g}"
-            f"{miou:>8}  {row['state']}"
+            f"{row['round']:<7}{row['budget']:<13}{row['ordered']:>8}{row['labelled']:>10}{row['skipped']:>9}"
+            f"{row['minutes']:>9.4g}{miou:>8}  {row['state']}"
         )
     spent = content["spent"]
-    print(f"\nspent: {spent['images']} images, {spent['minutes']:g} minutes; next: {content['next']}")
+    print(f"\nspent: {spent['images']} images, {spent['minutes']:.4g} minutes; next: {content['next']}")
+    for row in content["annotators"]:
+        skipped = f", skipped {row['skipped']}" if row["skipped"] else ""
+        print(f"{row['round']}: {row['annotator']} labelled {row['labelled']}{skipped} in {row['minutes']:.4g} minutes")
+    if content["label_studio"]:
+        for name, has in content["label_studio"]["rounds"].items():
+            print(
+                f"{name} in Label Studio at {content['label_studio']['url']}: sent {has['sent']}, "
+                f"started {has['started']}, done {has['done']}, skipped {has['skipped']}"
+            )
+        if content["label_studio"]["error"]:
+            print(f"not asked how far people are: {content['label_studio']['error']}")
     if content["outside_the_table"]:
         print(f"bought in rounds that the budget table no longer has: {', '.join(content['outside_the_table'])}")

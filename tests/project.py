@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,8 @@ class Project(NamedTuple):
     folder: Path
     threads: int | None = 1
     """Threads of each process; None for torch's own choice. One is quickest for networks as small as these."""
+    variables: Mapping[str, str] = {}
+    """More of the environment."""
 
     def environment(self) -> dict[str, str]:
         """This process's environment without what would leak into the project, and with caches of its own."""
@@ -87,7 +89,7 @@ class Project(NamedTuple):
             **{f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }
         threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
-        return kept | own | threads
+        return kept | own | threads | dict(self.variables)
 
     def start(self, *words: str, log: Path) -> "subprocess.Popen[bytes]":
         """Start a command in a session of its own; what it says goes to `log`."""
@@ -174,7 +176,7 @@ class Project(NamedTuple):
     def results(self) -> dict[str, str | None]:
         """Hashes of all that a run is for: labels, models, metrics, the report, DVC's own record of the labels."""
         data, names = self.folder / "data", ["data/labels.dvc"]
-        for pattern in ("labels/*", "models/*/*", "metrics/*", "rounds/*/*"):
+        for pattern in ("labels/*", "models/*/*", "metrics/*", "rounds/**/*.*"):
             names += [str(path.relative_to(self.folder)) for path in data.glob(pattern)]
         names += [str(path.relative_to(self.folder)) for path in (self.folder / "reports").rglob("*") if path.is_file()]
         return dict(zip(sorted(names), self.hashes(sorted(names)), strict=True))

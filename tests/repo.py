@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import artifacts, datasets, paths
+from pipeline.labels import CLASS_SETS
 from pipeline.params import Params, parse, read_yaml
 from tests import fakes
 
@@ -52,6 +53,20 @@ def select(round_name: str, keys: list[str]) -> None:
     gains = np.linspace(0.9, 0.5, len(keys))
     frame = pd.DataFrame({"key": keys, "gain": gains, "minutes": 10.0, "probability": 0.25})
     artifacts.save_selection(round_name, frame)
+
+
+def predict(round_name: str) -> None:
+    """Scores of the pool and predictions for the round's selection, as the stages before `annotate` would."""
+    rng = np.random.default_rng([*round_name.encode()])
+    keys = artifacts.load_manifest("pool")["key"]
+    frame = pd.DataFrame({"key": keys, "gain": 0.003, "minutes": 10.0})
+    for number, name in enumerate(CLASS_SETS["cityscapes19"].names):
+        frame[f"gain_{name}"] = 0.0001 * number
+    artifacts.save_scores(round_name, frame)
+    for key in artifacts.load_selection(round_name)["key"]:
+        coarse = rng.integers(0, 19, (fakes.SIZE[0] // 4, fakes.SIZE[1] // 4), np.uint8)
+        artifacts.save_mask(paths.prediction(round_name, key), coarse.repeat(4, 0).repeat(4, 1))
+        fakes.image(paths.gain_picture(round_name, key), rng)
 
 
 def initialise(folder: Path) -> None:

@@ -64,7 +64,13 @@ def run(round_name: str, line: BudgetLine | None = None, *, classes: str = "city
     params = repo.params()
     line = line or params.budget[round_name]
     settings = params.annotate.model_copy(update=changes)
-    annotate.run(round_name, line, prepare=params.prepare.model_copy(update={"classes": classes}), annotate=settings)
+    annotate.run(
+        round_name,
+        line,
+        prepare=params.prepare.model_copy(update={"classes": classes}),
+        score=params.score,
+        annotate=settings,
+    )
 
 
 def keys(round_name: str) -> list[str]:
@@ -86,10 +92,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
         calls: list[list[str]] = []
 
         def annotator(request: Request) -> Iterator[Answer]:
-            calls.append([order.key for order in request.orders])
+            pending = [order for order in request.orders if order.key not in request.known]
+            calls.append([order.key for order in pending])
             assert {order.key for order in ledger.load().orders} >= set(calls[-1]), "asked before it was ordered"
-            for order in request.orders[:each]:
-                yield Answer(order.key, masks(order.key), 2.5)
+            for order in pending[:each]:
+                yield Answer(order.key, masks(order.key), 2.5, "scripted")
             if end is not None:
                 raise end
 
@@ -111,7 +118,7 @@ def test_oracle_delivers_and_a_second_run_orders_nothing(bought: Path, monkeypat
         np.testing.assert_array_equal(artifacts.load_mask(paths.mask(delivery.key)), truth(delivery.key))
         assert delivery.sha256 == artifacts.sha256(paths.mask(delivery.key))
         assert row == {"key": delivery.key, "round": "r01", "minutes": 4.0, "sha256": delivery.sha256}
-    assert len(list(Path(".dvc/cache/files").rglob("*/*/*"))) == 3 + 1  # three masks and their folder
+    assert len(list(Path(".dvc/cache/files").rglob("*/*/*"))) == 3 + 3  # three masks, and the folder after each
 
     before = paths.LEDGER.read_bytes(), paths.labels("r01").read_bytes(), paths.LABELS_DVC.read_bytes()
     monkeypatch.setenv("DVC_EXP_NAME", "quiet-owl")  # an experiment may run on what is bought
@@ -214,7 +221,7 @@ def test_another_class_set_is_refused(bought: Path) -> None:
 
 
 def test_unknown_annotator_is_answered_with_the_known(project: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown annotate\.annotator 'nobody': choose one of oracle"):
+    with pytest.raises(UserError, match=r"unknown annotate\.annotator 'nobody': choose one of label_studio, oracle"):
         run("r01", annotator="nobody")
 
 
@@ -242,7 +249,7 @@ def test_mask_changed_by_hand_is_taken_for_no_further_minutes(bought: Path) -> N
     latest = ledger.load().deliveries[-1]
     assert (latest.key, latest.annotator, latest.minutes) == (key, "hand", 4.0)
     assert artifacts.load_labels("r01")[1]["sha256"] == latest.sha256 == artifacts.sha256(paths.mask(key))
-    assert ledger.spent(ledger.load().orders, ledger.load().deliveries) == (3, 12.0)
+    assert ledger.load().spent("r01") == (3, 12.0)
 
 
 def test_mask_changed_by_hand_to_another_size_is_refused(bought: Path) -> None:
@@ -273,4 +280,13 @@ def test_masks_that_dvc_cannot_take_are_a_sentence(project: Path) -> None:
     Path(".dvc/config").write_text("[core\n")
     with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*config.*\): mend that"):
         run("r01")
-    assert len(ledger.load().deliveries) == 3
+    assert ledger.load() == ledger.Ledger()  # nothing is bought that could not be kept
+    Path(".dvc/config").write_text("")
+    paths.LABELS_DVC.write_text("outs: [")
+    with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*labels.dvc.*\): mend that"):
+        run("r01")
+    assert len(ledger.load().deliveries) == 1
+    assert paths.mask(keys("r01")[0]).is_file()
+    paths.LABELS_DVC.unlink()
+    run("r01")
+    assert len(ledger.load().deliveries) == len(ledger.load().orders) == 3

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -264,6 +265,24 @@ def test_missing_and_damaged_masks_say_how_to_get_them_back() -> None:
     paths.mask("a").write_bytes(paths.mask("a").read_bytes()[:30])
     with pytest.raises(UserError, match=r"data/labels/a\.png is damaged"):
         artifacts.load_mask(paths.mask("a"))
+
+
+def test_prediction_survives() -> None:
+    mask = np.arange(200, dtype=np.uint8).reshape(8, 25)
+    artifacts.save_mask(paths.prediction("r01", "é"), mask)
+    np.testing.assert_array_equal(artifacts.load_prediction("r01", "é"), mask)
+
+
+def test_missing_and_damaged_predictions_say_what_makes_them() -> None:
+    with pytest.raises(UserError, match=r"predictions/a\.png not found: run `dvc pull` .* or `dvc repro predict@r01`"):
+        artifacts.load_prediction("r01", "a")
+    path = paths.prediction("r01", "a")
+    artifacts.save_mask(path, np.zeros((40, 50), np.uint8))
+    colour = cv2.imencode(".png", np.zeros((40, 50, 3), np.uint8))[1].tobytes()
+    for damaged in (b"", path.read_bytes()[:30], colour):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"predictions/a\.png is not whole.*`dvc repro -f predict@r01`"):
+            artifacts.load_prediction("r01", "a")
 
 
 def network(seed: int) -> dict[str, torch.Tensor]:

@@ -55,6 +55,17 @@ def test_good_data_is_all_good(raw: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "masks: 6, not looked at: they belong to the oracle" in text
 
 
+def test_label_studio_that_cannot_be_used_is_a_problem(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    params = settings()
+    people = params.annotate.model_copy(update={"annotator": "label_studio"})
+    status, text = report(capsys, params.model_copy(update={"annotate": people}))
+    assert status == 1
+    assert "problem: LABEL_STUDIO_API_KEY is not set: copy a token from http://127.0.0.1:8080/user/account" in text
+
+
 def test_shares_are_those_of_the_masks(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     native = np.concatenate([np.asarray(Image.open(path)) for path in sorted(Path("raw/camvid/valannot").iterdir())])
     road = 100 * (native == 3).sum() / (native < 11).sum()

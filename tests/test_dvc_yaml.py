@@ -72,7 +72,8 @@ def stages(project: Path) -> list[Stage]:
 
 def test_stages_are_those_of_the_command_line_once_a_round(stages: list[Stage]) -> None:
     once = [(stage, paths.SOURCE_ROUND) for stage in ("prepare", "pretrain", "evaluate", "report")]
-    every = [(stage, name) for name in ("r01", "r02") for stage in ("score", "select", "annotate", "tune", "evaluate")]
+    of_a_round = ("score", "select", "predict", "annotate", "tune", "evaluate")
+    every = [(stage, name) for name in ("r01", "r02") for stage in of_a_round]
     assert sorted((stage.name, stage.round) for stage in stages) == sorted(once + every)
     assert {stage.name for stage in stages} == set(__main__.STAGES)
 
@@ -81,7 +82,7 @@ def test_commands_are_understood_and_agree_with_the_table(stages: list[Stage], p
     settings = params.load(project / "params.yaml")
     for stage in stages:
         start = stage.command.index("pipeline") + 1
-        network = stage.name in ("pretrain", "score", "tune", "evaluate", "report")
+        network = stage.name in ("pretrain", "score", "predict", "tune", "evaluate", "report")
         assert stage.command[:start] == (settings.launch if network else "python -m pipeline").split()
         given = __main__.arguments(stage.command[start:])
         assert given.command == stage.name
@@ -133,8 +134,16 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
         "pretrain": ({source}, {paths.model(r)}),
         "score": ({pool, paths.model(after), paths.labels(after)}, {paths.scores(r), paths.pool(r)}),
         "select": ({paths.scores(r)}, {paths.selection(r)}),
+        "predict": ({pool, paths.selection(r), paths.pool(r), paths.model(after)}, {paths.predictions(r)}),
         "annotate": (
-            {pool, paths.selection(r), paths.labels(after), paths.metrics(after)},
+            {
+                pool,
+                paths.selection(r),
+                paths.predictions(r),
+                paths.scores(r),
+                paths.labels(after),
+                paths.metrics(after),
+            },
             {paths.labels(r)},
         ),
         "tune": ({source, pool, paths.selection(r), paths.labels(r), paths.model(after)}, {paths.model(r)}),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import ledger, paths
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Ledger, Order
+from pipeline.ledger import Delivery, Ledger, Order, Skip
 
 AT = "2025-01-02T03:04:05+00:00"
 
@@ -27,8 +27,12 @@ def delivery(key: str, round_name: str = "r01", minutes: float = 4.0) -> Deliver
     return Delivery(round_name, key, "oracle", minutes, "ab" * 32, AT)
 
 
+def skip(key: str, round_name: str = "r01", minutes: float = 0.5) -> Skip:
+    return Skip(round_name, key, "ann@example.org", minutes, AT, "7@then")
+
+
 def test_no_file_means_nothing_was_bought() -> None:
-    assert ledger.load() == Ledger((), ())
+    assert ledger.load() == Ledger()
     assert not paths.LEDGER.exists()
 
 
@@ -36,7 +40,7 @@ def test_what_is_appended_is_read_back_by_round() -> None:
     ledger.append([order("a"), order("b"), order("c", "r02")])
     ledger.append([delivery("b")])
     book = ledger.load()
-    assert book.orders == (order("a"), order("b"), order("c", "r02"))
+    assert book.orders == [order("a"), order("b"), order("c", "r02")]
     assert book.ordered("r01") == [order("a"), order("b")]
     assert book.ordered("r02") == [order("c", "r02")]
     assert book.delivered("r01") == [delivery("b")]
@@ -100,21 +104,57 @@ def test_ordered_twice_is_refused_by_name() -> None:
         ledger.load()
 
 
-@pytest.mark.parametrize("entry", [delivery("stranger"), delivery("a", "r02")])
-def test_delivery_without_its_order_is_refused(entry: Delivery) -> None:
+@pytest.mark.parametrize("entry", [delivery("stranger"), delivery("a", "r02"), skip("stranger"), skip("a", "r02")])
+def test_delivery_or_skip_without_its_order_is_refused(entry: Delivery | Skip) -> None:
     ledger.append([order("a")])
     ledger.append([entry])
-    with pytest.raises(UserError, match=f"'{entry.key}' was delivered in {entry.round} but not ordered there"):
+    with pytest.raises(UserError, match=f"'{entry.key}' was (delivered|skipped) in {entry.round} but not ordered"):
         ledger.load()
 
 
 def test_spent_counts_orders_and_takes_measured_minutes_where_there_are_some() -> None:
-    orders = [order("a", minutes=10.0), order("b", minutes=20.0)]
-    assert ledger.spent([], []) == (0, 0)
-    assert ledger.spent(orders, []) == (2, 30)
-    assert ledger.spent(orders, [delivery("b", minutes=3.0)]) == (2, 13)
-    corrected = [delivery("b", minutes=3.0), delivery("b", minutes=3.0)._replace(annotator="hand")]
-    assert ledger.spent(orders, corrected) == (2, 13)  # a correction is no second purchase
+    orders = (order("a", minutes=10.0), order("b", minutes=20.0))
+    assert Ledger().spent("r01") == (0, 0)
+    assert Ledger(orders).spent("r01") == (2, 30)
+    assert Ledger(orders).spent("r02") == (0, 0)
+    assert Ledger(orders).spent("r01", [order("c", minutes=5.0)]) == (3, 35)
+    assert Ledger((*orders, delivery("b", minutes=3.0))).spent("r01") == (2, 13)
+    corrected = (delivery("b", minutes=3.0), delivery("b", minutes=3.0)._replace(annotator="hand"))
+    assert Ledger((*orders, *corrected)).spent("r01") == (2, 13)  # a correction is no second purchase
+
+
+def test_skipped_image_may_be_ordered_again_elsewhere_and_its_minutes_stay_spent() -> None:
+    ledger.append([order("a"), order("b")])
+    ledger.append([skip("a")])
+    book = ledger.load()
+    assert (book.ordered("r01"), book.withdrawn) == ([order("b")], [order("a")])
+    assert book.spent("r01") == (1, 10.5)
+    ledger.append([order("a", "r02")])
+    assert ledger.load().ordered("r02") == [order("a", "r02")]
+    with pytest.raises(UserError, match="'a' was delivered in r01 but not ordered there"):
+        ledger._check([*ledger.load().entries, delivery("a")])
+    ledger.append([order("a")])
+    with pytest.raises(UserError, match="'a' was ordered twice"):
+        ledger.load()
+
+
+def test_label_of_a_skipped_image_reinstates_its_order() -> None:
+    ledger.append([order("a")])
+    ledger.append([skip("a")])
+    ledger.append([delivery("a", minutes=4.0)])
+    book = ledger.load()
+    assert (book.ordered("r01"), book.withdrawn) == ([order("a")], [])
+    assert book.spent("r01") == (1, 4.5)
+    ledger.append([order("a", "r02")])
+    with pytest.raises(UserError, match="'a' was ordered twice"):
+        ledger.load()
+
+
+def test_ledger_of_an_older_version_is_read() -> None:
+    ledger.append([order("a")])
+    fields = '"round": "r01", "key": "a", "annotator": "oracle", "minutes": 4.0, "sha256": "", "at": ""'
+    paths.LEDGER.write_text(paths.LEDGER.read_text() + f'{{"event": "delivery", {fields}}}\n')
+    assert ledger.load().deliveries == [Delivery("r01", "a", "oracle", 4.0, "", "", None, None, "")]
 
 
 def test_time_is_in_utc() -> None:
@@ -143,4 +183,4 @@ def test_any_sequence_of_appends_is_read_back(data: st.DataObject) -> None:
         ledger.append(orders[cut:])
         for one in deliveries:
             ledger.append([one])
-        assert ledger.load() == Ledger(tuple(orders), tuple(deliveries))
+        assert ledger.load() == Ledger((*orders, *deliveries))

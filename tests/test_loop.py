@@ -13,7 +13,7 @@ from benchmarks import kill
 from tests import project
 from tests.project import Project, Run
 
-R01 = ["score@r01", "select@r01", "annotate@r01", "tune@r01", "evaluate@r01"]
+R01 = ["score@r01", "select@r01", "predict@r01", "annotate@r01", "tune@r01", "evaluate@r01"]
 R02 = [name.replace("r01", "r02") for name in R01]
 FIRST = ["prepare", "pretrain", "evaluate_source", *R01, "report"]
 
@@ -60,6 +60,8 @@ def test_first_run_makes_everything(made: tuple[Project, Run]) -> None:
         assert 0 <= json.loads((tiny.folder / f"data/metrics/{name}.json").read_text())["miou"] <= 1
     panels = [path.stem.split("-", 2)[2] for path in (tiny.folder / "reports/samples").iterdir()]
     assert sorted(panels) == sorted(tiny.ordered())
+    predicted = [path.name for path in (tiny.folder / "data/rounds/r01/predictions").iterdir()]
+    assert sorted(predicted) == sorted(f"{key}.{kind}" for key in tiny.ordered() for kind in ("png", "jpg"))
     assert json.loads((tiny.folder / "reports/summary.json").read_text())["labels"] == 3
     for name in ("rounds.csv", "curve.png"):
         assert (tiny.folder / "reports" / name).stat().st_size
@@ -114,8 +116,8 @@ def test_changed_tuning_retunes_and_rescores_but_buys_nothing(tiny: Project) -> 
     before, ledger = tiny.results(), (tiny.folder / "data/ledger.jsonl").read_bytes()
     tiny.edit("batch: 4, lr: 1e-3}", "batch: 4, lr: 4e-3}")
     ran = tiny.repro().ran
-    assert {"tune@r01", "evaluate@r01", "score@r02", "tune@r02", "evaluate@r02", "report"} <= set(ran)
-    assert not {"prepare", "pretrain", "evaluate_source", "score@r01", "select@r01", "annotate@r01"} & set(ran)
+    assert {"tune@r01", "evaluate@r01", "score@r02", "predict@r02", "tune@r02", "evaluate@r02", "report"} <= set(ran)
+    assert not {"prepare", "pretrain", "evaluate_source", *R01[:4]} & set(ran)
     assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
     bought_once(tiny, {"r01": 3, "r02": 2})
     after = tiny.results()
@@ -183,7 +185,7 @@ def test_experiments_do_not_buy(tiny: Project) -> None:
     refused = tiny.dvc("exp", "run", "--temp", "--set-param", "+budget.r03={after: r02, images: 1}")
     assert refused.status != 0
     assert "annotate: r03 would buy 1 images inside `dvc exp run`" in refused.output, refused.output
-    assert refused.ran == ["score@r03", "select@r03", "annotate@r03"]
+    assert refused.ran == ["score@r03", "select@r03", "predict@r03", "annotate@r03"]
     assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
     assert not (tiny.folder / "data/rounds/r03").exists()
     assert tiny.git("status", "--porcelain") == ""
@@ -193,7 +195,7 @@ def test_experiments_do_not_buy(tiny: Project) -> None:
 def test_minutes_buy_what_fits(tiny: Project) -> None:
     tiny.edit("  r02: {after: r01, images: 2}\n", "  r02: {after: r01, images: 2}\n  r03: {after: r02, minutes: 25}\n")
     run = tiny.repro("annotate@r03")
-    assert run.ran == ["score@r03", "select@r03", "annotate@r03"]
+    assert run.ran == ["score@r03", "select@r03", "predict@r03", "annotate@r03"]
     bought_once(tiny, {"r01": 3, "r02": 2, "r03": 2})  # 10 minutes each
 
 

@@ -2,6 +2,8 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import pictures
@@ -10,9 +12,9 @@ from pipeline.labels import CLASS_SETS, IGNORE, colourise
 CLASSES = CLASS_SETS["camvid11"]
 
 
-def opened(data: bytes) -> np.ndarray:
+def opened(data: bytes, kind: str = "PNG") -> np.ndarray:
     with Image.open(io.BytesIO(data)) as file:
-        assert file.format == "PNG"
+        assert file.format == kind
         return np.asarray(file.convert("RGB"))
 
 
@@ -52,6 +54,56 @@ def test_panel_of_nothing_to_gain_and_nothing_known(gain: float) -> None:
     unknown = np.full((24, 32), IGNORE, np.uint8)
     blank = np.zeros((24, 32), np.uint8)
     assert panel(unknown, blank, blank, np.full((24, 32), gain)).any()
+
+
+def overlay(image: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    return opened(pictures.gain_overlay(image, gain), "JPEG").astype(int)
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((24, 32), (24, 32)), ((1024, 1024), (1024, 1024)), ((600, 1500), (410, 1024)), ((2048, 1030), (1024, 515))],
+)
+def test_overlay_is_the_image_at_its_size_but_never_above_the_longest(
+    size: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    assert overlay(image, np.ones((12, 16))).shape == (*shown, 3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.tuples(st.integers(0, 255), st.integers(0, 255)),
+    st.tuples(st.integers(0, 3), st.integers(0, 5)),
+    st.floats(1e-6, 1e6),
+)
+def test_overlay_is_brightest_where_most_is_to_gain_whatever_the_image(
+    greys: tuple[int, int], place: tuple[int, int], highest: float
+) -> None:
+    image = np.full((64, 96, 3), greys[0], np.uint8)
+    row, column = 16 * place[0], 16 * place[1]
+    image[row : row + 16, column : column + 16] = greys[1]
+    gain = np.zeros((32, 48))  # half the image's size
+    gain[row // 2 :, column // 2 :][:8, :8] = highest
+    picture = overlay(image, gain).sum(2)
+    inside = picture[row + 2 : row + 14, column + 2 : column + 14].copy()
+    picture[max(0, row - 2) : row + 18, max(0, column - 2) : column + 18] = 0  # an enlarged map is mixed at its edges
+    assert inside.min() > picture.max() + 40
+
+
+def test_overlay_shows_the_image_darkened_where_nothing_is_to_gain() -> None:
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:, 48:] = 200
+    picture = overlay(image, np.zeros((32, 48)))
+    assert picture[:, :40].max() < 10
+    assert 60 <= picture[:, 56:].min() <= picture[:, 56:].max() <= 80  # 0.35 of 200
+    assert (np.ptp(picture, axis=2) < 10).all()
+
+
+def test_the_same_overlay_is_the_same_file() -> None:
+    rng = np.random.default_rng(0)
+    image, gain = rng.integers(0, 256, (24, 32, 3), np.uint8), rng.random((24, 32))
+    assert pictures.gain_overlay(image, gain) == pictures.gain_overlay(image.copy(), gain.copy())
 
 
 @pytest.mark.parametrize("rounds", [1, 4])

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import __main__ as main
 from pipeline.acquisitions import ACQUISITIONS
+from pipeline.annotators import ANNOTATORS
 from pipeline.datasets import DATASETS
 from pipeline.labels import CLASS_SETS
 from pipeline.models import MODELS
@@ -17,7 +18,21 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("name", [*main.STAGES, "status", "budget", "doctor", *DATASETS, *CLASS_SETS, *MODELS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *main.STAGES,
+        "status",
+        "budget",
+        "doctor",
+        "label-studio",
+        "rehearse",
+        *ANNOTATORS,
+        *DATASETS,
+        *CLASS_SETS,
+        *MODELS,
+    ],
+)
 def test_names_every_command_layout_and_model(name: str) -> None:
     assert re.search(rf"\b{name}\b", README)
 

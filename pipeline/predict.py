@@ -1,0 +1,73 @@
+"""Stage: what the model of the round before says of the images to buy, as a start for the people who label them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline import artifacts, batches, datasets, inference, paths, pictures, training
+from pipeline.acquisitions import ACQUISITIONS
+from pipeline.batches import Item
+from pipeline.errors import UserError, choose
+from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
+
+
+def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, score: Score, compute: Compute) -> None:
+    """Write, for every selected image, its predicted class ids and a picture of where its gain lies.
+
+    Raises:
+        UserError: a selected image is not in the pool, or the network's outputs are not finite.
+    """
+    acquisition = choose("score.acquisition", ACQUISITIONS, score.acquisition)
+    fabric = training.start(compute)
+    classes = datasets.class_set(prepare.classes)
+    items = _items(round_name, len(classes.names))
+    reference = torch.from_numpy(artifacts.load_pool(round_name)).to(fabric.device)
+    network, temperature = training.open_network(line.after, model, classes)
+    cooled = temperature if score.calibrate else 1.0
+
+    folder = paths.predictions(round_name)
+    if fabric.is_global_zero:
+        if folder.exists():
+            shutil.rmtree(folder)  # of a former selection
+        folder.mkdir(parents=True)
+    fabric.barrier()
+    broken = [torch.zeros(0, dtype=torch.bool)]  # there may be fewer images than processes
+    for out in inference.outputs(fabric, network, items, model.size, compute, f"predict {round_name}"):
+        scaled = out.logits / cooled
+        broken.append(~scaled.flatten(1).isfinite().all(1).cpu())
+        gains = acquisition.gain_map(scaled.softmax(1), reference, score.smooth).float().cpu().numpy()
+        for place, index in enumerate(out.batch.indices):
+            if not broken[-1][place]:
+                _write(round_name, items[index], out.logits[place], gains[place])
+    anywhere = batches.gather(fabric, torch.cat(broken), len(items))  # by now, every process has written its files
+    if anywhere.any():
+        raise UserError(
+            f"{round_name}: what {paths.model(line.after)} says of {items[int(anywhere.nonzero()[0])].key!r} "
+            f"is not finite: train it with a lower lr, or in 32-true"
+        )
+    if fabric.is_global_zero:
+        print(f"{round_name}: {len(items)} images predicted, {folder}")
+
+
+def _items(round_name: str, classes: int) -> list[Item]:
+    """The selected images, in the selection's order."""
+    pool = artifacts.load_manifest("pool").set_index("key")
+    keys = artifacts.load_selection(round_name)["key"]
+    strangers = keys[~keys.isin(pool.index)]
+    if len(strangers):
+        raise UserError(
+            f"{paths.selection(round_name)} has {strangers.iloc[0]!r}, which {paths.manifest('pool')} has not: set "
+            f"prepare.pool in {paths.PARAMS} back to the data that the round was selected from"
+        )
+    return [Item(key, Path(str(pool.at[key, "image"])), None, batches.stored(classes)) for key in keys]
+
+
+def _write(round_name: str, item: Item, logits: Float[Tensor, "c h w"], gain: Float[np.ndarray, "h w"]) -> None:
+    image = datasets.read_image(item.image)
+    full = inference.upsample(logits, (image.shape[0], image.shape[1]))
+    artifacts.save_mask(paths.prediction(round_name, item.key), full.argmax(0).byte().cpu().numpy())
+    artifacts.write(paths.gain_picture(round_name, item.key), pictures.gain_overlay(image, gain))

@@ -1,0 +1,242 @@
+"""`python -m pipeline rehearse`: a simulated annotator who works in Label Studio, to rehearse a loop before it is paid.
+
+It knows the pool's own labels and answers with them, through the server's API, with errors of a stated size. Calls and
+masks go through label-studio-sdk, which no other part of the pipeline uses: what the loop reads in a rehearsal was
+written by a second implementation. The answers bear the name of the key's owner: use a Label Studio project of its own.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import httpx
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from pipeline import artifacts, datasets, paths
+from pipeline.annotators import client, regions
+from pipeline.annotators.contract import Unreachable
+from pipeline.annotators.oracle import known_label
+from pipeline.errors import UserError
+from pipeline.labels import IGNORE, ClassSet
+from pipeline.params import Params
+
+SMOOTH = 10.0
+"""Pixels along a boundary over which it is displaced alike: standard deviation of the Gaussian that blurs the noise."""
+SPREAD = 0.5
+"""Standard deviation of the logarithm of the time for an image."""
+PAGE = 500
+
+
+class Noise(NamedTuple):
+    """How good the simulated annotator is, and the seed of everything that is random."""
+
+    jitter: float
+    """Pixels by which boundaries are displaced (standard deviation)."""
+    swaps: float
+    """Share of the connected areas that get a wrong class."""
+    skips: float
+    """Share of the images that are skipped."""
+    seconds: float
+    """Median time for an image."""
+    seed: int
+
+
+class Work(NamedTuple):
+    """What the simulated annotator makes of one image."""
+
+    mask: UInt8[np.ndarray, "h w"]
+    skipped: bool
+    seconds: float
+
+
+def run(params: Params, noise: Noise) -> None:
+    """Answer every open task that shows an image of this pool, and say how many those were.
+
+    A task is open while it has neither an annotation nor a skip, so a second run adds nothing.
+
+    Raises:
+        UserError: the noise cannot be, an image has no known label, or the server, the key or the project is not there.
+    """
+    _check(noise)
+    url, title = params.annotate.url.rstrip("/"), params.annotate.project
+    client.Client(url).close()  # refuses a key that is missing, or that the SDK would fail with
+    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+    classes = datasets.class_set(params.prepare.classes)
+    from label_studio_sdk import LabelStudio  # takes 5 s
+
+    counts = {"answered": 0, "skipped": 0}
+    with _sentences(url), httpx.Client(follow_redirects=True) as http:
+        key = os.environ[client.KEY].strip()
+        server = LabelStudio(base_url=url, api_key=key, timeout=client.TIMEOUT, httpx_client=http)
+        tasks = _open_tasks(server, _project(server, title, url))
+        ours = [task for task in tasks if _is_ours(task.data, pool)]
+        for listed in tqdm(ours, desc="rehearse", unit="image", disable=None):
+            task = server.tasks.get(listed.id)
+            name = listed.data["key"]
+            if task.annotations or task.data.get("key") != name:
+                continue  # somebody was faster, or the number was given to another task since
+            work = annotated(known_label(_image(name), pool, params.prepare), noise, name)
+            sent = task.predictions[0].result if task.predictions else []
+            result = sent if work.skipped else _result(work.mask, sent, classes)
+            server.annotations.create(
+                task.id,
+                result=result,
+                was_cancelled=work.skipped,
+                lead_time=work.seconds,
+                request_options={"max_retries": 0},  # a lost answer may belong to an annotation that was made
+            )
+            counts["skipped" if work.skipped else "answered"] += 1
+    done = f"answered {counts['answered']}, skipped {counts['skipped']}"
+    print(f"{title}: {done}, left {len(tasks) - len(ours)} that show no image of this pool")
+
+
+# What the simulated annotator does with an image
+
+
+def annotated(truth: UInt8[np.ndarray, "h w"], noise: Noise, name: str) -> Work:
+    """The work on one image. Depends on nothing but the arguments, so the order of the images does not matter.
+
+    Args:
+        truth: class ids and IGNORE.
+        noise: how good the annotator is.
+        name: of the task, `ROUND/KEY`.
+    """
+    rng = np.random.default_rng([noise.seed, *name.encode()])
+    skipped = bool(rng.random() < noise.skips)
+    seconds = float(noise.seconds * np.exp(SPREAD * rng.standard_normal()))
+    mask = swap(jitter(truth, noise.jitter, rng), noise.swaps, rng)
+    return Work(mask, skipped or bool((mask == IGNORE).all()), seconds)  # where nothing is to be painted, people skip
+
+
+def jitter(mask: UInt8[np.ndarray, "h w"], pixels: float, rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
+    """Displace every boundary, across its direction, by a smooth random amount.
+
+    Args:
+        mask: class ids and IGNORE.
+        pixels: standard deviation of the displacement.
+        rng: where chance comes from.
+    """
+    height, width = mask.shape
+    radius = round(3 * SMOOTH)
+    kernel = cv2.getGaussianKernel(2 * radius + 1, SMOOTH, cv2.CV_32F)
+    scale = pixels / float((kernel**2).sum())  # blurring divides the standard deviation of white noise by this
+    rows, columns = np.indices((height, width), np.float32)
+    for grid in (rows, columns):
+        white = rng.standard_normal((height + 2 * radius, width + 2 * radius), np.float32)
+        grid += scale * cv2.sepFilter2D(white, -1, kernel, kernel)[radius:-radius, radius:-radius]
+    moved: np.ndarray = cv2.remap(mask, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+    return moved
+
+
+def swap(mask: UInt8[np.ndarray, "h w"], share: float, rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
+    """Give connected areas of one class another class that occurs in the image.
+
+    Args:
+        mask: class ids and IGNORE, which stays.
+        share: probability of each area.
+        rng: where chance comes from.
+    """
+    swapped = mask.copy()
+    present = np.setdiff1d(mask, [IGNORE])
+    for number in present if len(present) > 1 else ():
+        count, areas = cv2.connectedComponents((mask == number).astype(np.uint8))
+        others = rng.choice(present[present != number], count)  # the first is for what is not of this class
+        table = np.where(rng.random(count) < share, others, number)
+        swapped[mask == number] = table[areas[mask == number]]
+    return swapped
+
+
+def _check(noise: Noise) -> None:
+    for name, value in (("swaps", noise.swaps), ("skips", noise.skips)):
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name} is {value:g}: it is a share, give a number from 0 to 1")
+    if not 0 <= noise.jitter < np.inf:
+        raise UserError(f"--jitter is {noise.jitter:g}: give a number of pixels, 0 for exact boundaries")
+    if not 0 < noise.seconds < np.inf:
+        raise UserError(f"--seconds is {noise.seconds:g}: give the time that an image takes, 90 for example")
+    if noise.seed < 0:
+        raise UserError(f"--seed is {noise.seed}: give 0 or more")
+
+
+# Through the SDK
+
+
+def _project(server: Any, title: str, url: str) -> int:
+    """The oldest project of exactly this title, as the stage `annotate` takes it."""
+    found = [project.id for project in server.projects.list(title=title) if project.title == title]
+    if not found:
+        raise UserError(
+            f"there is no project {title!r} at {url}: run `dvc repro` with annotator: label_studio in {paths.PARAMS}, "
+            f"which makes it and sends the images"
+        )
+    return int(min(found))
+
+
+def _open_tasks(server: Any, project: int) -> list[Any]:
+    """Tasks that have neither an annotation nor a skip, without their regions."""
+    include = "id,data,total_annotations,cancelled_annotations"
+    tasks = server.tasks.list(project=project, page_size=PAGE, fields="all", include=include)
+    return [task for task in tasks if not task.total_annotations and not task.cancelled_annotations]
+
+
+def _is_ours(data: Mapping[str, Any], pool: pd.DataFrame) -> bool:
+    """Whether a task shows an image of this pool."""
+    name = data.get("key")
+    return (
+        isinstance(name, str) and _image(name) in pool.index and pool.at[_image(name), "sha256"] == data.get("sha256")
+    )
+
+
+def _image(name: str) -> str:
+    """The image's key in the name of a task, `ROUND/KEY`."""
+    return name.partition("/")[2]
+
+
+def _result(mask: UInt8[np.ndarray, "h w"], sent: list[dict[str, Any]], classes: ClassSet) -> list[dict[str, Any]]:
+    """What a perfect corrector leaves: one region per class, under the id that it was sent with if it was sent."""
+    from label_studio_sdk.converter.brush import mask2rle
+
+    ids = {region["value"][regions.TYPE][0]: region["id"] for region in sent}
+    height, width = mask.shape
+    return [
+        {
+            "id": ids.get(classes.names[number], f"n{number:02d}"),
+            "type": regions.TYPE,
+            "from_name": regions.FROM_NAME,
+            "to_name": regions.TO_NAME,
+            "image_rotation": 0,
+            "original_width": width,
+            "original_height": height,
+            "value": {
+                "format": regions.FORMAT,
+                "rle": mask2rle(np.where(mask == number, np.uint8(255), np.uint8(0))),
+                "brushlabels": [classes.names[number]],
+            },
+        }
+        for number in np.setdiff1d(mask, [IGNORE]).tolist()
+    ]
+
+
+@contextlib.contextmanager
+def _sentences(url: str) -> Iterator[None]:
+    """Faults of the SDK as one sentence."""
+    from label_studio_sdk.core.api_error import ApiError
+
+    again = "then run this again: it goes on where it stopped"
+    try:
+        yield
+    except ApiError as error:
+        body = error.body.get("detail", error.body) if isinstance(error.body, dict) else error.body
+        said = " ".join(str(body).split())[:300]
+        raise UserError(
+            f"Label Studio at {url} answers with {error.status_code} ({said}): look at {client.KEY} and at the "
+            f"server's log, {again}"
+        ) from None
+    except httpx.HTTPError as error:
+        why = f"{type(error).__name__}: {error}"
+        raise Unreachable(f"Label Studio does not answer at {url} ({why}): start it, {again}") from None

@@ -1,0 +1,95 @@
+"""What annotators see. That the editor shows it, and heeds the keys, is seen in tests/server/test_browser.py."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.annotators import interface
+from pipeline.annotators.regions import FROM_NAME, TO_NAME
+from pipeline.labels import CLASS_SETS, ClassSet
+
+CITYSCAPES = CLASS_SETS["cityscapes19"]
+ODD = ClassSet("odd", ("a<b", 'the "old" & new', "it's", "straße", "$image"), ((1, 2, 3), (0, 0, 0), *[(9, 9, 9)] * 3))
+MANY = ClassSet("many", tuple(f"class {n}" for n in range(40)), tuple((n, 0, 0) for n in range(40)))
+
+
+def labels(classes: ClassSet) -> list[dict[str, str]]:
+    return [label.attrib for label in ElementTree.fromstring(interface.label_config(classes)).iter("Label")]
+
+
+def test_label_config_has_one_brush_per_class_in_its_colour() -> None:
+    view = ElementTree.fromstring(interface.label_config(CITYSCAPES))
+    [image] = view.iter("Image")
+    assert (image.get("name"), image.get("value")) == (TO_NAME, "$image")
+    [brushes] = view.iter("BrushLabels")
+    assert (brushes.get("name"), brushes.get("toName")) == (FROM_NAME, TO_NAME)
+    made = labels(CITYSCAPES)
+    assert made[0] == {"value": "road", "background": "rgb(128,64,128)", "category": "0", "hotkey": "1"}
+    assert made[18] == {"value": "bicycle", "background": "rgb(119,11,32)", "category": "18", "hotkey": "a"}
+    assert [label["category"] for label in made] == [str(number) for number in range(19)]
+
+
+def test_gain_map_is_shown_and_is_nothing_to_paint_on() -> None:
+    view = ElementTree.fromstring(interface.label_config(CITYSCAPES))
+    [gain] = [element for element in view.iter() if "$gain" in element.get("value", "")]
+    assert gain.tag == "Markdown"
+    assert "name" not in gain.attrib
+    assert re.search(r'<img src="\$gain"', gain.attrib["value"])
+
+
+@pytest.mark.parametrize("classes", [CITYSCAPES, CLASS_SETS["camvid11"], ODD, MANY], ids=lambda classes: classes.name)
+def test_names_come_back_out_of_the_label_config(classes: ClassSet) -> None:
+    assert interface.painted_names(interface.label_config(classes)) == list(classes.names)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "<View>",
+        "<View/>",
+        '<View><BrushLabels name="other" toName="image"><Label value="road"/></BrushLabels></View>',
+        '<View><BrushLabels name="label" toName="other"><Label value="road"/></BrushLabels></View>',
+        '<View><PolygonLabels name="label" toName="image"><Label value="road"/></PolygonLabels></View>',
+    ],
+)
+def test_interface_of_another_kind_has_no_painted_names(config: str) -> None:
+    assert interface.painted_names(config) is None
+
+
+def test_hotkeys_are_unique_and_not_the_editors_own() -> None:
+    for classes in (CITYSCAPES, MANY):
+        keys = [label["hotkey"] for label in labels(classes) if "hotkey" in label]
+        assert len(set(keys)) == len(keys) == min(len(classes.names), 31)
+        assert not set(keys) & set("behuv"), "brush, eraser, hand, unselect, move"
+    assert [label.get("hotkey") for label in labels(MANY)][31:] == [None] * 9
+    assert [label["value"] for label in labels(MANY)][31:] == [f"class {n}" for n in range(31, 40)]
+
+
+def told(classes: ClassSet, expected: float | None, per_class: dict[str, float]) -> str:
+    return interface.instruction("r<1>", 20, expected, per_class, classes)
+
+
+def test_instruction_says_what_the_round_is_worth_and_which_classes_most() -> None:
+    gains = dict.fromkeys(CITYSCAPES.names, 0.001) | {"bus": 0.03, "rider": 0.02, "train": 0.04, "sky": 0.0}
+    said = told(CITYSCAPES, 0.0213, gains)
+    assert "Round r&lt;1&gt;: please correct 20 images" in said
+    assert "expected to raise the mIoU by 2.1 points" in said
+    assert "<b>train, bus, rider</b>" in said
+    assert "road [1], sidewalk [2]" in said
+    assert "bicycle [a]" in said
+    assert "mIoU" not in told(CITYSCAPES, None, gains)
+
+
+def test_instruction_names_no_class_without_gain() -> None:
+    assert "<b>bus</b>" in told(CITYSCAPES, None, dict.fromkeys(CITYSCAPES.names, 0.0) | {"bus": 0.1})
+    assert "Look first" not in told(CITYSCAPES, None, dict.fromkeys(CITYSCAPES.names, 0.0))
+
+
+def test_instruction_escapes_names_and_lists_classes_without_a_key() -> None:
+    said = told(ODD, None, dict.fromkeys(ODD.names, 1.0))
+    assert "<b>a&lt;b, the &quot;old&quot; &amp; new, it&#x27;s</b>" in said
+    assert "a&lt;b [1], the &quot;old&quot; &amp; new [2]" in said
+    assert set(re.findall(r"<[^>]*>", said)) == {"<b>", "</b>", "<br/>"}
+    assert "class 30 [m], class 31, class 32" in told(MANY, None, dict.fromkeys(MANY.names, 0.0))

@@ -1,0 +1,234 @@
+"""Every file of the stage against a second computation, image by image and with other libraries where there are any."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import __main__, acquisitions, artifacts, labels, paths, pictures, predict, score, training
+from pipeline.errors import UserError
+from pipeline.models import Network
+from pipeline.params import Compute, Params
+from tests import repo
+from tests.conftest import ROOT
+
+SIZES = [(24, 32), (50, 41), (16, 32), (9, 70), (33, 33), (24, 32), (40, 20), (12, 12)]
+"""Of the pool's images; the network works at 16 x 32."""
+TEMPERATURE = 0.25
+CLASSES = labels.CLASS_SETS["cityscapes19"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        repo.write(folder)
+        frame = artifacts.load_manifest("pool")
+        for number, (path, size) in enumerate(zip(frame["image"], SIZES, strict=True)):
+            # blocks of colour, so that the network says different things of different places
+            coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
+            Image.fromarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)).save(path)
+        frame["height"], frame["width"] = zip(*SIZES, strict=True)
+        artifacts.save_manifest("pool", frame)
+        settings = repo.params()
+        network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
+        last = [weight for weight in network.parameters() if weight.dim() == 4][-1]
+        last.data *= 8  # an untrained network says nearly the same of every class
+        artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, TEMPERATURE))
+        line = settings.budget["r01"]
+        score.run("r01", line, prepare=settings.prepare, model=settings.model, score=settings.score, compute=one())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Scored, and three images of three sizes selected, in the order of their gains and not of the pool."""
+    folder = tmp_path / "project"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    repo.select("r01", [keys()[place] for place in (3, 1, 4)])
+    return folder
+
+
+def one(batch: int = 2) -> Compute:
+    return repo.params(compute={"accelerator": "cpu", "workers": 0, "batch": batch}).compute
+
+
+def run(settings: Params | None = None, batch: int = 2) -> dict[str, bytes]:
+    """Run the stage; what is in its folder then."""
+    given = settings or repo.params()
+    predict.run(
+        "r01", given.budget["r01"], prepare=given.prepare, model=given.model, score=given.score, compute=one(batch)
+    )
+    return files()
+
+
+def files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in paths.predictions("r01").iterdir()}
+
+
+def keys() -> list[str]:
+    return list(artifacts.load_manifest("pool")["key"])
+
+
+def selected() -> list[str]:
+    return list(artifacts.load_selection("r01")["key"])
+
+
+class Said(NamedTuple):
+    image: np.ndarray
+    logits: torch.Tensor
+    """(classes, height, width) of the network's size."""
+
+
+def independent(key: str) -> Said:
+    """What the network says of one image on its own."""
+    path = artifacts.load_manifest("pool").set_index("key").at[key, "image"]
+    with Image.open(path) as file:
+        image = np.array(file)
+    state, _ = artifacts.load_model("r00")
+    network: Network = training.new_network(repo.params().model, CLASSES, torch.Generator())
+    network.load_state_dict(state)
+    flag = cv2.INTER_AREA if image.shape[0] > 16 else cv2.INTER_LINEAR
+    small = torch.from_numpy(cv2.resize(image, (32, 16), interpolation=flag))
+    with torch.no_grad():
+        return Said(image, network.eval()(small.permute(2, 0, 1)[None])[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_prediction_is_the_most_probable_class_at_the_size_of_the_image(batch: int) -> None:
+    run(batch=batch)
+    seen = set()
+    for key in selected():
+        said = independent(key)
+        height, width = said.image.shape[:2]
+        assert (height, width) == SIZES[keys().index(key)]
+        full = np.stack([cv2.resize(plane.numpy(), (width, height)) for plane in said.logits])  # linear
+        lowest, highest = np.sort(full, axis=0)[-2:]
+        clear = highest - lowest > 1e-3  # elsewhere, rounding decides
+        assert clear.mean() > 0.95
+        found = artifacts.load_prediction("r01", key)
+        assert found.shape == (height, width)
+        np.testing.assert_array_equal(found[clear], full.argmax(0)[clear])
+        seen |= set(np.unique(found))
+        coarse = cv2.resize(
+            said.logits.argmax(0).byte().numpy(), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
+        )
+        assert (coarse == found).mean() < 1 or (height, width) == (16, 32)  # the ids are not enlarged, the logits are
+    assert len(seen) >= 3
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+@pytest.mark.parametrize("acquisition", ["shortfall", "entropy", "margin", "random"])
+def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisition: str, calibrate: bool) -> None:
+    settings = repo.params(score={"acquisition": acquisition, "calibrate": calibrate})
+    line = settings.budget["r01"]
+    score.run("r01", line, prepare=settings.prepare, model=settings.model, score=settings.score, compute=one())
+    scores = artifacts.load_scores("r01").set_index("key")["gain"]
+    found = run(settings)
+    for key in selected():
+        said = independent(key)
+        gains = {}
+        for cooled in (TEMPERATURE, 1.0):
+            probabilities = (said.logits[None] / cooled).softmax(1)
+            pool = torch.from_numpy(artifacts.load_pool("r01"))
+            gains[cooled] = acquisitions.ACQUISITIONS[acquisition].gain_map(probabilities, pool, settings.score.smooth)
+        right, wrong = (TEMPERATURE, 1.0) if calibrate else (1.0, TEMPERATURE)
+        assert float(gains[right].sum()) == pytest.approx(scores[key], rel=1e-3)  # the map is of the score
+        shown = decoded(found[f"{key}.jpg"])
+        assert shown.shape == said.image.shape
+        assert distance(shown, decoded(pictures.gain_overlay(said.image, gains[right][0].numpy()))) < 0.5
+        if acquisition != "random":
+            assert distance(shown, decoded(pictures.gain_overlay(said.image, gains[wrong][0].numpy()))) > 1
+
+
+def decoded(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.format == "JPEG"
+        return np.array(file).astype(float)
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).mean())
+
+
+def test_image_turned_by_exif_is_predicted_upright() -> None:
+    path = Path(artifacts.load_manifest("pool").set_index("key").at[selected()[0], "image"])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20), "red").save(path, exif=exif)
+    found = run()
+    assert artifacts.load_prediction("r01", selected()[0]).shape == (30, 20)
+    assert decoded(found[f"{selected()[0]}.jpg"]).shape == (30, 20, 3)
+
+
+def test_the_folder_holds_exactly_the_selection() -> None:
+    first = run()
+    assert set(first) == {f"{key}.{kind}" for key in selected() for kind in ("png", "jpg")}
+    for stale in ("gone.png", ".gone.jpg.part"):
+        (paths.predictions("r01") / stale).write_bytes(b"")
+    repo.select("r01", [selected()[1], keys()[0]])
+    second = run()
+    assert set(second) == {f"{key}.{kind}" for key in selected() for kind in ("png", "jpg")}
+    assert second[f"{selected()[0]}.png"] == first[f"{selected()[0]}.png"]
+
+
+def test_the_same_run_writes_the_same_bytes() -> None:
+    assert run() == run()
+
+
+def test_many_processes_write_what_one_writes(project: Path) -> None:
+    """Three images for four processes: one has nothing to do."""
+    before = run(batch=1)  # so that an image's arithmetic does not depend on its neighbours in a batch
+    shutil.rmtree(paths.predictions("r01"))
+    done = command(project, processes=4)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("r01: 3 images predicted") == 1
+    assert files() == before
+
+
+def command(project: Path, processes: int) -> "subprocess.CompletedProcess[str]":
+    text = paths.PARAMS.read_text()
+    settings = f"compute: {{accelerator: cpu, workers: 0, batch: 1, processes: {processes}}}"
+    paths.PARAMS.write_text(text.replace("compute: {accelerator: cpu, workers: 0}", settings))
+    words = [sys.executable, "-m", "pipeline", "predict", "r01", "--after", "r00"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def break_model() -> None:
+    """Finite weights whose outputs are not."""
+    state, about = artifacts.load_model("r00")
+    for name, weight in state.items():
+        if name.endswith("weight") and weight.dim() == 4:
+            weight.fill_(3e38)
+    artifacts.save_model("r00", state, about)
+
+
+def test_outputs_that_are_not_finite_are_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    break_model()
+    assert __main__.main(["predict", "r01", "--after", "r00"]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("predict: ")]
+    assert said == [
+        f"predict: r01: what data/models/r00 says of {selected()[0]!r} is not finite: train it with a lower lr, "
+        "or in 32-true"
+    ]
+    assert files() == {}
+
+
+def test_selected_image_that_the_pool_no_longer_has_is_a_sentence() -> None:
+    frame = artifacts.load_manifest("pool")
+    gone = selected()[1]
+    artifacts.save_manifest("pool", frame[frame["key"] != gone])
+    with pytest.raises(UserError, match=f"r01/selection.csv has '{gone}', which data/manifests/pool.csv has not: set"):
+        run()
