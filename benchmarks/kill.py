@@ -161,7 +161,7 @@ def _kill(
                 if not list(checkpoints.glob("*.pt")):
                     time.sleep(POLL_SECONDS)
                     continue
-                longest /= 5
+                longest = 0.2  # a training this small is soon over
             try:
                 process.wait(rng.uniform(0, longest))
             except subprocess.TimeoutExpired:
@@ -179,8 +179,8 @@ def _kill(
 def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study:
     """Kill `annotate r01` of a finished project `kills` times, each time as if nothing had been bought before.
 
-    Half of the kills come while the masks are written, as often after the first as after the last, the others at any
-    moment between the order and the end, most of which DVC takes.
+    The kills take turns: as soon as a mask is written, any of them as often; a moment after one is on record, while DVC
+    takes it; at any moment between the order and the end.
     """
     wanted = ["data/rounds/r01/labels.json", *(f"data/labels/{key}.png" for key in made.ordered("r01"))]
     before, bought = made.hashes(wanted), [entry for entry in made.bought() if entry["round"] == "r01"]
@@ -196,17 +196,16 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
     tracked = made.hashes(["data/labels.dvc"])
     for number in range(kills):
         process = _order(made)
-        masks = rng.integers(len(before)) if number % 2 else 0
-        while process.poll() is None and len(list((made.folder / "data").glob("labels/*"))) < masks:
+        label, turn = rng.integers(1, len(before)), number % 3
+        while process.poll() is None and (turn == 0 and _masks(made) < label or turn == 1 and _delivered(made) < label):
             time.sleep(0.0005)
         try:
-            process.wait(rng.uniform(0, 0.01 if number % 2 else seconds))
+            process.wait((0, rng.uniform(0, 0.02), rng.uniform(0, seconds))[turn])
             states["nowhere: it had ended"] += 1
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            delivered = len(made.ledger()) - len(made.ordered())
-            states["masks are written" if delivered < len(made.ordered()) else "DVC takes the masks"] += 1
+            states[_moment(made)] += 1
         lost.update(made.lost())
         again = made.pipeline("annotate", "r01")
         if again.status:
@@ -219,6 +218,25 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
         if made.bought() != bought:
             different.add("data/ledger.jsonl")
     return Study(dict(states), sorted(lost), sorted(twice), sorted(different), [], 0)
+
+
+def _masks(made: Project) -> int:
+    return len(list(made.folder.glob("data/labels/[!.]*.png")))
+
+
+def _delivered(made: Project) -> int:
+    return len(made.ledger()) - len(made.ordered())
+
+
+def _moment(made: Project) -> str:
+    """What a killed `annotate` was about, as the disk tells."""
+    labels_dvc = made.folder / "data/labels.dvc"
+    tracked = re.search(r"nfiles: (\d+)", labels_dvc.read_text()) if labels_dvc.is_file() else None
+    if _masks(made) > _delivered(made):
+        return "a mask is not on record yet"
+    if _delivered(made) > (int(tracked[1]) if tracked else 0):
+        return "DVC takes a mask"
+    return "between two labels"
 
 
 def _order(made: Project) -> "subprocess.Popen[bytes]":

@@ -33,7 +33,9 @@ def test_killed_ten_times_it_ends_where_an_undisturbed_run_ends(reference: Undis
 
 def test_annotate_killed_at_any_moment_loses_and_buys_nothing(reference: Undisturbed) -> None:
     done = kill.annotate_study(reference.project, 6, np.random.default_rng(6))
-    assert set(done.kills) >= {"masks are written", "DVC takes the masks"}, done.kills
+    hits = sum(count for moment, count in done.kills.items() if not moment.startswith("nowhere"))
+    assert hits >= 4, done.kills
+    assert "DVC takes a mask" in done.kills, done.kills
     assert done.lost == done.bought_twice == done.different == []
 
 
