@@ -53,3 +53,9 @@ def kl(
     log_ratio = log_p - reference_logits.float().log_softmax(1)
     divergence = (log_p.exp() * log_ratio).sum(1)
     return divergence[valid].sum() / valid.sum().clamp(min=1)
+
+
+def entropy(logits: Float[Tensor, "n c h w"], valid: Bool[Tensor, "n h w"]) -> Float[Tensor, ""]:
+    """Shannon entropy of the labels per valid pixel, in nats, no valid pixel at all gives 0."""
+    log_p = logits.float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)[valid].sum() / valid.sum().clamp(min=1)

@@ -132,19 +132,47 @@ class Reward(Section):
     """The reward stage of `tune`."""
 
     reward: str = "pooled_miou"
-    """Which reward: pooled_miou, pixel_accuracy."""
+    """pooled_miou, image_miou, weighted_iou, dice, pixel_accuracy, expected_cost, boundary_f1, object_recall, ..."""
     estimator: str = "counterfactual"
-    """Which gradient estimator."""
+    """counterfactual, reinforce, ppo, soft_iou, lovasz or reward_weighted."""
     steps: Annotated[int, Field(ge=0)]
     """Optimiser steps; 0 leaves the stage out."""
     lr: Positive
     """Peak learning rate of AdamW."""
+    lr_end: Share = 0.0
+    """Share of the peak that the rate falls to. The slides' best, 1e-4 to 1e-6: lr 1e-4, lr_end 0.01."""
     cross_entropy: NotNegative = 0.5
     """Weight of the class-weighted cross-entropy kept as an anchor."""
     kl: NotNegative = 0.02
-    """Weight of KL(p || p of the likelihood model)."""
+    """Weight of KL(p || p of the likelihood model); above 0 that model runs along, for a third of the time."""
+    clip: NotNegative = 0.0
+    """Longest gradient (L2 norm); longer ones are shortened to it. 0 is no limit."""
     memory: Share = 0.9
-    """How much of the running pool counts is kept from one step to the next."""
+    """How much of the running pool statistics is kept from one step to the next."""
+    tolerance: Annotated[int, Field(ge=0)] = 2
+    """Pixels at the network's size by which a boundary may be off (boundary_f1)."""
+    overlap: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of an object's pixels that must be found (object_recall)."""
+    costs: dict[str, dict[str, NotNegative]] = {}
+    """true class -> label (or `any`) -> cost of that confusion; 1 if not given (expected_cost)."""
+    samples: Count = 2
+    """Labellings drawn per image and step (reinforce, ppo)."""
+    baseline: Literal["none", "two_sample", "leave_one_out", "other_images", "rolling_mean"] = "leave_one_out"
+    """What a sampled labelling's reward is held against (reinforce, ppo)."""
+    credit: Literal["image", "local"] = "local"
+    """One advantage for all labels of an image, or for each pixel that of its surroundings (reinforce, ppo)."""
+    unit: Literal["pixel", "patch", "superpixel"] = "pixel"
+    """What has one label of its own while it is rewarded."""
+    patch: Count = 8
+    """Pixels across a patch or superpixel, at the network's size."""
+    epochs: Count = 1
+    """Steps on the same batch and sample (ppo)."""
+    clip_ratio: Positive = 0.2
+    """Farthest that a probability's ratio to the sampling policy's counts from 1 (ppo)."""
+    validate_every: Count = 10
+    """Steps between two looks at the held-out images (tune.held_out); the best weights are kept."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Looks without improvement after which the stage stops early; 0 never does."""
 
 
 class Score(Section):
@@ -214,6 +242,8 @@ class Tune(Section):
     likelihood: Training
     source_share: Share = 0.25
     """Share of every batch that is replayed from the source."""
+    held_out: Share = 0.0
+    """Share of the labelled pool images that neither step learns from: they choose the reward stage's best weights."""
     reward: Reward
 
 
