@@ -1,4 +1,4 @@
-"""Tuning for the reward: the loss of the training loop in which an estimator, its anchors and its gauges come together."""
+"""Tuning for the reward: the training loop's loss in which an estimator, its anchors and its gauges come together."""
 
 from collections.abc import Callable, Sequence
 
@@ -115,7 +115,7 @@ def loss_function(
 
 
 UNITS: dict[str, Callable[[Tensor, int], Tensor | None]] = {
-    "pixel": lambda images, side: None,
+    "pixel": lambda *_: None,
     "patch": lambda images, side: units.patches(images[:, 0], side),
     "superpixel": units.superpixels,
 }
@@ -135,6 +135,4 @@ def _sentence(settings: Reward, estimate: Callable[[], Estimate]) -> Estimate:
     try:
         return estimate()
     except ValueError as error:
-        raise UserError(
-            f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}"
-        ) from None
+        raise UserError(f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}") from None

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import artifacts, batches, datasets, inference, losses, paths, reward_tuning, training
-from pipeline.batches import Batch, Item
+from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
@@ -101,7 +101,7 @@ def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[I
 
 
 def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
-    """Images to learn from, and those to choose weights by: by a hash of their names, so that few change with a round."""
+    """Images to learn from, and those to choose weights by, told apart by a hash of their names."""
     held = round(share * len(target))
     if held and held == len(target):
         raise UserError(f"tune.held_out {share:g} leaves none of {len(target)} labelled images to learn from: lower it")

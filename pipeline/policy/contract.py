@@ -1,8 +1,8 @@
 """What every estimator is: asked with logits, a truth and a reward, it answers with a loss whose gradient raises it.
 
 Losses are in reward per share of the pixels that is relabelled: what is rewarded is the running pool, `memory` + batch,
-of which the batch is a part; the factor s = (memory + batch) / batch undoes that, so that neither the size of the images
-nor that of the memory changes the size of the gradient.
+of which the batch is a part; the factor s = (memory + batch) / batch undoes that, so that neither the size of the
+images nor that of the memory changes the size of the gradient.
 """
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ OTHER_IMAGES = 0.1
 
 
 def reinforce(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
-    """loss = - (1/N) sum_n s_n (1/K) sum_k sum_i A log p_i(y_i): every image is rewarded by itself, within the pool.
+    """Loss = - (1/N) sum_n s_n (1/K) sum_k sum_i A log p_i(y_i): every image is rewarded by itself, within the pool.
 
     Baselines, none of which depends on the label that it is held against, so that none adds a bias:
 
@@ -36,7 +36,7 @@ def reinforce(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
 
 
 def ppo(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
-    """loss = - (1/N) sum_n s_n (1/K) sum_k sum_i min(q A, clip(q, 1 - clip, 1 + clip) A), q = p_i(y_i) / p_i,old(y_i).
+    """Loss = - (1/N) sum_n s_n (1/K) sum_k sum_i min(q A, clip(q, 1 - clip, 1 + clip) A), q = p_i(y_i) / p_i,old(y_i).
 
     At the first step on a sample all ratios are 1 and the gradient is that of `reinforce`.
 
@@ -127,15 +127,15 @@ def _by_pixel(
         (worth,) = torch.autograd.grad(asked.reward.value(pool).total, pool)
     mass = _mass(asked).sum()
     worth = worth * (asked.memory.abs().sum() + mass) / mass.clamp(min=1e-9)
-    credits = torch.stack([credit(one, asked.truth, worth) for one in labellings]).double()
+    parts = torch.stack([credit(one, asked.truth, worth) for one in labellings]).double()
     if asked.segments is not None:
-        credits = torch.stack([segment_sums(one[:, None], asked.segments)[:, 0] for one in credits])
+        parts = torch.stack([segment_sums(one[:, None], asked.segments)[:, 0] for one in parts])
     match asked.baseline:
         case "two_sample":
-            return credits - credits.roll(-1, 0)
+            return parts - parts.roll(-1, 0)
         case "leave_one_out":
-            return credits - (credits.sum(0) - credits) / (len(credits) - 1)
-    return credits
+            return parts - (parts.sum(0) - parts) / (len(parts) - 1)
+    return parts
 
 
 _BY_CREDIT = {"image": _by_image, "local": _by_pixel}

@@ -13,7 +13,7 @@ from pipeline.rewards import pooled_miou
 
 
 def soft_iou(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
-    """loss = - s R(K), K the expected counts: a pixel of true class t adds p_i to row t.
+    """Loss = - s R(K), K the expected counts: a pixel of true class t adds p_i to row t.
 
     Raises:
         ValueError: the reward is more than counts, or nothing is labelled.
@@ -71,7 +71,7 @@ def _lovasz_softmax(p: Float[Tensor, "c m"], truth: UInt8[Tensor, " m"]) -> Floa
 
 
 def reward_weighted(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
-    """loss = mean_n r_n CE_n, r_n = (1 - R_n) - 0.1 mean_{m != n} (1 - R_m), R of each image's most probable labels.
+    """Loss = mean_n r_n CE_n, r_n = (1 - R_n) - 0.1 mean_{m != n} (1 - R_m), R of each image's most probable labels.
 
     Raises:
         ValueError: nothing is labelled.

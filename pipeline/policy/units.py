@@ -48,12 +48,18 @@ def superpixels(images: UInt8[Tensor, "n 3 h w"], side: int, rounds: int = 5) ->
     own = start
     for _ in range(rounds):
         index = own.flatten(1)[:, None]
-        counts = torch.zeros(n, 1, down * across, device=images.device).scatter_add(2, index, torch.ones_like(index, dtype=torch.float32))
-        sums = torch.zeros(n, 5, down * across, device=images.device).scatter_add(2, index.expand(-1, 5, -1), features.flatten(2))
+        counts = torch.zeros(n, 1, down * across, device=images.device).scatter_add(
+            2, index, torch.ones_like(index, dtype=torch.float32)
+        )
+        sums = torch.zeros(n, 5, down * across, device=images.device).scatter_add(
+            2, index.expand(-1, 5, -1), features.flatten(2)
+        )
         centres = sums / counts.clamp(min=1)
         far = torch.stack(
             [
-                (features - centres.gather(2, one.flatten(1)[:, None].expand(-1, 5, -1)).view_as(features)).square().sum(1)
+                (features - centres.gather(2, one.flatten(1)[:, None].expand(-1, 5, -1)).view_as(features))
+                .square()
+                .sum(1)
                 + torch.where(counts[:, 0].gather(1, one.flatten(1)).view_as(one) > 0, 0, torch.inf)
                 for one in around.unbind(1)
             ],
