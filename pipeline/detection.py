@@ -140,7 +140,7 @@ def boxes_of_sequence(tokens: Int64[Tensor, "*batch length"], max_level: int, ma
         classes: number of classes.
     """
     whole = tokens.shape[-1] // TOKENS_PER_BOX
-    values = tokens[..., : whole * TOKENS_PER_BOX].unflatten(-1, (whole, TOKENS_PER_BOX))
+    values = tokens[..., : whole * TOKENS_PER_BOX].reshape(*tokens.shape[:-1], whole, TOKENS_PER_BOX)
     levels = (values[..., :4] - max_conf - 1).clamp(0, max_level)
     labels = (values[..., 4] - max_conf - 1 - max_level - 1).clamp(0, classes - 1)
     return Boxes((levels / max_level).float(), labels, values[..., 5].clamp(0, max_conf))

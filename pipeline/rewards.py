@@ -76,13 +76,13 @@ class RewardFunction(NamedTuple):
     value: Value
     """Of summed statistics. Differentiable, and its gradient is finite wherever the reward is defined."""
     of_counts: CountReward | None = None
-    """Set if the reward is a function of the confusion matrix. Then, unless `per_image`, the statistics are that matrix,
-    row after row."""
+    """Set if the reward is a function of the confusion matrix. Then, unless `per_image`, the statistics are that
+    matrix, row after row."""
     per_image: bool = False
     """`of_counts` is applied to every image by itself, and averaged over the images."""
     credit: Credit | None = None
-    """(labelling, truth, weights of the statistics) -> for every pixel the weighted sum of those parts of the statistics
-    that its label can change. For a policy that draws pixels independently,
+    """(labelling, truth, weights of the statistics) -> for every pixel the weighted sum of those parts of the
+    statistics that its label can change. For a policy that draws pixels independently,
     E[grad log p(y_i) * (weights . S(y))] = E[grad log p(y_i) * credit_i(y)]: parts that y_i cannot change have
     expectation 0, and only add noise. 0 at IGNORE."""
 
@@ -156,7 +156,7 @@ def _pooled(settings: Settings, of_counts: CountReward) -> RewardFunction:
         return _confusions(labelling, truth, c).flatten(1)
 
     def value(statistics: Float64[Tensor, "*batch s"]) -> Reward:
-        return of_counts(statistics.unflatten(-1, (c, c)))
+        return of_counts(statistics.reshape(*statistics.shape[:-1], c, c))
 
     def credit(
         labelling: Labels, truth: UInt8[Tensor, "n h w"], weights: Float64[Tensor, " s"]
@@ -172,8 +172,8 @@ def image_miou(settings: Settings) -> RewardFunction:
     """Mean over the images with a labelled pixel of the mIoU over each one's classes, in [0, 1].
 
     Terms: `iou`, per class, the mean over the images that have it. Csurka et al. 2013, "What is a good evaluation
-    measure for semantic segmentation?" The statistics are the sum of the mIoUs and the number of images, then the sum of
-    IoUs and the number of images of every class.
+    measure for semantic segmentation?" The statistics are the sum of the mIoUs and the number of images, then the sum
+    of IoUs and the number of images of every class.
     """
     _refuse_nonsense(settings)
 
@@ -186,7 +186,7 @@ def image_miou(settings: Settings) -> RewardFunction:
 
     def value(statistics: Float64[Tensor, "*batch s"]) -> Reward:
         c = settings.classes
-        miou, images, iou, present = statistics.split([1, 1, c, c], dim=-1)
+        miou, images, iou, present = torch.split(statistics, [1, 1, c, c], dim=-1)
         return Reward((miou / images).squeeze(-1), {"iou": _share(iou, present)})
 
     return RewardFunction(statistics, value, pooled_miou, per_image=True)
@@ -222,7 +222,7 @@ def boundary_f1(settings: Settings) -> RewardFunction:
         return torch.stack(counts, dim=1).double()
 
     def value(statistics: Float64[Tensor, "*batch s"]) -> Reward:
-        hit, labelled, met, true = statistics.unflatten(-1, (c, 4)).unbind(-1)
+        hit, labelled, met, true = statistics.reshape(*statistics.shape[:-1], c, 4).unbind(-1)
         f1 = _share(2 * hit * met, hit * true + met * labelled)  # 2PR / (P + R), and 0 where nothing matches
         terms = {"f1": f1, "precision": _share(hit, labelled), "recall": _share(met, true)}
         return Reward(f1.sum(-1) / (true > 0).sum(-1), terms)
@@ -233,7 +233,7 @@ def boundary_f1(settings: Settings) -> RewardFunction:
         labelling = _masked(labelling, truth, c)
         at, wanted = boundaries.find(labelling), boundaries.find(truth)
         weighted = torch.zeros(truth.shape, dtype=weights.dtype, device=truth.device)
-        for number, (hit, labelled, met, _) in enumerate(weights.unflatten(0, (c, 4))):
+        for number, (hit, labelled, met, _) in enumerate(weights.reshape(c, 4)):
             maps = boundaries.matches(at & (labelling == number), wanted & (truth == number), tolerance)
             for weight, each in zip((hit, labelled, met), maps[:3], strict=True):
                 weighted += weight * each
@@ -267,17 +267,17 @@ def object_recall(settings: Settings) -> RewardFunction:
             true = objects.find(truth_labels)
             hits = np.bincount(true.labels, found(labels, true), minlength=c)
             rows.append(np.stack([hits, np.bincount(true.labels, minlength=c)], axis=1).ravel())
-        return torch.from_numpy(np.stack(rows)).to(truth.device)
+        return torch.from_numpy(np.stack(rows)).double().to(truth.device)
 
     def value(statistics: Float64[Tensor, "*batch s"]) -> Reward:
-        hits, all_objects = statistics.unflatten(-1, (c, 2)).unbind(-1)
+        hits, all_objects = statistics.reshape(*statistics.shape[:-1], c, 2).unbind(-1)
         recall = _share(hits, all_objects)
         return Reward(recall.sum(-1) / (all_objects > 0).sum(-1), {"recall": recall})
 
     def credit(
         labelling: Labels, truth: UInt8[Tensor, "n h w"], weights: Float64[Tensor, " s"]
     ) -> Float64[Tensor, "n h w"]:
-        of_class = weights.unflatten(0, (c, 2))[:, 0].cpu().numpy()
+        of_class = weights.reshape(c, 2)[:, 0].cpu().numpy()
         maps = []
         for labels, truth_labels in _on_cpu(_masked(labelling, truth, c), truth):
             true = objects.find(truth_labels)
@@ -291,11 +291,12 @@ def object_recall(settings: Settings) -> RewardFunction:
 def detection(settings: Settings) -> RewardFunction:
     """The detection reward of the boxes around connected areas, mean over the images with a labelled pixel.
 
-    Pinto et al. 2023, with the thresholds and the weight of duplicates of the paper: pipeline/detection.py. Predicted
-    and true boxes are the bounding boxes of the objects of the labelling and of the truth, all with confidence 1. At
-    most the sum of the class weights of an image's objects. Terms: `reward`, `num_matches`, `nms_penalty`, averaged over
-    thresholds. Objects of one class with the very same box count once. If two stayed, either would match the first of
-    them only, and the truth itself would pay for a duplicate.
+    Pinto et al. 2023, with the thresholds and the weight of duplicates of the published code: pipeline/detection.py.
+    Predicted and true boxes are the bounding boxes of the objects of the labelling and of the truth, all with
+    confidence 1. At most the sum of the class weights of an image's objects. That is what the truth gets: were there
+    two objects of one class with the very same box, it would pay for a duplicate, but two areas that both reach from
+    side to side and from top to bottom of one box meet. Terms: `reward`, `num_matches`, `nms_penalty`, averaged over
+    thresholds.
 
     The statistics are the sums of the terms and the number of images.
     """
@@ -304,12 +305,13 @@ def detection(settings: Settings) -> RewardFunction:
 
     def boxes(labels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "k 5"]:
         found = objects.find(labels)
-        return np.unique(np.column_stack([found.labels, found.boxes]), axis=0)
+        rows: np.ndarray = np.unique(np.column_stack([found.labels, found.boxes]), axis=0)
+        return rows  # sorted, as the first of equal overlaps wins and OpenCV's order of the areas is its own
 
     def of_image(labels: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]) -> Float64[Tensor, " s"]:
         total = torch.zeros(4, dtype=torch.float64)
         predicted, true = (torch.from_numpy(boxes(each)) for each in (labels, truth))
-        for number in true[:, 0].unique():  # classes do not meet, and sampled labels have very many small areas
+        for number in torch.unique(true[:, 0]):  # classes do not meet, and sampled labels have very many small areas
             pairs = [each[each[:, 0] == number].unsqueeze(0) for each in (predicted, true)]
             sides = [(each[..., 1:].double(), each[..., 0], torch.ones_like(each[..., 0])) for each in pairs]
             terms = detection_reward(*sides[0], *sides[1], weights).terms
@@ -323,7 +325,7 @@ def detection(settings: Settings) -> RewardFunction:
 
     def value(statistics: Float64[Tensor, "*batch s"]) -> Reward:
         means = statistics[..., :3] / statistics[..., 3:]
-        return Reward(means[..., 0], dict(zip(DETECTION_TERMS, means.split(1, dim=-1), strict=True)))
+        return Reward(means[..., 0], dict(zip(DETECTION_TERMS, torch.split(means, 1, dim=-1), strict=True)))
 
     return RewardFunction(statistics, value)
 
