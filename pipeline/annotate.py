@@ -66,17 +66,25 @@ def _dvc() -> Iterator[Callable[[], None]]:
         with Repo() as repo:
 
             def add() -> None:
-                if paths.LABELS.is_dir():  # else nothing has come back yet
+                if not paths.LABELS.is_dir():
+                    return  # nothing has come back yet
+                try:
                     with contextlib.redirect_stdout(io.StringIO()):  # its advice on git
                         # Relinking would take masks away for a moment, before data/labels.dvc speaks of them.
                         repo.add(str(paths.LABELS), relink=False)
+                except OSError as error:  # a full disk
+                    raise _not_taken(str(error)) from None
+                except KeyError as error:  # DVC looks at the file's syntax only
+                    raise _not_taken(f"{paths.LABELS_DVC} lacks {error}") from None
 
             yield add
     except DvcException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"`dvc add {paths.LABELS}` failed ({reason}): mend that, then `dvc repro` goes on from here"
-        ) from None
+        raise _not_taken(str(error)) from None
+
+
+def _not_taken(reason: str) -> UserError:
+    reason = " ".join(reason.split())
+    return UserError(f"`dvc add {paths.LABELS}` failed ({reason}): mend that, then `dvc repro` goes on from here")
 
 
 def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> str:

@@ -1,4 +1,7 @@
+import errno
+import io
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -290,3 +293,47 @@ def test_masks_that_dvc_cannot_take_are_a_sentence(project: Path) -> None:
     paths.LABELS_DVC.unlink()
     run("r01")
     assert len(ledger.load().deliveries) == len(ledger.load().orders) == 3
+
+
+def test_disk_that_is_full_when_dvc_takes_a_mask_is_a_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(annotate.Repo, "add", full)
+        with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*No space left on device\): mend that"):
+            run("r01")
+    assert len(ledger.load().deliveries) == 1
+    run("r01")
+    assert len(ledger.load().deliveries) == len(ledger.load().orders) == 3
+
+
+def test_record_of_dvc_that_was_cut_short_is_a_sentence_and_an_empty_one_no_matter(bought: Path) -> None:
+    """DVC writes it in place."""
+    whole = paths.LABELS_DVC.read_text()
+    paths.LABELS_DVC.write_text("")
+    run("r01")
+    assert paths.LABELS_DVC.read_text() == whole
+    paths.LABELS_DVC.write_text(whole[: whole.index("  path")])
+    with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*labels\.dvc.*\): mend that"):
+        run("r01")
+    paths.LABELS_DVC.unlink()
+    run("r01")
+    assert paths.LABELS_DVC.read_text() == whole
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_mode_wait_shows_a_bar_on_a_terminal(
+    terminal: bool, bought: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotate, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stderr", Terminal() if terminal else io.StringIO())
+    scripted(each=1)
+    run("r02", annotator="scripted", mode="wait")
+    shown = sys.stderr.getvalue()
+    assert [text in shown for text in ("annotate r02:", "0/2", "2/2")] == [terminal] * 3, shown
