@@ -154,7 +154,12 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
     if said.key in request.known:
         print(f"{round_name}: {said.key} was changed by {said.annotator}; taken as corrected")
     _check_mask(said.key, said.mask, request, name)
-    digest = artifacts.save_mask(paths.mask(said.key), said.mask)
+    path = paths.mask(said.key)
+    # What is there may have been changed by hand. If it is this very answer, a run was killed before it was on record.
+    if said.key in request.known and path.is_file() and not np.array_equal(artifacts.load_mask(path), said.mask):
+        _take_corrections(round_name, request.pool)
+        add()
+    digest = artifacts.save_mask(path, said.mask)
     what = (said.annotator, said.minutes, digest, ledger.now(), said.changed, said.agreement, said.version)
     ledger.append([Delivery(round_name, said.key, *what)])
     add()

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import io
 import shutil
 import sys
@@ -253,6 +254,43 @@ def test_mask_changed_by_hand_is_taken_for_no_further_minutes(bought: Path) -> N
     assert (latest.key, latest.annotator, latest.minutes) == (key, "hand", 4.0)
     assert artifacts.load_labels("r01")[1]["sha256"] == latest.sha256 == artifacts.sha256(paths.mask(key))
     assert ledger.load().spent("r01") == (3, 12.0)
+
+
+def test_change_by_hand_is_on_record_before_a_newer_answer_takes_its_place(
+    bought: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, *_ = keys("r01")
+    by_hand, newer = truth(key), truth(key)
+    by_hand[5, 5] = 3 if by_hand[5, 5] != 3 else 4
+    newer[0, 0] = 3 if newer[0, 0] != 3 else 4
+    artifacts.save_mask(paths.mask(key), by_hand)
+    kept = hashlib.md5(paths.mask(key).read_bytes()).hexdigest()
+
+    def corrected(request: Request) -> Iterator[Answer]:
+        if request.known[key] != "1@later":
+            yield Answer(key, newer, 5.0, "ann@example.org", version="1@later")
+
+    monkeypatch.setitem(ANNOTATORS, "corrected", corrected)
+    run("r01", annotator="corrected")
+    np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), newer)
+    assert [d.annotator for d in ledger.load().deliveries if d.key == key] == ["oracle", "hand", "ann@example.org"]
+    assert Path(".dvc/cache/files/md5", kept[:2], kept[2:]).is_file()  # what was painted by hand can be had again
+
+
+def test_correction_that_was_killed_before_it_was_on_record_is_nobodys_handwork(
+    bought: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, *_ = keys("r01")
+    newer = truth(key)
+    newer[0, 0] = 3 if newer[0, 0] != 3 else 4
+    artifacts.save_mask(paths.mask(key), newer)
+
+    def corrected(request: Request) -> Iterator[Answer]:
+        yield Answer(key, newer, 5.0, "ann@example.org", version="1@later")
+
+    monkeypatch.setitem(ANNOTATORS, "corrected", corrected)
+    run("r01", annotator="corrected")
+    assert [d.annotator for d in ledger.load().deliveries if d.key == key] == ["oracle", "ann@example.org"]
 
 
 def test_mask_changed_by_hand_to_another_size_is_refused(bought: Path) -> None:
