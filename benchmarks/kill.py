@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ STEPS = 60
 """Long enough for kills within the trainings; a checkpoint is written at every step."""
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 1200.0
+TRIES = 10
+"""So often a kill of `annotate` is tried that comes when all is done."""
+TAKES = "DVC takes a mask"
 DVC_FILES = {"dvc.lock": "'./dvc.lock' ", ".dvc/tmp/rwlock": "Unable to read RWLock-file"}
 """Files that DVC writes in place, and what it says when it finds one half-written."""
 
@@ -114,8 +118,7 @@ def study(reference: Undisturbed, folder: Path, kills: int, rng: np.random.Gener
         while True:
             process, log = start(other)
             target = targets.popleft() if targets else None
-            late = other.folder / "data/checkpoints" if counts.total() % 2 == 0 else None
-            stage = _kill(process, log, target, late, reference.seconds, rng)
+            stage = _kill(process, log, target, other.folder / "data/checkpoints", counts, reference.seconds, rng)
             said = log.read_text(errors="replace")
             resumed += said.count(": resumed at step ")
             lost.update(other.lost())
@@ -143,13 +146,14 @@ def _kill(
     process: "subprocess.Popen[bytes]",
     log: Path,
     target: str | None,
-    checkpoints: Path | None,
+    checkpoints: Path,
+    counts: Mapping[str, int],
     seconds: dict[str, float],
     rng: np.random.Generator,
 ) -> str | None:
     """Kill the session while `target`, or a later stage if that is done, is at work; the stage, or None if it ended.
 
-    With `checkpoints`, a training is killed after it has written one.
+    Of a training's kills, the first and every second one comes after it has written to `checkpoints`.
     """
     order = list(seconds)
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -157,7 +161,7 @@ def _kill(
         stages = running(log)
         if target is not None and stages and order.index(stages[-1]) >= order.index(target):
             longest = seconds[stages[-1]] * (0.8 if stages[-1] == order[-1] else 1)  # the last must not get through
-            if checkpoints and stages[-1].startswith(("pretrain", "tune")):
+            if stages[-1].startswith(("pretrain", "tune")) and counts.get(stages[-1], 0) % 2 == 0:
                 if not list(checkpoints.glob("*.pt")):
                     time.sleep(POLL_SECONDS)
                     continue
@@ -180,7 +184,7 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
     """Kill `annotate r01` of a finished project `kills` times, each time as if nothing had been bought before.
 
     The kills take turns: as soon as a mask is written, any of them as often; a moment after one is on record, while DVC
-    takes it; at any moment between the order and the end.
+    takes it; at any moment between the order and the end. One that comes too late is tried again.
     """
     wanted = ["data/rounds/r01/labels.json", *(f"data/labels/{key}.png" for key in made.ordered("r01"))]
     before, bought = made.hashes(wanted), [entry for entry in made.bought() if entry["round"] == "r01"]
@@ -195,17 +199,8 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
     seconds = time.monotonic() - ordered
     tracked = made.hashes(["data/labels.dvc"])
     for number in range(kills):
-        process = _order(made)
-        label, turn = rng.integers(1, len(before)), number % 3
-        while process.poll() is None and (turn == 0 and _masks(made) < label or turn == 1 and _delivered(made) < label):
-            time.sleep(0.0005)
-        try:
-            process.wait((0, rng.uniform(0, 0.02), rng.uniform(0, seconds))[turn])
-            states["nowhere: it had ended"] += 1
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            states[_moment(made)] += 1
+        tries = (_kill_annotate(made, number % 3, len(before), seconds, rng) for _ in range(TRIES))
+        states[next((moment for moment in tries if moment), "nowhere: it had ended")] += 1
         lost.update(made.lost())
         again = made.pipeline("annotate", "r01")
         if again.status:
@@ -218,6 +213,25 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
         if made.bought() != bought:
             different.add("data/ledger.jsonl")
     return Study(dict(states), sorted(lost), sorted(twice), sorted(different), [], 0)
+
+
+def _kill_annotate(made: Project, turn: int, labels: int, seconds: float, rng: np.random.Generator) -> str | None:
+    """Start `annotate` and kill it in its turn; what it was about, or None if it had ended."""
+    process, label = _order(made), rng.integers(1, labels)
+    while process.poll() is None and ((turn == 0 and _masks(made) < label) or (turn == 1 and _delivered(made) < label)):
+        time.sleep(0.0005)
+    while True:
+        try:
+            process.wait((0, rng.uniform(0, 0.02), rng.uniform(0, seconds))[turn])
+            return None
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGSTOP)  # so that nothing goes on while the disk is looked at
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            moment = _moment(made)
+            if turn != 1 or moment == TAKES:
+                os.killpg(process.pid, signal.SIGKILL)
+                return moment if process.wait() < 0 else None
+            os.killpg(process.pid, signal.SIGCONT)
 
 
 def _masks(made: Project) -> int:
@@ -235,7 +249,7 @@ def _moment(made: Project) -> str:
     if _masks(made) > _delivered(made):
         return "a mask is not on record yet"
     if _delivered(made) > (int(tracked[1]) if tracked else 0):
-        return "DVC takes a mask"
+        return TAKES
     return "between two labels"
 
 

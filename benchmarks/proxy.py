@@ -20,8 +20,10 @@ import numpy as np
 from pipeline.label_studio_server import HOST
 from tests.server.studio import Studio
 
-TIMEOUT = 1.0
-"""The client's patience, in seconds, where a fault of SILENT is to come."""
+TIMEOUT = 5.0
+"""The client's patience, in seconds, where a fault of SILENT is to come; all other requests must be answered in it."""
+PATIENCE = 300.0
+"""Seconds for anything else, on a busy machine."""
 PAGE = b"<!DOCTYPE html>\n<html><title>Sign in</title>\n<body>Please sign in</body></html>\n"
 HTML = (("Content-Type", "text/html"),)
 JSON = (("Content-Type", "application/json"),)
@@ -70,7 +72,7 @@ class Call(BaseHTTPRequestHandler):
 
     def forward(self) -> Answer:
         """Let the server carry the request out."""
-        connection = http.client.HTTPConnection(HOST, self.server.studio.port, timeout=60)
+        connection = http.client.HTTPConnection(HOST, self.server.studio.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             headers = {name: value for name, value in self.headers.items() if name not in ("Connection", "Host")}
             connection.request(self.command, self.path, self.body or None, headers)
@@ -84,7 +86,7 @@ class Call(BaseHTTPRequestHandler):
         lines = [f"{self.command} {self.path} HTTP/1.1", *(f"{n}: {v}" for n, v in self.headers.items()), "", ""]
         head = "\r\n".join(lines).encode("latin-1")
         part = head + self.body[: len(self.body) // 2] if self.body else head[: len(head) // 2]
-        with socket.create_connection((HOST, self.server.studio.port), timeout=60) as connection:
+        with socket.create_connection((HOST, self.server.studio.port), timeout=PATIENCE) as connection:
             connection.sendall(part)
             time.sleep(0.05)  # so that it is read before the reset takes it away
             _reset_on_close(connection)
@@ -165,7 +167,7 @@ class Proxy(socketserver.ThreadingTCPServer):
     def settle(self) -> None:
         """Wait until nothing is on its way any more."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._busy == 0, 60), "a request does not end"
+            assert self._changed.wait_for(lambda: self._busy == 0, PATIENCE), "a request does not end"
 
     def kill_victim(self) -> None:
         """SIGKILL to our process."""
@@ -223,14 +225,14 @@ def _late(call: Call) -> None:
     told = call.server.rng.integers(2)
     if told:
         call.disconnect()
-    time.sleep(TIMEOUT * call.server.rng.uniform(0.1 if told else 1.1, 3))
+    time.sleep(call.server.rng.uniform(0.1, 2) + (0 if told else TIMEOUT))
     call.forward()
     call.drop()
 
 
 def _slow_answer(call: Call) -> None:
     call.forward()
-    time.sleep(TIMEOUT * 1.3)
+    time.sleep(TIMEOUT + 0.5)
     call.drop()
 
 

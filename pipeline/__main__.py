@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 STAGES = ("prepare", "pretrain", "score", "select", "predict", "annotate", "tune", "evaluate", "report")
 WAITING = 75
+STOPPED = 130
+"""As a shell has it after Ctrl-C."""
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -79,6 +81,9 @@ def main(argv: list[str]) -> int:
     except WaitingForPeople as waiting:
         print(waiting, file=sys.stderr)
         return WAITING
+    except KeyboardInterrupt:
+        print(f"{given.command}: stopped by hand; run it again and it goes on from here", file=sys.stderr)
+        return STOPPED
     return 0
 
 

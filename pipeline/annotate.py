@@ -66,17 +66,25 @@ def _dvc() -> Iterator[Callable[[], None]]:
         with Repo() as repo:
 
             def add() -> None:
-                if paths.LABELS.is_dir():  # else nothing has come back yet
+                if not paths.LABELS.is_dir():
+                    return  # nothing has come back yet
+                try:
                     with contextlib.redirect_stdout(io.StringIO()):  # its advice on git
                         # Relinking would take masks away for a moment, before data/labels.dvc speaks of them.
                         repo.add(str(paths.LABELS), relink=False)
+                except OSError as error:  # a full disk
+                    raise _not_taken(str(error)) from None
+                except KeyError as error:  # DVC looks at the file's syntax only
+                    raise _not_taken(f"{paths.LABELS_DVC} lacks {error}") from None
 
             yield add
     except DvcException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"`dvc add {paths.LABELS}` failed ({reason}): mend that, then `dvc repro` goes on from here"
-        ) from None
+        raise _not_taken(str(error)) from None
+
+
+def _not_taken(reason: str) -> UserError:
+    reason = " ".join(reason.split())
+    return UserError(f"`dvc add {paths.LABELS}` failed ({reason}): mend that, then `dvc repro` goes on from here")
 
 
 def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> str:
@@ -146,7 +154,12 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
     if said.key in request.known:
         print(f"{round_name}: {said.key} was changed by {said.annotator}; taken as corrected")
     _check_mask(said.key, said.mask, request, name)
-    digest = artifacts.save_mask(paths.mask(said.key), said.mask)
+    path = paths.mask(said.key)
+    # What is there may have been changed by hand. If it is this very answer, a run was killed before it was on record.
+    if said.key in request.known and path.is_file() and not np.array_equal(artifacts.load_mask(path), said.mask):
+        _take_corrections(round_name, request.pool)
+        add()
+    digest = artifacts.save_mask(path, said.mask)
     what = (said.annotator, said.minutes, digest, ledger.now(), said.changed, said.agreement, said.version)
     ledger.append([Delivery(round_name, said.key, *what)])
     add()

@@ -27,6 +27,7 @@ def collect(params: Params) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "annotators": _annotators(book),
+        "agreement": _agreement(book),
         "label_studio": _label_studio(params, [row["round"] for row in rounds if row["ordered"] > row["labelled"]]),
         "spent": {"images": sum(images for images, _ in spent), "minutes": sum(minutes for _, minutes in spent)},
         "outside_the_table": sorted({order.round for order in book.orders} - set(params.budget)),
@@ -45,6 +46,16 @@ def _annotators(book: Ledger) -> list[dict[str, Any]]:
         row["labelled" if isinstance(entry, Delivery) else "skipped"] += 1
         row["minutes"] += entry.minutes
     return list(rows.values())
+
+
+def _agreement(book: Ledger) -> dict[str, float]:
+    """Share of pixels on which several annotators agree: the mean of each round's images that had several."""
+    latest = {(delivery.round, delivery.key): delivery.agreement for delivery in book.deliveries}
+    shares: dict[str, list[float]] = {}
+    for (name, _), share in latest.items():
+        if share is not None:
+            shares.setdefault(name, []).append(share)
+    return {name: sum(several) / len(several) for name, several in shares.items()}
 
 
 def _label_studio(params: Params, waiting: list[str]) -> dict[str, Any] | None:
@@ -94,6 +105,8 @@ def run(params: Params, *, as_json: bool) -> None:
     for row in content["annotators"]:
         skipped = f", skipped {row['skipped']}" if row["skipped"] else ""
         print(f"{row['round']}: {row['annotator']} labelled {row['labelled']}{skipped} in {row['minutes']:.4g} minutes")
+    for name, share in content["agreement"].items():
+        print(f"{name}: several annotators agree on {100 * share:.1f}% of the pixels")
     if content["label_studio"]:
         for name, has in content["label_studio"]["rounds"].items():
             print(

@@ -1,4 +1,8 @@
+import errno
+import hashlib
+import io
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -252,6 +256,43 @@ def test_mask_changed_by_hand_is_taken_for_no_further_minutes(bought: Path) -> N
     assert ledger.load().spent("r01") == (3, 12.0)
 
 
+def test_change_by_hand_is_on_record_before_a_newer_answer_takes_its_place(
+    bought: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, *_ = keys("r01")
+    by_hand, newer = truth(key), truth(key)
+    by_hand[5, 5] = 3 if by_hand[5, 5] != 3 else 4
+    newer[0, 0] = 3 if newer[0, 0] != 3 else 4
+    artifacts.save_mask(paths.mask(key), by_hand)
+    kept = hashlib.md5(paths.mask(key).read_bytes()).hexdigest()
+
+    def corrected(request: Request) -> Iterator[Answer]:
+        if request.known[key] != "1@later":
+            yield Answer(key, newer, 5.0, "ann@example.org", version="1@later")
+
+    monkeypatch.setitem(ANNOTATORS, "corrected", corrected)
+    run("r01", annotator="corrected")
+    np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), newer)
+    assert [d.annotator for d in ledger.load().deliveries if d.key == key] == ["oracle", "hand", "ann@example.org"]
+    assert Path(".dvc/cache/files/md5", kept[:2], kept[2:]).is_file()  # what was painted by hand can be had again
+
+
+def test_correction_that_was_killed_before_it_was_on_record_is_nobodys_handwork(
+    bought: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, *_ = keys("r01")
+    newer = truth(key)
+    newer[0, 0] = 3 if newer[0, 0] != 3 else 4
+    artifacts.save_mask(paths.mask(key), newer)
+
+    def corrected(request: Request) -> Iterator[Answer]:
+        yield Answer(key, newer, 5.0, "ann@example.org", version="1@later")
+
+    monkeypatch.setitem(ANNOTATORS, "corrected", corrected)
+    run("r01", annotator="corrected")
+    assert [d.annotator for d in ledger.load().deliveries if d.key == key] == ["oracle", "ann@example.org"]
+
+
 def test_mask_changed_by_hand_to_another_size_is_refused(bought: Path) -> None:
     key = keys("r01")[1]
     artifacts.save_mask(paths.mask(key), truth(key)[:-1])
@@ -290,3 +331,47 @@ def test_masks_that_dvc_cannot_take_are_a_sentence(project: Path) -> None:
     paths.LABELS_DVC.unlink()
     run("r01")
     assert len(ledger.load().deliveries) == len(ledger.load().orders) == 3
+
+
+def test_disk_that_is_full_when_dvc_takes_a_mask_is_a_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(annotate.Repo, "add", full)
+        with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*No space left on device\): mend that"):
+            run("r01")
+    assert len(ledger.load().deliveries) == 1
+    run("r01")
+    assert len(ledger.load().deliveries) == len(ledger.load().orders) == 3
+
+
+def test_record_of_dvc_that_was_cut_short_is_a_sentence_and_an_empty_one_no_matter(bought: Path) -> None:
+    """DVC writes it in place."""
+    whole = paths.LABELS_DVC.read_text()
+    paths.LABELS_DVC.write_text("")
+    run("r01")
+    assert paths.LABELS_DVC.read_text() == whole
+    paths.LABELS_DVC.write_text(whole[: whole.index("  path")])
+    with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*labels\.dvc.*\): mend that"):
+        run("r01")
+    paths.LABELS_DVC.unlink()
+    run("r01")
+    assert paths.LABELS_DVC.read_text() == whole
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_mode_wait_shows_a_bar_on_a_terminal(
+    terminal: bool, bought: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotate, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stderr", Terminal() if terminal else io.StringIO())
+    scripted(each=1)
+    run("r02", annotator="scripted", mode="wait")
+    shown = sys.stderr.getvalue()
+    assert [text in shown for text in ("annotate r02:", "0/2", "2/2")] == [terminal] * 3, shown

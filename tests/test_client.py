@@ -116,3 +116,12 @@ def test_reading_is_tried_again_and_arrays_are_sent_as_numbers(says: Says) -> No
 def test_nobody_there() -> None:
     with pytest.raises(Unreachable, match=r"does not answer at http://127.0.0.1:9 .*python -m pipeline label-studio"):
         call("http://127.0.0.1:9", lambda server: server.send("POST", "/api/x"))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80a0", "http://[::1", "http://x\u2028y"])
+def test_address_that_cannot_be_one_is_named(url: str) -> None:
+    with pytest.raises(
+        UserError, match=r"annotate\.url is .* which is no address .*: write http://HOST:PORT"
+    ) as caught:
+        call(url, lambda server: server.get("/api/x"))
+    assert type(caught.value) is UserError  # in mode `wait`, too, there is nothing to wait for

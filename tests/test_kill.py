@@ -1,5 +1,6 @@
 """A killed loop loses nothing, buys nothing twice, and ends where an undisturbed one ends (benchmarks/kill.py)."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,9 @@ import pytest
 
 from benchmarks import kill
 from benchmarks.kill import Undisturbed
+
+PATIENCE = 600.0
+"""Seconds for anything, on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def test_annotate_killed_at_any_moment_loses_and_buys_nothing(reference: Undistu
     done = kill.annotate_study(reference.project, 6, np.random.default_rng(6))
     hits = sum(count for moment, count in done.kills.items() if not moment.startswith("nowhere"))
     assert hits >= 4, done.kills
-    assert "DVC takes a mask" in done.kills, done.kills
+    assert kill.TAKES in done.kills, done.kills
     assert done.lost == done.bought_twice == done.different == []
 
 
@@ -76,7 +80,7 @@ def test_stage_that_outlives_a_killed_dvc_is_not_joined_by_a_second(reference: U
 
 def wait_for_stage(lock: Path) -> int:
     """The process that holds the lock, as soon as there is one."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not lock.read_text().endswith(")"):
         assert time.monotonic() < deadline, "the stage did not start"
         time.sleep(0.01)
@@ -84,7 +88,8 @@ def wait_for_stage(lock: Path) -> int:
 
 
 def wait_for_end(process: int) -> None:
-    deadline = time.monotonic() + 120
-    while Path(f"/proc/{process}/stat").exists() and Path(f"/proc/{process}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline, "the stage did not end"
-        time.sleep(0.05)
+    deadline = time.monotonic() + PATIENCE
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may go between two looks, or in one
+        while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "the stage did not end"
+            time.sleep(0.05)

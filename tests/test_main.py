@@ -122,3 +122,12 @@ def test_budget_is_written_from_the_command_line(capsys: Capture) -> None:
     assert [line.minutes for line in params.load().budget.values()] == [45, 45]
     capsys.readouterr()
     assert "nothing to spend" in refused(capsys, "budget", "--images", "0", "--rounds", "3")
+
+
+def test_ctrl_c_is_a_sentence(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.status.collect", stop)
+    assert __main__.main(["status"]) == 130
+    assert capsys.readouterr().err == "status: stopped by hand; run it again and it goes on from here\n"

@@ -11,6 +11,7 @@ import torch
 
 from tests import project
 from tests.project import Project, Run
+from tests.server.studio import free_port
 
 # Python runs a module of this name at start: it notes which process puts which file into its place.
 NOTES = """\
@@ -83,7 +84,9 @@ def test_scores_are_those_of_one_process(two: Project, writers: Path) -> None:
 
 def test_scores_under_torchrun_are_those_of_one_process(tiny: Project, writers: Path) -> None:
     before = table(tiny)
-    run = tiny.run("torchrun", "--nproc-per-node", "2", "-m", "pipeline", "score", "r01", "--after", "r00")
+    # Its own port, 29500, may be another run's.
+    launch = ("torchrun", "--master-port", str(free_port()), "--nproc-per-node", "2", "-m", "pipeline")
+    run = tiny.run(*launch, "score", "r01", "--after", "r00")
     scores_of_two(tiny, run, writers, before)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline import artifacts, ledger, paths, select
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Order
+from pipeline.ledger import Delivery, Order, Skip
 from pipeline.params import BudgetLine, Select
 
 KEYS = [f"{number:03}" for number in range(40)]
@@ -76,6 +76,17 @@ def test_a_full_round_keeps_its_images_even_if_the_line_was_lowered() -> None:
 def test_what_other_rounds_bought_is_not_bought_again() -> None:
     ledger.append([order(key, "r01") for key in KEYS[:30]])
     assert set(run("r02", images=10)) == set(KEYS[30:])
+
+
+def test_skipped_image_is_replaced_and_its_minutes_stay_spent() -> None:
+    ledger.append([*map(order, KEYS[:3]), Skip("r01", KEYS[1], "ann@example.org", 0.5, "", "7@then")])
+    chosen = run(images=3)
+    assert chosen[:2] == [KEYS[0], KEYS[2]]
+    assert len(chosen) == 3
+    assert chosen[2] not in KEYS[:3]
+    assert len(run(minutes=24.5)) == 3  # 2 x 7 are kept, 10 are left
+    assert len(run(minutes=24.4)) == 2
+    assert KEYS[1] in run("r02", images=38)  # back in the pool for others
 
 
 def test_pool_that_is_too_small_is_a_sentence() -> None:

@@ -63,6 +63,16 @@ def test_corrections_are_no_second_label(params: Params) -> None:
     assert (row["ordered"], row["labelled"], row["minutes"]) == (2, 1, 14.0)
 
 
+def test_agreement_of_several_annotators_is_reported(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.collect(params)["agreement"] == {}
+    ledger.append([order(key, "r01") for key in "abc"])
+    for key, share in (("a", 0.1), ("a", 0.8), ("b", 0.9), ("c", None)):  # of corrections the last counts
+        ledger.append([Delivery("r01", key, "ann@example.org", 1.0, "ab" * 32, "", agreement=share)])
+    assert status.collect(params)["agreement"] == {"r01": pytest.approx(0.85)}
+    status.run(params, as_json=False)
+    assert "r01: several annotators agree on 85.0% of the pixels\n" in capsys.readouterr().out
+
+
 def test_table_shows_rounds_spending_and_what_is_outside(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     artifacts.save_json(paths.metrics("r00"), {"miou": 0.2539})
     ledger.append([order("a", "r01"), order("b", "r07")])

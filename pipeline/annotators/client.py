@@ -46,13 +46,16 @@ class Client:
             transport: what carries the requests; by default the network.
 
         Raises:
-            UserError: there is no key, or it is of a kind that does not last.
+            UserError: the address cannot be one, there is no key, or it is of a kind that does not last.
         """
         self.url = url.rstrip("/")
         self._key = (os.environ.get(KEY, "") if key is None else key).strip()
         self._personal = _is_personal(self._key, self.url)
         self._access, self._until = "", 0.0
-        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT, transport=transport)
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT, transport=transport)
+        except httpx.InvalidURL as error:
+            raise UserError(f"annotate.url is {url!r}, which is no address ({error}): write http://HOST:PORT") from None
 
     def close(self) -> None:
         """Close the connections."""

@@ -202,10 +202,24 @@ def _without_copies(server: Client, same: list[Task]) -> list[Task]:
     touched = [task for task in same if task.annotated or task.skipped or task.draft]
     kept = touched or [min(same)]
     for task in same:
-        if task not in kept:
+        if task in kept:
+            continue
+        if _is_untouched(server, task):
             print(f"{task.key} is {len(same)} times in Label Studio: task {task.id} is deleted, nobody has touched it")
             server.send("DELETE", f"/api/tasks/{task.id}/")
+        else:
+            kept.append(task)  # the next look sees what is in it
     return kept
+
+
+def _is_untouched(server: Client, task: Task) -> bool:
+    """Whether it is still this task, and without any work: since the list was read, time has passed."""
+    try:
+        now = server.get(f"/api/tasks/{task.id}", include="id,data,annotations,drafts")
+    except NotFound:
+        return False
+    same = (now["data"].get("key"), now["data"].get("sha256")) == (task.key, task.sha256)
+    return same and not now["annotations"] and not now["drafts"]
 
 
 def _send(server: Client, project: int, missing: Sequence[Order], request: Request, classes: ClassSet) -> None:

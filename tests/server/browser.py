@@ -22,7 +22,7 @@ SCREENSHOTS = "REGAIN_SCREENSHOTS"
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--force-color-profile=srgb"]
-PATIENCE = 120_000.0
+PATIENCE = 300_000.0
 """Milliseconds for anything, on a busy machine."""
 OPACITY = 0.6
 """Of what is painted."""

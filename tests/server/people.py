@@ -18,7 +18,7 @@ class Person:
     def __init__(self, studio: Studio, headers: Mapping[str, str] | None = None) -> None:
         self.url = studio.url
         self.http = httpx.Client(
-            base_url=studio.url, headers=headers or {"Authorization": f"Token {studio.token}"}, timeout=60
+            base_url=studio.url, headers=headers or {"Authorization": f"Token {studio.token}"}, timeout=300
         )
 
     def call(self, method: str, path: str, **more: Any) -> Any:
@@ -67,7 +67,7 @@ def colleague(studio: Studio, email: str) -> tuple[Person, str]:
     owner = Person(studio)
     link = owner.call("GET", "/api/invite")["invite_url"]
     owner.http.close()
-    session = httpx.Client(base_url=studio.url, timeout=60)
+    session = httpx.Client(base_url=studio.url, timeout=300)
     session.get(link)
     form = {"email": email, "password": "a-pass-word", "csrfmiddlewaretoken": session.cookies["csrftoken"]}
     assert session.post(link, data=form, headers={"Referer": studio.url}).status_code == 302

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -327,6 +328,35 @@ def test_task_imported_twice_by_hand_is_labelled_once(run: Run, person: Person, 
     np.testing.assert_array_equal(label(keys()[0]), sent(keys()[0]))
 
 
+def test_copy_that_somebody_labels_while_we_look_is_not_deleted(
+    run: Run, person: Person, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting(run)
+    project = person.project(title)["id"]
+    tasks = list(person.tasks(title).values())
+    copies = [{"data": task["data"], "meta": task["meta"]} for task in tasks]
+    person.call("POST", f"/api/projects/{project}/import", json=copies)
+    listed = person.call("GET", "/api/tasks", params={"project": project, "page_size": 100})["tasks"]
+    labelled, drafted, _ = sorted(
+        (task for task in listed if task["id"] > tasks[-1]["id"]), key=lambda task: task["id"]
+    )
+    ask = label_studio._with_drafts
+
+    def in_between(*about: object) -> set[int]:  # after the list of tasks has been read
+        found = ask(*about)
+        person.submit(labelled, regions(sent(keys()[0]), NAMES))
+        person.call("POST", f"/api/tasks/{drafted['id']}/drafts", json={"result": [], "lead_time": 9.0})
+        return found
+
+    monkeypatch.setattr(label_studio, "_with_drafts", in_between)
+    waiting(run)
+    monkeypatch.setattr(label_studio, "_with_drafts", ask)
+    waiting(run)
+    np.testing.assert_array_equal(label(keys()[0]), sent(keys()[0]))
+    left = person.tasks(title)
+    assert [left[f"r01/{key}"]["id"] for key in keys()] == [labelled["id"], drafted["id"], tasks[2]["id"]]
+
+
 def test_two_rounds_and_two_clones_share_a_project(run: Run, person: Person, title: str) -> None:
     waiting(run)
     for task in person.tasks(title).values():
@@ -400,7 +430,7 @@ def test_keys_of_either_kind_work_and_the_others_say_what_they_are(
     other.http.close()
     monkeypatch.setenv(client.KEY, personal)
     waiting(run)
-    access = httpx.post(f"{studio.url}/api/token/refresh/", json={"refresh": personal}).json()["access"]
+    access = httpx.post(f"{studio.url}/api/token/refresh/", json={"refresh": personal}, timeout=60).json()["access"]
     for key, sentence in {
         "": "LABEL_STUDIO_API_KEY is not set: copy a token from .*/user/account",
         "a b": "has characters that no key has",
@@ -470,7 +500,7 @@ def test_server_that_is_down_is_a_sentence_and_in_mode_wait_waited_for(
     with pytest.raises(UserError, match=rf"Label Studio does not answer at {studio.url} .*what is ordered stays"):
         run()
     assert len(ledger.load().orders) == 3
-    calls = []
+    calls, short = [], time.sleep
 
     def sleep(seconds: float) -> None:
         calls.append(seconds)
@@ -480,7 +510,7 @@ def test_server_that_is_down_is_a_sentence_and_in_mode_wait_waited_for(
             for task in person.tasks(title).values():
                 person.submit(task)
 
-    monkeypatch.setattr(annotate.time, "sleep", lambda seconds: sleep(seconds) if seconds >= 1 else None)
+    monkeypatch.setattr(annotate.time, "sleep", lambda seconds: sleep(seconds) if seconds >= 1 else short(seconds))
     run(mode="wait")
     assert calls == [60.0, 120.0, 30.0]
     assert len(ledger.load().deliveries) == 3

@@ -23,6 +23,9 @@ from tests import repo
 from tests.conftest import ROOT
 from tests.server.studio import DATABASE, VENV, copy_template, free_port
 
+PATIENCE = 600.0
+"""Seconds for anything, on a busy machine; a start takes 4 s on an idle one."""
+
 # What Label Studio would take for its own settings: the first would end it, the third make wrong links.
 STRAY = {"DEBUG": "nonsense", "PORT": "9", "HOST": "http://elsewhere", "LABEL_STUDIO_BASE_DATA_DIR": "/nowhere"}
 
@@ -72,12 +75,18 @@ class Command:
         assert self.process is not None
         process, self.process = self.process, None
         process.send_signal(number)
-        return process.wait(30)
+        return process.wait(PATIENCE)
 
     def refused(self) -> str:
         """What it says when it does not start: one sentence."""
         done = subprocess.run(
-            self.words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=120
+            self.words,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
         assert done.returncode == 1, done.stdout
         assert done.stderr.startswith("label-studio: ")
@@ -86,7 +95,7 @@ class Command:
 
 
 def wait_until(happened, what: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
@@ -153,7 +162,7 @@ def test_strangers_stay_outside(running: Command) -> None:
     port = int(running.url.rpartition(":")[2])
     assert listens(port)
     assert not listens(port, "127.0.0.2")  # as a server on 0.0.0.0 would
-    assert httpx.get(f"{running.url}/api/projects", trust_env=False).status_code == 401
+    assert httpx.get(f"{running.url}/api/projects", trust_env=False, timeout=60).status_code == 401
     with httpx.Client(base_url=running.url, trust_env=False, timeout=60) as client:
         client.get("/user/signup/")
         form = {"email": "e@example.org", "password": "12345678", "csrfmiddlewaretoken": client.cookies["csrftoken"]}
@@ -173,7 +182,8 @@ def test_local_files_are_served_from_its_own_folder_only(running: Command) -> No
     storage = {"project": made, "use_blob_urls": True}
     running.api("POST", "/api/storages/localfiles", path=str(images), **storage)
     headers = {"Authorization": f"Token {running.token}"}
-    answer = httpx.get(f"{running.url}/data/local-files/?d=images/a.png", headers=headers, trust_env=False)
+    url = f"{running.url}/data/local-files/?d=images/a.png"
+    answer = httpx.get(url, headers=headers, trust_env=False, timeout=60)
     assert (answer.status_code, answer.content) == (200, b"a")
     with pytest.raises(AssertionError, match="LOCAL_FILES_DOCUMENT_ROOT"):
         running.api("POST", "/api/storages/localfiles", path=str(running.folder), **storage)
