@@ -17,7 +17,7 @@ from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Reward, Tune
 from pipeline.policy import ESTIMATORS
-from pipeline.rewards import REWARDS
+from pipeline.rewards import COUNT_REWARDS
 from pipeline.training import Loss, LossFunction, State
 
 
@@ -130,7 +130,7 @@ def reward_loss(settings: Reward, weights: Tensor, anchor: Network, fabric: Fabr
         anchor: the likelihood model, not trained further.
         fabric: sums the counts over processes.
     """
-    reward = choose("tune.reward.reward", REWARDS, settings.reward)
+    reward = choose("tune.reward.reward", COUNT_REWARDS, settings.reward)
     estimator = choose("tune.reward.estimator", ESTIMATORS, settings.estimator)
 
     def loss(network: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:

@@ -7,9 +7,9 @@ from torch import Tensor
 from pipeline import policy
 from pipeline.labels import IGNORE
 from pipeline.policy import counterfactual, relabelling_gains, sample
-from pipeline.rewards import REWARDS, CountReward, count, pooled_miou
+from pipeline.rewards import COUNT_REWARDS, CountReward, count, pooled_miou
 
-every = pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
+every = pytest.mark.parametrize("reward", COUNT_REWARDS.values(), ids=COUNT_REWARDS)
 
 
 def expected_gradient(logits: Tensor, truth: Tensor, reward: CountReward, memory: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from pipeline.labels import IGNORE
 from pipeline.policy import ESTIMATORS, Estimator
-from pipeline.rewards import REWARDS, CountReward
+from pipeline.rewards import COUNT_REWARDS, CountReward
 
 every = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
-every_reward = pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
+every_reward = pytest.mark.parametrize("reward", COUNT_REWARDS.values(), ids=COUNT_REWARDS)
 NOTHING = torch.zeros(3, 3, dtype=torch.float64)
 
 
