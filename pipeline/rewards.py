@@ -267,7 +267,7 @@ def object_recall(settings: Settings) -> RewardFunction:
             true = objects.find(truth_labels)
             hits = np.bincount(true.labels, found(labels, true), minlength=c)
             rows.append(np.stack([hits, np.bincount(true.labels, minlength=c)], axis=1).ravel())
-        return torch.from_numpy(np.stack(rows)).to(truth.device)
+        return torch.from_numpy(np.stack(rows)).double().to(truth.device)
 
     def value(statistics: Float64[Tensor, "*batch s"]) -> Reward:
         hits, all_objects = statistics.reshape(*statistics.shape[:-1], c, 2).unbind(-1)
