@@ -132,7 +132,7 @@ class Reward(Section):
     """The reward stage of `tune`."""
 
     reward: str = "pooled_miou"
-    """Which reward: pooled_miou, pixel_accuracy."""
+    """Which reward: pooled_miou, pixel_accuracy, dice."""
     estimator: str = "counterfactual"
     """Which gradient estimator."""
     steps: Annotated[int, Field(ge=0)]

@@ -291,11 +291,12 @@ def object_recall(settings: Settings) -> RewardFunction:
 def detection(settings: Settings) -> RewardFunction:
     """The detection reward of the boxes around connected areas, mean over the images with a labelled pixel.
 
-    Pinto et al. 2023, with the thresholds and the weight of duplicates of the paper: pipeline/detection.py. Predicted
-    and true boxes are the bounding boxes of the objects of the labelling and of the truth, all with confidence 1. At
-    most the sum of the class weights of an image's objects. Terms: `reward`, `num_matches`, `nms_penalty`, averaged
-    over thresholds. Objects of one class with the very same box count once. If two stayed, either would match the first
-    of them only, and the truth itself would pay for a duplicate.
+    Pinto et al. 2023, with the thresholds and the weight of duplicates of the published code: pipeline/detection.py.
+    Predicted and true boxes are the bounding boxes of the objects of the labelling and of the truth, all with
+    confidence 1. At most the sum of the class weights of an image's objects. That is what the truth gets: were there
+    two objects of one class with the very same box, it would pay for a duplicate, but two areas that both reach from
+    side to side and from top to bottom of one box meet. Terms: `reward`, `num_matches`, `nms_penalty`, averaged over
+    thresholds.
 
     The statistics are the sums of the terms and the number of images.
     """
@@ -305,7 +306,7 @@ def detection(settings: Settings) -> RewardFunction:
     def boxes(labels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "k 5"]:
         found = objects.find(labels)
         rows: np.ndarray = np.unique(np.column_stack([found.labels, found.boxes]), axis=0)
-        return rows
+        return rows  # sorted, as the first of equal overlaps wins and OpenCV's order of the areas is its own
 
     def of_image(labels: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]) -> Float64[Tensor, " s"]:
         total = torch.zeros(4, dtype=torch.float64)

@@ -110,11 +110,11 @@ def object_recall(labelling: np.ndarray, truth: np.ndarray, overlap: float) -> f
 
 
 def boxes(labels: np.ndarray, ignored: np.ndarray) -> list[tuple[int, Box]]:
-    """Class and bounding box of every connected area, those that are equal once."""
-    found = set()
+    """Class and bounding box of every connected area, sorted."""
+    found = []
     for c, area in areas(labels, ignored):
         rows, columns = [row for row, _ in area], [col for _, col in area]
-        found.add((c, (float(min(rows)), float(min(columns)), float(max(rows) + 1), float(max(columns) + 1))))
+        found.append((c, (float(min(rows)), float(min(columns)), float(max(rows) + 1), float(max(columns) + 1))))
     return sorted(found)
 
 

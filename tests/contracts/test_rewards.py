@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.labels import IGNORE
 from pipeline.rewards import REWARDS, RewardFunction, Settings, count
 
-QUICK = settings(max_examples=10, deadline=None)
+QUICK = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 CLASSES = 4
 SETTINGS = Settings(
@@ -212,7 +212,7 @@ def test_relabelling_a_pixel_changes_its_credit_as_it_changes_the_statistics(nam
         differences = reward.credit(changed, alike, weights)[every, rows, columns] - credit[0, rows, columns]
         assert torch.allclose(differences, gains, rtol=0, atol=1e-12)
         moved += int((gains != 0).sum())
-    assert moved > 50
+    assert moved > 20
 
 
 @every
