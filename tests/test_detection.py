@@ -112,12 +112,14 @@ def test_images_may_have_no_box() -> None:
 
 
 def test_an_overlap_must_exceed_the_threshold() -> None:
-    half = ((0.0, 0.0, 1.0, 0.5), (0.0, 0.0, 1.0, 1.0))
-    for first, second in (half, half[::-1]):
-        found = reward([(0, first)], [(0, second)])
+    half, whole = ((0.0, 0.0, 1.0, 0.5), (0.0, 0.0, 1.0, 1.0))
+    for first, second in ((half, whole), (whole, half)):
+        pair = [torch.tensor([[box]]) for box in (first, second)]  # in 32 bits, as the published code: exactly 0.5
+        label, exists = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+        found = detection_reward(pair[0], label, exists, pair[1], label, exists, WEIGHTS.float())
         assert found.total.tolist() == [0]
         assert found.correct.tolist() == [[1]]
-    assert reward([(0, (0.0, 0.0, 1.0, 0.501))], [(0, half[1])]).terms["reward-0.5"].tolist() == [0.5]
+    assert reward([(0, (0.0, 0.0, 1.0, 0.501))], [(0, whole)]).terms["reward-0.5"].tolist() == [0.5]
 
 
 def test_the_first_of_equals_wins() -> None:
