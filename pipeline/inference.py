@@ -126,7 +126,7 @@ def probabilities(
 
 
 def _spread(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
-    """The pixels of a square grid, row by row: from PIXELS_PER_IMAGE of them up, or all there are."""
+    """The pixels of a square grid, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
     step = max(1, math.isqrt(maps.shape[-2] * maps.shape[-1] // PIXELS_PER_IMAGE))
     return maps[..., step // 2 :: step, step // 2 :: step].flatten(-2)
 

@@ -150,7 +150,7 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
         "evaluate": ({paths.manifest("test"), pool, paths.model(r)}, {paths.metrics(r), paths.confusion(r)}),
         "report": (
             {pool, paths.METRICS, paths.MODELS, paths.ROUNDS},
-            {paths.ROUNDS_TABLE, paths.SUMMARY, paths.CURVE, paths.SAMPLES},
+            {paths.ROUNDS_TABLE, paths.SUMMARY, paths.CURVE, paths.SAMPLES, paths.TRAINING},
         ),
     }
     return table[stage.name]
