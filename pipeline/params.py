@@ -252,6 +252,10 @@ class Evaluate(Section):
 
     calibration_bins: Count = 15
     """Bins of the expected calibration error."""
+    decode: Literal["argmax", "expected_iou"] = "argmax"
+    """Which labels `miou` is of: the most probable ones, or those of highest expected IoU (Nowozin 2014)."""
+    decode_images: Count = 100
+    """Images of the pool, spread evenly over it, on whose probabilities the latter are fitted; no label is needed."""
 
 
 class Report(Section):
