@@ -15,7 +15,7 @@ from pipeline.batches import Batch
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS
 from pipeline.models import Network
-from pipeline.params import Model
+from pipeline.params import Model, Training
 from pipeline.training import Loss, LossFunction, Plan, State, rate
 from tests.conftest import ROOT
 
@@ -65,7 +65,8 @@ def fit(network: Network, loss: LossFunction, of: Plan) -> list[dict[str, float]
     return training.fit(Fabric(accelerator="cpu", devices=1), network, batches, loss, of)
 
 
-LIKELIHOOD = training.likelihood(torch.ones(3))
+SETTINGS = Training(steps=STEPS, batch=4, lr=0.05)
+LIKELIHOOD = training.likelihood(torch.ones(3), SETTINGS)
 
 
 def with_memory(network: Callable[[Tensor], Tensor], batch: Batch, rng: torch.Generator, state: State) -> Loss:
@@ -265,7 +266,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from pipeline import batches, training
-from tests.test_training import draw, one_convolution, plan, with_memory
+from tests.test_training import LIKELIHOOD, draw, one_convolution, plan
 from pipeline.batches import Batch
 
 fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
@@ -281,7 +282,7 @@ def share(first):
         yield Batch(batch.images[rank::2], batch.masks[rank::2])
 
 network = one_convolution()
-training.fit(fabric, network, share, training.likelihood(torch.ones(3)), plan(frozen=True))
+training.fit(fabric, network, share, LIKELIHOOD, plan(frozen=True))
 if rank == 0:
     torch.save(network.state_dict(), "two.pt")
 """
