@@ -78,7 +78,7 @@ def hardest(pixels: Float[Tensor, "n h w"], kept: float) -> Float[Tensor, ""]:
 def kept_share(step: int, ramp: float, hard: float) -> float:
     """Share of the pixels that is kept at a step: from 1 at the first step linearly to `hard` at step `ramp`.
 
-    >>> [kept_share(step, 4, 0.2) for step in (0, 2, 4, 9)]
+    >>> [kept_share(step, 4.0, 0.2) for step in (0, 2, 4, 9)]
     [1.0, 0.6, 0.2, 0.2]
     """
     ratio = min(1.0, step / ramp) if ramp else 1.0

@@ -117,8 +117,10 @@ class Augment(Section):
     def _from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        as_yaml = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-        return PRESETS.get(str(given.get("preset")), {}) | as_yaml
+        filled = PRESETS.get(str(given.get("preset")), {}) | given
+        if isinstance(filled.get("scale"), list):  # no longer JSON, where a list may be a tuple
+            filled["scale"] = tuple(filled["scale"])
+        return filled
 
     @model_validator(mode="after")
     def _scale_rises(self) -> "Augment":
