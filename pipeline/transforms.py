@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pipeline.labels import IGNORE
@@ -90,7 +90,7 @@ def mixup(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], gener
     image = m a + (1 - m) b and loss = m loss(a) + (1 - m) loss(b), with one m for the batch out of Beta(1, 1), which
     is uniform: the paper's choice for CIFAR.
     """
-    other = torch.randperm(len(images), generator=generator, device=images.device)
+    other = _others(images, generator)
     m = torch.rand((), generator=generator, device=images.device)
     blended = (m * images + (1 - m) * images[other]).round().to(torch.uint8)
     return Mixed(blended, [(m, masks), (1 - m, masks[other])])
@@ -103,7 +103,7 @@ def classmix(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], ge
     Here the classes are the labels', where the paper's are guesses for images without any.
     """
     n, device = len(images), images.device
-    other = torch.randperm(n, generator=generator, device=device)
+    other = _others(images, generator)
     above, above_masks = images[other], masks[other]
     ids = above_masks.flatten(1).long()
     present = torch.zeros((n, 256), dtype=torch.bool, device=device).scatter_(1, ids, True)
@@ -113,6 +113,13 @@ def classmix(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], ge
     chosen = rank < present.sum(1, keepdim=True) // 2
     pasted = chosen.gather(1, ids).view_as(masks)
     return Mixed(torch.where(pasted[:, None], above, images), [(1.0, torch.where(pasted, above_masks, masks))])
+
+
+def _others(images: UInt8[Tensor, "n 3 h w"], generator: torch.Generator) -> Int64[Tensor, " n"]:
+    """For every image the place of another one: a random turn, since a permutation may leave it alone."""
+    n, device = len(images), images.device
+    turn = torch.randint(1, max(n, 2), (), generator=generator, device=device)
+    return (torch.arange(n, device=device) + turn) % n
 
 
 MIXES: dict[str, Mix] = {"none": unmixed, "mixup": mixup, "classmix": classmix}

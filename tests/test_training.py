@@ -258,7 +258,8 @@ def test_parts_have_their_own_rates_and_decay() -> None:
     factors = {name: scaled[name] / plain[name] for name in plain if plain[name] > 0.01}
     assert factors["body.0.weight"] == pytest.approx(0.1, rel=1e-3)
     assert factors["body.1.weight"] == pytest.approx(1, rel=1e-3)
-    assert factors["body.3.weight"] == factors["body.3.bias"] == pytest.approx(2, rel=1e-3)
+    assert factors["body.3.weight"] == pytest.approx(2, rel=1e-3)
+    assert factors["body.3.bias"] == pytest.approx(2, rel=1e-3)
 
 
 def test_norms_and_biases_decay_only_if_they_shall() -> None:
@@ -452,10 +453,10 @@ def test_a_network_of_other_settings_is_refused(model: Model, classes: Any, says
 def with_everything(fabric: Fabric, network: Network, share: Callable[[int], Iterator[Batch]]) -> float:
     """A training with a second head, clipping and validation that stops it early; the step at which it did."""
     settings = SETTINGS.model_copy(update={"auxiliary": 0.5, "poly1": 1.0})
-    of = plan(frozen=True, clip=0.1, lr_head=2.0, validate_every=3, patience=3, checkpoint=Path("everything.pt"))
+    of = plan(frozen=True, clip=0.1, lr_head=2.0, validate_every=2, patience=3, checkpoint=Path("everything.pt"))
     loss = training.likelihood(torch.ones(3), settings)
     with training.auxiliary_head(network, settings, seed=1):
-        return training.fit(fabric, network, share, loss, of, one_weight)[-1]["step"]
+        return training.fit(fabric, network, share, loss, of, lambda n: -abs(0.3 + one_weight(n)))[-1]["step"]
 
 
 TWO_PROCESSES = """
@@ -502,7 +503,7 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     fit(alone, LIKELIHOOD, plan(frozen=True, checkpoint=Path("alone.pt")))
     everything = one_convolution()
     Path("everything.pt").unlink()
-    assert with_everything(Fabric(accelerator="cpu", devices=1), everything, batches) < STEPS
+    assert with_everything(Fabric(accelerator="cpu", devices=1), everything, batches) == 10
     for network, file in ((alone, "two.pt"), (everything, "everything of two.pt")):
         together = torch.load(file, weights_only=True)
         for name, value in network.state_dict().items():

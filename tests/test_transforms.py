@@ -171,6 +171,7 @@ def test_mixup_blends_images_as_it_shares_the_loss() -> None:
         assert torch.equal(first, masks)
         other = [next(k for k in range(len(masks)) if torch.equal(mask, masks[k])) for mask in second]
         assert sorted(other) == list(range(len(masks)))
+        assert all(place != number for place, number in enumerate(other))
         blend = m * images.float() + rest * images[other].float()
         assert (mixed.images.float() - blend).abs().max() <= 0.5001
     assert np.quantile(shares, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
@@ -206,3 +207,11 @@ def test_classmix_draws_every_class_and_pastes_no_image_of_one_class() -> None:
     assert drawn == set(range(5))
     same = torch.where(masks == IGNORE, masks, torch.tensor(3, dtype=torch.uint8))
     assert all(torch.equal(transforms.classmix(images, same, rng(seed)).images, images) for seed in range(5))
+
+
+@pytest.mark.parametrize("name", ["mixup", "classmix"])
+def test_an_image_alone_stays_as_it_is(name: str) -> None:
+    images, masks = batch(0, count=1)
+    mixed = transforms.MIXES[name](images, masks, rng(0))
+    assert torch.equal(mixed.images, images)
+    assert all(torch.equal(target, masks) for _, target in mixed.targets)
