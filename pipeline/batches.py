@@ -122,7 +122,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, source: Sequence[Item], size: tuple[int, int], augment: Augment) -> None:
         self.source, self.size = source, size
-        self.transform = transforms.augmentation(size, **dict(augment))
+        self.transform = transforms.augmentation(size, **augment.model_dump(exclude={"preset"}))
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, seed = index

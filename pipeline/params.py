@@ -87,9 +87,20 @@ class Model(Section):
     """Channels of the decoder (of the whole network for `small`: its first stage has a quarter)."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {"scale": (1.0, 1.0), "flip": 0.0, "colour": 0.0, "blur": 0.0, "noise": 0.0},
+    "light": {"scale": (0.9, 1.1), "flip": 0.5, "colour": 0.1, "blur": 0.0, "noise": 0.0},
+    "standard": {},  # the defaults of the fields
+    "strong": {"scale": (0.5, 2.0), "flip": 0.5, "colour": 0.5, "blur": 0.5, "noise": 0.5},  # DeepLab's zoom
+}
+"""What the fields of `augment` are where params.yaml does not say."""
+
+
 class Augment(Section):
     """Random changes of training images. 0 switches one off."""
 
+    preset: Literal["none", "light", "standard", "strong"] = "standard"
+    """Where the other fields start from: none of them, a few, the defaults below, or wide ranges of them all."""
     scale: tuple[Positive, Positive] = (0.75, 1.5)
     """Smallest and largest random zoom before a crop to the model's size."""
     flip: Share = 0.5
@@ -100,6 +111,16 @@ class Augment(Section):
     """Probability of a slight Gaussian blur."""
     noise: Share = 0.2
     """Probability of sensor noise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        filled = PRESETS.get(str(given.get("preset")), {}) | given
+        if isinstance(filled.get("scale"), list):  # no longer JSON, where a list may be a tuple
+            filled["scale"] = tuple(filled["scale"])
+        return filled
 
     @model_validator(mode="after")
     def _scale_rises(self) -> "Augment":
@@ -125,6 +146,25 @@ class Training(Section):
     """AdamW's decoupled weight decay."""
     class_smooth: NotNegative = 0.05
     """Class weights w_c = 1/(n_c + class_smooth * sum n), scaled to mean 1. Larger is closer to equal weights."""
+    lr_encoder: Positive = 1.0
+    """Factor on the encoder's rate; below 1 spares an encoder that comes trained. Only for models that have one."""
+    lr_head: Positive = 1.0
+    """Factor on the last layer's rate: DeepLab's last_layer_gradient_multiplier, there 10 for new classes."""
+    decay_norms: bool = True
+    """Whether biases and norms decay as well; false as in CSAIL's semantic-segmentation-pytorch."""
+    clip: NotNegative = 0.0
+    """Largest norm of the gradient, longer ones are shortened to it (Pascanu et al. 2013); 0 never shortens."""
+    hard_pixels: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a batch's pixels that are learnt from, those with the largest losses (DeepLab's top_k_percent)."""
+    hard_pixels_ramp: Share = 0.0
+    """Share of the steps over which that falls linearly from 1 to hard_pixels (DeepLab's hard_example_mining_step)."""
+    poly1: NotNegative = 0.0
+    """Poly-1: cross-entropy + poly1 * (1 - p of the true class), Leng et al. 2022, "PolyLoss"."""
+    auxiliary: NotNegative = 0.0
+    """Weight of the loss of a second head in the middle of the network while it trains (PSPNet, CSAIL: 0.4)."""
+    mix: Literal["none", "mixup", "classmix"] = "none"
+    """Images of a batch mixed with each other: blended (Zhang et al. 2018), or half of the classes of one pasted on
+    another (Olsson et al. 2021)."""
     augment: Augment = Augment()
 
 

@@ -54,7 +54,9 @@ def run(
         return batches.training(fabric, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
 
     mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, round_seed)
-    log = [{"stage": 0.0, **row} for row in training.fit(fabric, network, mixed, training.likelihood(weights), plan)]
+    likelihood = training.likelihood(weights, tune.likelihood)
+    with training.auxiliary_head(network, tune.likelihood, round_seed):
+        log = [{"stage": 0.0, **row} for row in training.fit(fabric, network, mixed, likelihood, plan)]
 
     reward_plan = plan._replace(
         name=f"tune {round_name} reward",
