@@ -183,7 +183,7 @@ def start_of(study: Study, labels: int, seed: int) -> Network:
         items = bought(study, labels, seed)
         groups = [(items, 6), (study.source, 2)]
         plan = _plan(study, f"likelihood {labels} {seed}", LIKELIHOOD_STEPS, 1e-3, seed)
-        fit(study, network, groups, training.likelihood(weights_of(study, items)), plan)
+        fit(study, network, groups, training.likelihood(weights_of(study, items), study.settings.tune.likelihood), plan)
         torch.save(network.state_dict(), path)
     network.load_state_dict(torch.load(path, weights_only=True))
     return network
@@ -217,7 +217,8 @@ def go_on(study: Study, method: Method, setting: Setting, labels: int, seed: int
     plan = _plan(study, f"{labels} {seed}", STEPS, setting.lr, seed + 1000, frozen=method.weighted is None)
     if method.weighted is not None:
         plan = plan._replace(frozen=not setting.anchor)
-        loss = training.likelihood(weights if method.weighted else torch.ones_like(weights))
+        wanted = weights if method.weighted else torch.ones_like(weights)
+        loss = training.likelihood(wanted, study.settings.tune.likelihood)
         fit(study, network, [(items, 8)], loss, plan)
         return network
     reward = _reward(method, setting)

@@ -63,6 +63,8 @@ class Plan(NamedTuple):
     checkpoint_seconds: float
     fingerprint: str
     """Hash of all that the result depends on: a checkpoint of another fingerprint is not resumed."""
+    end: float = 0.0
+    """Share of the peak rate that the decay leads to."""
     lr_encoder: float = 1.0
     """Factor on the rate of the encoder."""
     lr_head: float = 1.0
@@ -92,8 +94,8 @@ LOG_EVERY = 10
 """Steps between two rows of the log, and two checks that the loss is finite."""
 
 
-def rate(step: int, steps: int, warmup: float, power: float) -> float:
-    """Share of the peak rate: slow start, then polynomial decay (Chen et al. 2017, DeepLab).
+def rate(step: int, steps: int, warmup: float, power: float, end: float = 0.0) -> float:
+    """Share of the peak rate: slow start, then polynomial decay to the share `end` (Chen et al. 2017, DeepLab).
 
     >>> [round(rate(s, 10, 0.2, 1.0), 3) for s in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.125]
@@ -101,7 +103,7 @@ def rate(step: int, steps: int, warmup: float, power: float) -> float:
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
-    return float((1 - (step - rising) / max(1, steps - rising)) ** power)
+    return float(end + (1 - end) * (1 - (step - rising) / max(1, steps - rising)) ** power)
 
 
 def fit(
@@ -158,7 +160,7 @@ def fit(
             break
         batch = next(stream)
         generator = step_rng(plan.seed, step, fabric)
-        factor = rate(step, plan.steps, plan.warmup, plan.power)
+        factor = rate(step, plan.steps, plan.warmup, plan.power, plan.end)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):

@@ -59,7 +59,7 @@ def _lovasz_softmax(p: Float[Tensor, "c m"], truth: UInt8[Tensor, " m"]) -> Floa
     valid = truth != IGNORE
     p, truth = p[:, valid], truth[valid]
     losses = []
-    for c in truth.unique().tolist():
+    for c in torch.nonzero(torch.bincount(truth.long())).flatten().tolist():
         true = (truth == c).to(p.dtype)
         errors, order = (true - p[c]).abs().sort(descending=True)
         hits = true[order]
