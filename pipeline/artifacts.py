@@ -251,7 +251,7 @@ def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     import torch
 
     path = paths.model(round_name) / "model.pt"
-    maker = "pretrain" if round_name == paths.SOURCE_ROUND else f"tune@{round_name}"
+    maker = _model_maker(round_name)
     if not path.is_file():
         raise _missing(path, maker)
     try:
@@ -264,4 +264,24 @@ def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
 def save_log(round_name: str, rows: Sequence[Mapping[str, float]]) -> None:
     """Write the training log beside the model."""
     text = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n", float_format="%.9g")
-    write(paths.model(round_name) / "log.csv", text.encode())
+    write(paths.log(round_name), text.encode())
+
+
+def load_log(round_name: str) -> list[dict[str, float]]:
+    """The rows of the training log, each with the signals that it has a value of; none if nothing was trained."""
+    path, maker = paths.log(round_name), _model_maker(round_name)
+    if not path.is_file():
+        raise _missing(path, maker)
+    try:
+        frame = pd.read_csv(path, dtype=float)
+    except pd.errors.EmptyDataError:  # no step was asked for
+        return []
+    except ValueError as error:
+        raise _damaged(path, " ".join(str(error).split()), maker) from None
+    if "step" not in frame.columns or np.isinf(frame.to_numpy()).any():
+        raise _damaged(path, "it has no column step, or a value that is not finite", maker)
+    return [{str(name): value for name, value in row.items() if value == value} for row in frame.to_dict("records")]
+
+
+def _model_maker(round_name: str) -> str:
+    return "pretrain" if round_name == paths.SOURCE_ROUND else f"tune@{round_name}"

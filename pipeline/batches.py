@@ -4,6 +4,7 @@ What step t of a training sees depends on (seed, t) alone: not on the number of 
 starts. Work is dealt to processes card by card: process k of n takes items k, k+n, k+2n, ...
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -121,7 +122,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, source: Sequence[Item], size: tuple[int, int], augment: Augment) -> None:
         self.source, self.size = source, size
-        self.transform = transforms.augmentation(size, **dict(augment))
+        self.transform = transforms.augmentation(size, **augment.model_dump(exclude={"preset"}))
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, seed = index
@@ -195,3 +196,15 @@ def training(
             yield Batch(images.to(fabric.device, non_blocking=True), masks.to(fabric.device, non_blocking=True))
 
     return start
+
+
+def repeated(start: Callable[[int], Iterator[Batch]], times: int) -> Callable[[int], Iterator[Batch]]:
+    """Every batch `times` times in a row, from any step on."""
+
+    def again(first: int) -> Iterator[Batch]:
+        left = times - first % times
+        for batch in start(first // times):
+            yield from itertools.repeat(batch, left)
+            left = times
+
+    return again

@@ -1,21 +1,38 @@
-"""Stage: measures a round's model on the test set, at the labels' own size. Nothing is chosen or tuned here."""
+"""Stage: measures a round's model on the test set, at the labels' own size. Nothing is chosen or tuned on it.
+
+Both decoders are measured, so that what tuning brings and what decoding brings are not taken for each other.
+"""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from pipeline import artifacts, batches, datasets, inference, metrics, training
+from pipeline import artifacts, batches, datasets, decoding, inference, metrics, paths, training
+from pipeline.errors import UserError
 from pipeline.params import Compute, Evaluate, Model, Prepare
 
 
 def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, compute: Compute) -> None:
-    """Write the metrics of a round and its confusion matrix."""
+    """Write the metrics of a round and its confusion matrix.
+
+    Raises:
+        UserError: the model gives no probabilities.
+    """
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
     table = datasets.table(prepare.test.dataset, Path(prepare.test.root), classes)
     items = batches.items(artifacts.load_manifest("test"), table)
     network, temperature = training.open_network(round_name, model, classes)
-    confusion = torch.zeros((len(classes.names),) * 2, dtype=torch.int64)
+    pool = artifacts.load_manifest("pool").assign(mask="")  # the pool's own masks are none of the model's business
+    places = np.linspace(0, len(pool) - 1, min(evaluate.decode_images, len(pool))).round().astype(int)
+    seen = batches.items(pool.iloc[places], table)
+    pixels = inference.probabilities(fabric, network, seen, model.size, compute, temperature)
+    try:
+        decoders = {"argmax": decoding.argmax(len(classes.names)), "expected_iou": decoding.fit(pixels)}
+    except ValueError as error:
+        raise UserError(f"{paths.model(round_name)}: {error}: train it with a lower lr, or in 32-true") from None
+    confusions = {name: torch.zeros((len(classes.names),) * 2, dtype=torch.int64) for name in decoders}
     reliability = torch.zeros((evaluate.calibration_bins, 3), dtype=torch.float64)
     for out in inference.outputs(fabric, network, items, model.size, compute, f"evaluate {round_name}"):
         for logits, mask in zip(out.logits, out.batch.masks, strict=True):
@@ -23,15 +40,20 @@ def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, 
                 raise AssertionError("prepare lets no test image without a mask pass")
             full = inference.upsample(logits, (mask.shape[0], mask.shape[1]))[None]
             truth = mask[None].to(full.device)
-            confusion += metrics.confusion(full.argmax(1), truth, len(classes.names)).cpu()
             probabilities = (full / temperature).softmax(1)
+            for name, decoder in decoders.items():
+                prediction = decoding.decode(probabilities, decoder)
+                confusions[name] += metrics.confusion(prediction, truth, len(classes.names)).cpu()
             reliability += metrics.reliability(probabilities, truth, evaluate.calibration_bins).cpu()
-    confusion, reliability = training.total(fabric, confusion), training.total(fabric, reliability)
+    confusions = {name: training.total(fabric, counts) for name, counts in confusions.items()}
+    reliability = training.total(fabric, reliability)
     if fabric.is_global_zero:
+        confusion = confusions[evaluate.decode]
         miou = metrics.miou(confusion)
         iou = zip(classes.names, metrics.iou(confusion).tolist(), strict=True)
         content = {
             "miou": miou,
+            **{f"miou_{name}": metrics.miou(counts) for name, counts in confusions.items()},
             "accuracy": metrics.pixel_accuracy(confusion),
             "calibration_error": metrics.expected_calibration_error(reliability),
             "iou": {name: value for name, value in iou if value == value},  # absent from the test set: NaN

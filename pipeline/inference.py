@@ -1,11 +1,12 @@
 """Running a network over many images, in one streaming pass: memory does not grow with their number."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from pipeline.models import Network
 from pipeline.params import Compute
 
 PIXELS_PER_IMAGE = 1024
-"""So many evenly spread pixels of an image are enough to fit a temperature."""
+"""About so many pixels of an image, evenly spread, are enough to fit a temperature or a decoder."""
 
 
 class Output(NamedTuple):
@@ -99,16 +100,15 @@ def temperature(
     Raises:
         UserError: not one pixel of the items is of a class, or, through the readers, a label is damaged.
     """
-    step = max(1, size[0] * size[1] // PIXELS_PER_IMAGE)
     logits, truth, weight = [], [], []
     for out in outputs(fabric, network, of, size, compute, "temperature"):
         for index, one, mask in zip(out.batch.indices, out.logits, small_masks(out.batch, size), strict=True):
-            flat = mask.flatten()[::step]
+            flat = _spread(mask)
             known = flat != IGNORE
-            logits.append(one.flatten(1).T[::step].cpu()[known])
+            logits.append(_spread(one).T.cpu()[known])
             truth.append(flat[known].long())
             weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
-    kept = _everyone(fabric, torch.cat(logits), torch.cat(truth), torch.cat(weight))
+    kept = _everyone(fabric, logits, truth, weight)
     if not len(kept[1]):
         raise UserError(
             f"no pixel of the labels of {of[0].key!r} and {len(of) - 1} more is of a class: label them again"
@@ -116,13 +116,27 @@ def temperature(
     return calibration.fit_temperature(*kept)
 
 
-def _everyone(fabric: Fabric, *values: Tensor) -> list[Tensor]:
-    """The values of all processes, one after the other."""
-    if fabric.world_size == 1:
-        return list(values)
-    gathered: list[tuple[Tensor, ...]] = [()] * fabric.world_size
-    torch.distributed.all_gather_object(gathered, values)
-    return [torch.cat(parts) for parts in zip(*gathered, strict=True)]
+def probabilities(
+    fabric: Fabric, network: Network, of: Sequence[Item], size: tuple[int, int], compute: Compute, temperature: float
+) -> Float[Tensor, "m c"]:
+    """Calibrated class probabilities of evenly spread pixels of the items, of all processes, on the CPU."""
+    results = outputs(fabric, network, of, size, compute, "pixels")
+    rows = [(_spread(one).T / temperature).softmax(1).cpu() for out in results for one in out.logits]
+    return _everyone(fabric, rows)[0]
+
+
+def _spread(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
+    """The pixels of a square grid, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
+    step = max(1, math.isqrt(maps.shape[-2] * maps.shape[-1] // PIXELS_PER_IMAGE))
+    return maps[..., step // 2 :: step, step // 2 :: step].flatten(-2)
+
+
+def _everyone(fabric: Fabric, *values: list[Tensor]) -> list[Tensor]:
+    """The values of all processes, one after the other; a process may have none."""
+    gathered = [values] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(gathered, values)
+    return [torch.cat([value for part in parts for value in part]) for parts in zip(*gathered, strict=True)]
 
 
 def upsample(logits: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "c h2 w2"]:

@@ -1,6 +1,7 @@
 """Likelihood losses: class-weighted cross-entropy, and the divergence that keeps a tuned model near its start.
 
     CE = (1/n) sum_i w_{t_i} (-log p_i(t_i))      w_c proportional to 1 / (n_c + smooth * sum_k n_k), their mean is 1
+    Poly-1 = (1/n) sum_i w_{t_i} (-log p_i(t_i) + eps (1 - p_i(t_i)))      Leng et al. 2022, "PolyLoss"
     KL = (1/n) sum_i sum_c p_i(c) log(p_i(c) / q_i(c))
 
 The weights are those of Pinto et al. 2023, "Tuning computer vision models with task rewards" (big_vision,
@@ -37,12 +38,51 @@ def class_weights(counts: Real[Tensor, " c"], smooth: float) -> Float32[Tensor, 
 
 
 def cross_entropy(
-    logits: Float[Tensor, "n c h w"], truth: UInt8[Tensor, "n h w"], weights: Float[Tensor, " c"]
+    logits: Float[Tensor, "n c h w"],
+    truth: UInt8[Tensor, "n h w"],
+    weights: Float[Tensor, " c"],
+    *,
+    poly1: float = 0.0,
+    kept: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Class-weighted cross-entropy per valid pixel, in nats; IGNORE is left out, no valid pixel at all gives 0."""
-    valid = (truth != IGNORE).sum()
-    loss = F.cross_entropy(logits.float(), truth.long(), weights, ignore_index=IGNORE, reduction="sum")
-    return loss / valid.clamp(min=1)
+    """Class-weighted cross-entropy per valid pixel, in nats; IGNORE is left out, no valid pixel at all gives 0.
+
+    Args:
+        logits: of the network.
+        truth: class ids.
+        weights: of the classes.
+        poly1: eps of Poly-1: the gradient of a pixel whose class has probability p grows by the factor 1 + eps p.
+        kept: share of the pixels that count, those with the largest losses; see `hardest`.
+    """
+    if not poly1 and kept == 1:  # without a tensor of all pixels' losses
+        valid = (truth != IGNORE).sum()
+        loss = F.cross_entropy(logits.float(), truth.long(), weights, ignore_index=IGNORE, reduction="sum")
+        return loss / valid.clamp(min=1)
+    pixels = F.cross_entropy(logits.float(), truth.long(), ignore_index=IGNORE, reduction="none")  # 0 at IGNORE
+    weight = weights[truth.long().clamp(max=len(weights) - 1)]
+    pixels = weight * (pixels + poly1 * (1 - (-pixels).exp()))
+    return pixels.sum() / (truth != IGNORE).sum().clamp(min=1) if kept == 1 else hardest(pixels, kept)
+
+
+def hardest(pixels: Float[Tensor, "n h w"], kept: float) -> Float[Tensor, ""]:
+    """Mean of the largest losses that are not 0: hard pixel mining as in DeepLab (train_utils.py, `top_k_percent`).
+
+    Args:
+        pixels: every pixel's loss, 0 where there is no label.
+        kept: share of all pixels of the batch, also of those without a label, that are kept.
+    """
+    largest = pixels.flatten().topk(max(1, int(kept * pixels.numel())), sorted=False).values
+    return largest.sum() / (largest != 0).sum().clamp(min=1)
+
+
+def kept_share(step: int, ramp: float, hard: float) -> float:
+    """Share of the pixels that is kept at a step: from 1 at the first step linearly to `hard` at step `ramp`.
+
+    >>> [kept_share(step, 4.0, 0.2) for step in (0, 2, 4, 9)]
+    [1.0, 0.6, 0.2, 0.2]
+    """
+    ratio = min(1.0, step / ramp) if ramp else 1.0
+    return ratio * hard + (1 - ratio)
 
 
 def kl(
@@ -53,3 +93,9 @@ def kl(
     log_ratio = log_p - reference_logits.float().log_softmax(1)
     divergence = (log_p.exp() * log_ratio).sum(1)
     return divergence[valid].sum() / valid.sum().clamp(min=1)
+
+
+def entropy(logits: Float[Tensor, "n c h w"], valid: Bool[Tensor, "n h w"]) -> Float[Tensor, ""]:
+    """Shannon entropy of the labels per valid pixel, in nats, no valid pixel at all gives 0."""
+    log_p = logits.float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)[valid].sum() / valid.sum().clamp(min=1)

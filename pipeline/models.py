@@ -5,9 +5,10 @@
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,31 +22,65 @@ STD = (0.229, 0.224, 0.225)
 """ImageNet statistics of RGB in [0, 1], as every ImageNet encoder expects them."""
 
 
+class Parts(NamedTuple):
+    """The modules of a body that a training may treat apart, by their names in it."""
+
+    head: tuple[str, ...] = ()
+    """The last layer: what makes logits of features."""
+    encoder: str | None = None
+    middle: str | None = None
+    """What an auxiliary head reads: this module's features, or the last but one of several."""
+
+
 class Network(nn.Module):
     """Normalises images, pads them to what the body can halve, and brings its logits to the input's size."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, multiple: int) -> None:
+    def __init__(self, body: nn.Module, multiple: int, parts: Parts | None = None) -> None:
         super().__init__()
         self.body = body
         self.multiple = multiple
+        self.parts = parts or Parts()
+        self.auxiliary: nn.Module | None = None
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h w"]:
-        """Logits at the images' size, for any size."""
+    def forward(
+        self, images: UInt8[Tensor, "n 3 h w"], auxiliary: bool = False
+    ) -> Float[Tensor, "n c h w"] | tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        """Logits at the images' size, for any size; with `auxiliary`, those of the auxiliary head as well."""
         height, width = images.shape[-2:]
         x = (images - self.mean) / self.std
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
-        logits = self.body(x)
-        if isinstance(logits, dict):  # torchvision
-            logits = logits["out"]
-        if logits.shape[-2:] != x.shape[-2:]:
-            logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        cropped: Tensor = logits[..., :height, :width]
-        return cropped
+
+        def sized(logits: Tensor) -> Tensor:
+            if logits.shape[-2:] != x.shape[-2:]:
+                logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+            return logits[..., :height, :width]
+
+        if not auxiliary:
+            return sized(_logits(self.body(x)))
+        if self.auxiliary is None:
+            raise AssertionError("there is an auxiliary head inside `auxiliary_head` only")
+        logits, features = self._with_middle(x)
+        return sized(logits), sized(self.auxiliary(features))
+
+    def _with_middle(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
+        """The body's logits, and the features on its way to them that an auxiliary head reads."""
+        seen: list[Any] = []
+        middle = self.body.get_submodule(str(self.parts.middle))
+        handle = middle.register_forward_hook(lambda *call: seen.append(call[-1]))
+        logits = _logits(self.body(x))
+        handle.remove()
+        features: Tensor = seen[0] if isinstance(seen[0], Tensor) else seen[0][-2]
+        return logits, features
+
+
+def _logits(output: Any) -> Tensor:
+    logits: Tensor = output["out"] if isinstance(output, dict) else output  # a dict is torchvision's
+    return logits
 
 
 def _unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -83,18 +118,27 @@ class Small(nn.Module):
         return logits
 
 
-Build = Callable[[int, str, str | None, int], Network]
-"""(classes, encoder, weights, width) -> network."""
+Build = Callable[[int, str, str | None, int], nn.Module]
+"""(classes, encoder, weights, width) -> body."""
 
 
-def _small(classes: int, encoder: str, weights: str | None, width: int) -> Network:
+class Architecture(NamedTuple):
+    """How a network is made."""
+
+    body: Build
+    multiple: int
+    """Of which number the sides of the body's input are multiples."""
+    parts: Parts
+
+
+def _small(classes: int, encoder: str, weights: str | None, width: int) -> nn.Module:
     if weights is not None:
         raise UserError(f"model.weights is {weights!r}, but `small` has no encoder to load them into: set it to null")
-    return Network(Small(classes, width), multiple=16)
+    return Small(classes, width)
 
 
-def _smp(architecture: str, options: Callable[[int], dict[str, Any]]) -> Build:
-    def build(classes: int, encoder: str, weights: str | None, width: int) -> Network:
+def _smp(architecture: str, options: Callable[[int], dict[str, Any]]) -> Architecture:
+    def build(classes: int, encoder: str, weights: str | None, width: int) -> nn.Module:
         import segmentation_models_pytorch as smp  # slow to import, and only these models need it
         import timm
 
@@ -109,22 +153,24 @@ def _smp(architecture: str, options: Callable[[int], dict[str, Any]]) -> Build:
             raise UserError(f"model {architecture} with encoder {encoder!r} and width {width}: {error}") from None
         if weights not in (None, "imagenet"):
             _load(body.encoder, weights, lambda state: state)
-        return Network(body, multiple=32)
+        made: nn.Module = body
+        return made
 
-    return build
+    return Architecture(build, 32, Parts(("segmentation_head",), encoder="encoder", middle="encoder"))
 
 
-def _torchvision(name: str) -> Build:
-    def build(classes: int, encoder: str, weights: str | None, width: int) -> Network:
+def _torchvision(name: str, head: tuple[str, ...], middle: str | None) -> Architecture:
+    def build(classes: int, encoder: str, weights: str | None, width: int) -> nn.Module:
         from torchvision.models import segmentation
 
         download = "DEFAULT" if weights == "imagenet" else None
         body = segmentation.__dict__[name](weights=None, weights_backbone=download, num_classes=classes, aux_loss=False)
         if weights not in (None, "imagenet"):
             _load(body.backbone, weights, _as_backbone)
-        return Network(body, multiple=1)
+        made: nn.Module = body
+        return made
 
-    return build
+    return Architecture(build, 1, Parts(head, encoder="backbone", middle=middle))
 
 
 def _as_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,19 +196,19 @@ def _load(encoder: nn.Module, weights: str | None, rename: Callable[[dict[str, T
         raise UserError(f"model.weights {weights!r} do not fit the encoder: {reason}") from None
 
 
-MODELS: dict[str, Build] = {
-    "small": _small,
+MODELS: dict[str, Architecture] = {
+    "small": Architecture(_small, 16, Parts(("head",), middle="stages.2")),
     "fpn": _smp("fpn", lambda w: {"decoder_pyramid_channels": 2 * w, "decoder_segmentation_channels": w}),
     "unet": _smp("unet", lambda w: {"decoder_channels": (4 * w, 2 * w, w, w // 2, w // 4)}),
     "deeplabv3plus": _smp("deeplabv3plus", lambda w: {"decoder_channels": w}),
     "segformer": _smp("segformer", lambda w: {"decoder_segmentation_channels": w}),
     **{
-        name: _torchvision(name)
-        for name in (
-            "lraspp_mobilenet_v3_large",
-            "deeplabv3_mobilenet_v3_large",
-            "deeplabv3_resnet50",
-            "deeplabv3_resnet101",
+        name: _torchvision(name, head, middle)  # the middle is where torchvision puts its own auxiliary head
+        for name, head, middle in (
+            ("lraspp_mobilenet_v3_large", ("classifier.low_classifier", "classifier.high_classifier"), None),
+            ("deeplabv3_mobilenet_v3_large", ("classifier.4",), "backbone.4"),
+            ("deeplabv3_resnet50", ("classifier.4",), "backbone.layer3"),
+            ("deeplabv3_resnet101", ("classifier.4",), "backbone.layer3"),
         )
     },
 }
@@ -174,10 +220,86 @@ def build(name: str, *, classes: int, encoder: str, weights: str | None, width: 
     Raises:
         UserError: unknown name or encoder, or weights that are missing or do not fit.
     """
-    with torch.random.fork_rng(devices=[]):  # torch's initialisers know the global generator only
-        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
-        network = choose("model", MODELS, name)(classes, encoder, weights, width)
+    chosen = choose("model", MODELS, name)
+    with _drawn_from(rng):
+        network = Network(chosen.body(classes, encoder, weights, width), chosen.multiple, chosen.parts)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # MobileNetV3's 0.01 is too slow for trainings of a few hundred steps
     return network.to(memory_format=torch.channels_last)  # a quarter faster on the CPU, and what tensor cores want
+
+
+@contextmanager
+def _drawn_from(rng: torch.Generator) -> Iterator[None]:
+    """Fresh weights come from `rng`: torch's initialisers know the global generator only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        yield
+
+
+@contextmanager
+def auxiliary_head(network: Network, rng: torch.Generator) -> Iterator[None]:
+    """Gives a network a second head for as long as it trains: deep supervision (Lee et al. 2015; PSPNet, Zhao 2017).
+
+    It reads features in the middle of the network, so that the layers before it are told by a short way what to
+    learn: 3x3 and 1x1 convolutions as in torchvision's FCNHead. It is gone afterwards, so saved weights are the same
+    with and without it.
+
+    Args:
+        network: its `forward` takes `auxiliary=True` inside.
+        rng: draws the head's weights.
+
+    Raises:
+        UserError: the model has no place for one.
+    """
+    if network.parts.middle is None:
+        known = ", ".join(name for name, model in MODELS.items() if model.parts.middle)
+        raise UserError(f"this model has no auxiliary head: set auxiliary to 0, or model.name to one of {known}")
+    mode, device = network.training, network.mean.device
+    with torch.no_grad():  # what comes out of the middle is seen, not worked out: it differs from encoder to encoder
+        logits, features = network.eval()._with_middle(torch.zeros(1, 3, 64, 64, device=device))
+    network.train(mode)
+    classes, channels = logits.shape[1], features.shape[1]
+    with _drawn_from(rng):
+        head = nn.Sequential(_unit(channels, channels // 4), nn.Conv2d(channels // 4, classes, 1))
+    network.auxiliary = head.to(device).to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        network.auxiliary = None
+
+
+def parameter_groups(
+    network: Network, *, lr: float, weight_decay: float, lr_encoder: float, lr_head: float, decay_norms: bool
+) -> list[dict[str, Any]]:
+    """The network's parameters as groups of an optimiser: every parameter is in one of them.
+
+    Args:
+        network: with its parts named.
+        lr: peak rate.
+        weight_decay: of every group that decays.
+        lr_encoder: factor on the encoder's rate (an encoder that comes trained: less than 1).
+        lr_head: factor on the last layer's rate (DeepLab's last-layer gradient multiplier: 10).
+        decay_norms: whether biases and norms decay too, that is all vectors (CSAIL's semantic-segmentation-pytorch
+            leaves them out).
+
+    Returns:
+        One group per rate and decay, in the order of `network.parameters()`; `peak` is its own rate.
+
+    Raises:
+        UserError: a factor is given for a part that the model has not.
+    """
+    if lr_encoder != 1 and network.parts.encoder is None:
+        known = ", ".join(name for name, model in MODELS.items() if model.parts.encoder)
+        raise UserError(
+            f"lr_encoder is {lr_encoder:g}, but this model has no encoder: set it to 1, or model.name to one of {known}"
+        )
+    encoder = f"body.{network.parts.encoder}."
+    head = tuple(f"body.{name}." for name in network.parts.head)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        factor = lr_encoder if name.startswith(encoder) else lr_head if name.startswith(head) else 1.0
+        decay = weight_decay if decay_norms or parameter.ndim > 1 else 0.0
+        group = {"params": [], "lr": lr * factor, "peak": lr * factor, "weight_decay": decay}
+        groups.setdefault((factor, decay), group)["params"].append(parameter)
+    return list(groups.values())

@@ -87,9 +87,20 @@ class Model(Section):
     """Channels of the decoder (of the whole network for `small`: its first stage has a quarter)."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {"scale": (1.0, 1.0), "flip": 0.0, "colour": 0.0, "blur": 0.0, "noise": 0.0},
+    "light": {"scale": (0.9, 1.1), "flip": 0.5, "colour": 0.1, "blur": 0.0, "noise": 0.0},
+    "standard": {},  # the defaults of the fields
+    "strong": {"scale": (0.5, 2.0), "flip": 0.5, "colour": 0.5, "blur": 0.5, "noise": 0.5},  # DeepLab's zoom
+}
+"""What the fields of `augment` are where params.yaml does not say."""
+
+
 class Augment(Section):
     """Random changes of training images. 0 switches one off."""
 
+    preset: Literal["none", "light", "standard", "strong"] = "standard"
+    """Where the other fields start from: none of them, a few, the defaults below, or wide ranges of them all."""
     scale: tuple[Positive, Positive] = (0.75, 1.5)
     """Smallest and largest random zoom before a crop to the model's size."""
     flip: Share = 0.5
@@ -100,6 +111,16 @@ class Augment(Section):
     """Probability of a slight Gaussian blur."""
     noise: Share = 0.2
     """Probability of sensor noise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        filled = PRESETS.get(str(given.get("preset")), {}) | given
+        if isinstance(filled.get("scale"), list):  # no longer JSON, where a list may be a tuple
+            filled["scale"] = tuple(filled["scale"])
+        return filled
 
     @model_validator(mode="after")
     def _scale_rises(self) -> "Augment":
@@ -125,6 +146,25 @@ class Training(Section):
     """AdamW's decoupled weight decay."""
     class_smooth: NotNegative = 0.05
     """Class weights w_c = 1/(n_c + class_smooth * sum n), scaled to mean 1. Larger is closer to equal weights."""
+    lr_encoder: Positive = 1.0
+    """Factor on the encoder's rate; below 1 spares an encoder that comes trained. Only for models that have one."""
+    lr_head: Positive = 1.0
+    """Factor on the last layer's rate: DeepLab's last_layer_gradient_multiplier, there 10 for new classes."""
+    decay_norms: bool = True
+    """Whether biases and norms decay as well; false as in CSAIL's semantic-segmentation-pytorch."""
+    clip: NotNegative = 0.0
+    """Largest norm of the gradient, longer ones are shortened to it (Pascanu et al. 2013); 0 never shortens."""
+    hard_pixels: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a batch's pixels that are learnt from, those with the largest losses (DeepLab's top_k_percent)."""
+    hard_pixels_ramp: Share = 0.0
+    """Share of the steps over which that falls linearly from 1 to hard_pixels (DeepLab's hard_example_mining_step)."""
+    poly1: NotNegative = 0.0
+    """Poly-1: cross-entropy + poly1 * (1 - p of the true class), Leng et al. 2022, "PolyLoss"."""
+    auxiliary: NotNegative = 0.0
+    """Weight of the loss of a second head in the middle of the network while it trains (PSPNet, CSAIL: 0.4)."""
+    mix: Literal["none", "mixup", "classmix"] = "none"
+    """Images of a batch mixed with each other: blended (Zhang et al. 2018), or half of the classes of one pasted on
+    another (Olsson et al. 2021)."""
     augment: Augment = Augment()
 
 
@@ -132,19 +172,47 @@ class Reward(Section):
     """The reward stage of `tune`."""
 
     reward: str = "pooled_miou"
-    """Which reward: pooled_miou, pixel_accuracy."""
+    """pooled_miou, image_miou, weighted_iou, dice, pixel_accuracy, expected_cost, boundary_f1, object_recall, ..."""
     estimator: str = "counterfactual"
-    """Which gradient estimator."""
+    """counterfactual, reinforce, ppo, soft_iou, lovasz or reward_weighted."""
     steps: Annotated[int, Field(ge=0)]
     """Optimiser steps; 0 leaves the stage out."""
     lr: Positive
     """Peak learning rate of AdamW."""
+    lr_end: Share = 0.0
+    """Share of the peak that the rate falls to. The slides' best, 1e-4 to 1e-6: lr 1e-4, lr_end 0.01."""
     cross_entropy: NotNegative = 0.5
     """Weight of the class-weighted cross-entropy kept as an anchor."""
     kl: NotNegative = 0.02
-    """Weight of KL(p || p of the likelihood model)."""
+    """Weight of KL(p || p of the likelihood model); above 0 that model runs along, for a third of the time."""
+    clip: NotNegative = 0.0
+    """Longest gradient (L2 norm); longer ones are shortened to it. 0 is no limit."""
     memory: Share = 0.9
-    """How much of the running pool counts is kept from one step to the next."""
+    """How much of the running pool statistics is kept from one step to the next."""
+    tolerance: Annotated[int, Field(ge=0)] = 2
+    """Pixels at the network's size by which a boundary may be off (boundary_f1)."""
+    overlap: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of an object's pixels that must be found (object_recall)."""
+    costs: dict[str, dict[str, NotNegative]] = {}
+    """true class -> label (or `any`) -> cost of that confusion; 1 if not given (expected_cost)."""
+    samples: Count = 2
+    """Labellings drawn per image and step (reinforce, ppo)."""
+    baseline: Literal["none", "two_sample", "leave_one_out", "other_images", "rolling_mean"] = "leave_one_out"
+    """What a sampled labelling's reward is held against (reinforce, ppo)."""
+    credit: Literal["image", "local"] = "local"
+    """One advantage for all labels of an image, or for each pixel that of its surroundings (reinforce, ppo)."""
+    unit: Literal["pixel", "patch", "superpixel"] = "pixel"
+    """What has one label of its own while it is rewarded."""
+    patch: Count = 8
+    """Pixels across a patch or superpixel, at the network's size."""
+    epochs: Count = 1
+    """Steps on the same batch and sample (ppo)."""
+    clip_ratio: Positive = 0.2
+    """Farthest that a probability's ratio to the sampling policy's counts from 1 (ppo)."""
+    validate_every: Count = 10
+    """Steps between two looks at the held-out images (tune.held_out); the best weights are kept."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Looks without improvement after which the stage stops early; 0 never does."""
 
 
 class Score(Section):
@@ -214,6 +282,8 @@ class Tune(Section):
     likelihood: Training
     source_share: Share = 0.25
     """Share of every batch that is replayed from the source."""
+    held_out: Share = 0.0
+    """Share of the labelled pool images that neither step learns from: they choose the reward stage's best weights."""
     reward: Reward
 
 
@@ -222,6 +292,10 @@ class Evaluate(Section):
 
     calibration_bins: Count = 15
     """Bins of the expected calibration error."""
+    decode: Literal["argmax", "expected_iou"] = "argmax"
+    """Which labels `miou` is of: the most probable ones, or those of highest expected IoU (Nowozin 2014)."""
+    decode_images: Count = 100
+    """Images of the pool, spread evenly over it, on whose probabilities the latter are fitted; no label is needed."""
 
 
 class Report(Section):

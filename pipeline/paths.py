@@ -23,6 +23,7 @@ MODELS = Path("data/models")
 ROUNDS = Path("data/rounds")
 REPORTS = Path("reports")
 SAMPLES = Path("reports/samples")
+TRAINING = Path("reports/training")
 CURVE = Path("reports/curve.png")
 ROUNDS_TABLE = Path("reports/rounds.csv")
 SUMMARY = Path("reports/summary.json")
@@ -94,6 +95,16 @@ def checkpoint(name: str) -> Path:
 def confusion(round_name: str) -> Path:
     """Test-set confusion matrix of a round's model, in pixels."""
     return METRICS / f"{round_name}-confusion.csv"
+
+
+def log(round_name: str) -> Path:
+    """How the training of a round's model went, beside the model."""
+    return model(round_name) / "log.csv"
+
+
+def training_curves(round_name: str) -> Path:
+    """The same as a picture."""
+    return TRAINING / f"{round_name}.png"
 
 
 def sample(round_name: str, rank: int, key: str) -> Path:

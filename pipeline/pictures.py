@@ -1,13 +1,14 @@
-"""Pictures that a person would rather look at than read: the curve of the rounds, and a panel per bought image."""
+"""Pictures that a person would rather look at than read: the rounds, how training went, a panel per bought image."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import transforms
@@ -17,6 +18,21 @@ GAP, HEADER = 6, 44
 """Pixels between the pictures of a panel, and above them for the captions."""
 LONGEST = 1024
 """Pixels of the longer side, at most, of a picture that is looked at in a browser."""
+STAGES = {0: ("by likelihood", "#1f6f8b"), 1: ("for the reward", "#c8553d")}
+"""Stages of a training log: what they train by, and their colour."""
+SIGNALS = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "reward": "reward",
+    "reward_std": "spread of the reward",
+    "advantage_std": "spread of the advantage",
+    "gradient_cosine": "agreement of two half-batch gradients",
+    "cross_entropy": "cross-entropy",
+    "kl": "KL from the likelihood model",
+    "entropy": "entropy of the predictions",
+    "validation": "validation",
+}
+"""What the columns of a training log mean; others are shown under their own name."""
 
 
 def png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -102,6 +118,55 @@ def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str]) ->
     axes.set(xlabel="images labelled", ylabel="mIoU on the test set, points", title="What the labels brought")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure)
+
+
+def training_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """Every signal of a training log in a panel of its own over the steps, as a PNG file.
+
+    Args:
+        rows: `step`, and whatever else was logged, stage after stage (`stage` 0: likelihood, 1: reward; without it 0).
+            Each stage counts its own steps; here the second goes on where the first ends.
+    """
+    columns = dict.fromkeys(column for row in rows for column in row)
+    signals = [name for name in SIGNALS if name in columns]
+    signals += [name for name in columns if name not in SIGNALS and name not in ("stage", "step")]
+    known = [stage for stage in STAGES if any(row.get("stage", 0) == stage for row in rows)]
+    ends = {stage: max(row["step"] for row in rows if row.get("stage", 0) == stage) for stage in known}
+    starts = {stage: sum(ends[earlier] for earlier in known if earlier < stage) for stage in known}
+
+    wide = max(1, min(3, len(signals)))
+    high = max(1, -(-len(signals) // wide))
+    figure = Figure(figsize=(max(4.5, 3.6 * wide), 2.2 * high + 0.7), dpi=130, layout="constrained")
+    figure.suptitle("How training went" if signals else "Nothing was trained", x=0.01, ha="left", fontsize=12)
+    panels = figure.subplots(high, wide, squeeze=False, sharex=True)
+    for place, axes in enumerate(panels.flat):
+        if place >= len(signals):
+            axes.remove()
+            continue
+        name = signals[place]
+        for stage in known:
+            seen = [row for row in rows if row.get("stage", 0) == stage and name in row]
+            steps, values = [starts[stage] + row["step"] for row in seen], [row[name] for row in seen]
+            marker = "o" if len(seen) < 12 else ""
+            axes.plot(steps, values, color=STAGES[stage][1], linewidth=1.6, marker=marker, markersize=4)
+            if starts[stage]:
+                axes.axvline(starts[stage], color="0.6", linewidth=0.8, linestyle=":")
+        axes.set_title(SIGNALS.get(name, name.replace("_", " ")), loc="left", fontsize=10)
+        axes.yaxis.set_major_formatter("{x:.4g}")
+        axes.tick_params(labelsize=8)
+        if place + wide >= len(signals):  # the lowest of its column
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("step", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    lines = [Line2D([], [], color=STAGES[stage][1], linewidth=2, label=STAGES[stage][0]) for stage in known]
+    if lines:
+        figure.legend(handles=lines, loc="outside upper right", ncols=len(lines), frameon=False, fontsize=10)
+    return _saved(figure)
+
+
+def _saved(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

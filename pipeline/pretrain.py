@@ -44,7 +44,8 @@ def run(*, seed: int, prepare: Prepare, model: Model, pretrain: Training, comput
         steps=plan.steps,
         workers=compute.workers,
     )
-    log = training.fit(fabric, network, draws, training.likelihood(weights), plan)
+    with training.auxiliary_head(network, pretrain, seed):
+        log = training.fit(fabric, network, draws, training.likelihood(weights, pretrain), plan)
 
     held_out = source[HELD_OUT - 1 :: HELD_OUT]
     temperature = inference.temperature(fabric, network, held_out, model.size, compute) if held_out else 1.0

@@ -1,4 +1,4 @@
-"""Stage: what each round cost and brought, as a table, a curve, and a panel of pictures per bought image."""
+"""Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def run(
     report: Report,
     compute: Compute,
 ) -> None:
-    """Write reports/: rounds.csv, summary.json, curve.png and samples/."""
+    """Write reports/: rounds.csv, summary.json, curve.png, training/ and samples/."""
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
     pool = artifacts.load_manifest("pool").set_index("key", drop=False)
@@ -44,6 +44,8 @@ def run(
     if fabric.is_global_zero:
         frame = pd.DataFrame(rows)
         artifacts.save_report(frame)
+        for name in frame["round"]:
+            artifacts.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
         artifacts.write(
             paths.CURVE,
             pictures.curve([row["labels"] for row in rows], [row["miou"] for row in rows], list(frame["round"])),

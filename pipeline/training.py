@@ -9,6 +9,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import artifacts, losses, models, paths
+from pipeline import artifacts, losses, models, paths, transforms
 from pipeline.batches import Batch
-from pipeline.errors import UserError
+from pipeline.errors import UserError, choose
 from pipeline.labels import ClassSet
 from pipeline.models import Network
 from pipeline.params import Compute, Model, Training
@@ -62,14 +63,39 @@ class Plan(NamedTuple):
     checkpoint_seconds: float
     fingerprint: str
     """Hash of all that the result depends on: a checkpoint of another fingerprint is not resumed."""
+    end: float = 0.0
+    """Share of the peak rate that the decay leads to."""
+    lr_encoder: float = 1.0
+    """Factor on the rate of the encoder."""
+    lr_head: float = 1.0
+    """Factor on the rate of the last layer."""
+    decay_norms: bool = True
+    """Whether weight decay holds for biases and norms, too."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    validate_every: int = 0
+    """Steps between two validations; 0 validates at the start and at the end only."""
+    patience: int = 0
+    """So many validations in a row without a new best end the training; 0 goes on to the last step."""
+
+
+class Best(NamedTuple):
+    """What validation has seen so far."""
+
+    value: float
+    """The highest; of several equal ones the first."""
+    weights: State
+    """Those that it was measured with."""
+    missed: int
+    """Validations since."""
 
 
 LOG_EVERY = 10
 """Steps between two rows of the log, and two checks that the loss is finite."""
 
 
-def rate(step: int, steps: int, warmup: float, power: float) -> float:
-    """Share of the peak rate: slow start, then polynomial decay (Chen et al. 2017, DeepLab).
+def rate(step: int, steps: int, warmup: float, power: float, end: float = 0.0) -> float:
+    """Share of the peak rate: slow start, then polynomial decay to the share `end` (Chen et al. 2017, DeepLab).
 
     >>> [round(rate(s, 10, 0.2, 1.0), 3) for s in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.125]
@@ -77,13 +103,21 @@ def rate(step: int, steps: int, warmup: float, power: float) -> float:
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
-    return float((1 - (step - rising) / max(1, steps - rising)) ** power)
+    return float(end + (1 - end) * (1 - (step - rising) / max(1, steps - rising)) ** power)
 
 
 def fit(
-    fabric: Fabric, network: Network, batches: Callable[[int], Iterator[Batch]], loss: LossFunction, plan: Plan
+    fabric: Fabric,
+    network: Network,
+    batches: Callable[[int], Iterator[Batch]],
+    loss: LossFunction,
+    plan: Plan,
+    validate: Callable[[Network], float] | None = None,
 ) -> list[dict[str, float]]:
     """Train `network` in place and return the log.
+
+    With `validate`, the network is left with the weights for which it was highest. Those of the start are among them,
+    so that a training never ends below where it started, as far as validation can tell.
 
     Args:
         fabric: a launched Fabric; its precision and processes are used.
@@ -91,50 +125,97 @@ def fit(
         batches: step to start with -> one batch per step, this process's share.
         loss: called once a step.
         plan: how long, how fast, and where the unfinished training is kept.
+        validate: measures the network, higher is better. It may leave it in either mode, must not change its weights,
+            depends on nothing that a restart would change, and returns the same value in every process.
 
     Returns:
-        One row per `LOG_EVERY` steps: step, lr, loss and the loss's terms.
+        One row per `LOG_EVERY` steps: step, lr, loss and the loss's terms. A validated step has a row in any case,
+        with `validation` in it; that of the start has nothing else.
 
     Raises:
-        UserError: the loss or a weight is not finite.
+        UserError: the loss, a weight or a validation is not finite, or the model lacks a part that the plan names.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    groups = models.parameter_groups(
+        network,
+        lr=plan.lr,
+        weight_decay=plan.weight_decay,
+        lr_encoder=plan.lr_encoder,
+        lr_head=plan.lr_head,
+        decay_norms=plan.decay_norms,
+    )
+    optimizer = torch.optim.AdamW(groups)
     wrapped, optimizer = fabric.setup(network, optimizer)
     wrapped.train(not plan.frozen)
-    first, state, log = _resume(fabric, network, optimizer, plan)
+    first, state, log, best = _resume(fabric, network, optimizer, plan)
+    if validate and best is None:
+        best = _better(None, _measured(validate, network, plan, 0), network)
+        log.append({"step": 0.0, "validation": best.value})
     saved = time.monotonic()
     bar = tqdm(
         total=plan.steps, initial=first, desc=plan.name, unit="step", disable=None if fabric.is_global_zero else True
     )
     stream = batches(first)
     for step in range(first, plan.steps):
+        if _is_over(best, plan):
+            break
         batch = next(stream)
         generator = step_rng(plan.seed, step, fabric)
-        factor = rate(step, plan.steps, plan.warmup, plan.power)
+        factor = rate(step, plan.steps, plan.warmup, plan.power, plan.end)
         for group in optimizer.param_groups:
-            group["lr"] = plan.lr * factor
+            group["lr"] = group["peak"] * factor
         with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
             torch.manual_seed(generator.initial_seed())  # for dropout, which knows the global generator only
             result = loss(wrapped, batch, generator, state)
         fabric.backward(result.value)
+        if plan.clip:  # what is not finite is left to the checks below, which have a sentence for it
+            fabric.clip_gradients(wrapped, optimizer, max_norm=plan.clip, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
         state = result.state
         bar.update()
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
+        done, last = step + 1, step + 1 == plan.steps
+        looks = validate is not None and (last or _every(plan.validate_every, done))
+        if looks or last or _every(LOG_EVERY, done):
             row = {"loss": float(result.value.detach()), **{k: float(v.detach()) for k, v in result.terms.items()}}
-            _check_finite(row, plan, step)
-            log.append({"step": float(step + 1), "lr": plan.lr * factor, **row})
+            _check_finite(row, plan, done)
+            if validate and looks:
+                row["validation"] = _measured(validate, network, plan, done)
+                best = _better(best, row["validation"], network)
+            log.append({"step": float(done), "lr": plan.lr * factor, **row})
             bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
-        due = time.monotonic() - saved > plan.checkpoint_seconds or step + 1 == plan.steps
+        due = time.monotonic() - saved > plan.checkpoint_seconds or last or _is_over(best, plan)
         if fabric.is_global_zero and due:
-            _save(network, optimizer, plan, step + 1, state, log)
+            _save(network, optimizer, plan, done, state, log, best)
             saved = time.monotonic()
     bar.close()
     broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
     if broken:
         raise UserError(f"{plan.name}: the weights {broken[0]} are not finite: lower its lr ({plan.lr:g})")
+    if best is not None:
+        network.load_state_dict(best.weights)
     return log
+
+
+def _every(period: int, done: int) -> bool:
+    return period > 0 and done % period == 0
+
+
+def _measured(validate: Callable[[Network], float], network: Network, plan: Plan, done: int) -> float:
+    mode = network.training
+    value = float(validate(network))
+    network.train(mode)
+    _check_finite({"validation": value}, plan, done)
+    return value
+
+
+def _better(best: Best | None, value: float, network: Network) -> Best:
+    if best is not None and value <= best.value:
+        return best._replace(missed=best.missed + 1)
+    return Best(value, {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}, 0)
+
+
+def _is_over(best: Best | None, plan: Plan) -> bool:
+    return best is not None and 0 < plan.patience <= best.missed
 
 
 def step_rng(seed: int, step: int, fabric: Fabric) -> torch.Generator:
@@ -143,13 +224,21 @@ def step_rng(seed: int, step: int, fabric: Fabric) -> torch.Generator:
     return torch.Generator(fabric.device).manual_seed(int(state[0] >> 1))
 
 
-def _check_finite(row: Mapping[str, float], plan: Plan, step: int) -> None:
+def _check_finite(row: Mapping[str, float], plan: Plan, done: int) -> None:
     for name, value in row.items():
         if not abs(value) < float("inf"):
-            raise UserError(f"{plan.name}: {name} is {value} at step {step + 1}: lower its lr ({plan.lr:g})")
+            raise UserError(f"{plan.name}: {name} is {value} at step {done}: lower its lr ({plan.lr:g})")
 
 
-def _save(network: Network, optimizer: Any, plan: Plan, step: int, state: State, log: list[dict[str, float]]) -> None:
+def _save(
+    network: Network,
+    optimizer: Any,
+    plan: Plan,
+    step: int,
+    state: State,
+    log: list[dict[str, float]],
+    best: Best | None,
+) -> None:
     buffer = io.BytesIO()
     content = {
         "fingerprint": plan.fingerprint,
@@ -158,32 +247,63 @@ def _save(network: Network, optimizer: Any, plan: Plan, step: int, state: State,
         "optimizer": optimizer.state_dict(),
         "state": state,
         "log": log,
+        "best": best._asdict() if best else None,
     }
     torch.save(content, buffer)
     artifacts.write(plan.checkpoint, buffer.getvalue())
 
 
-def _resume(fabric: Fabric, network: Network, optimizer: Any, plan: Plan) -> tuple[int, State, list[dict[str, float]]]:
-    """Step to go on with, the loss's state, and the log so far."""
+def _resume(
+    fabric: Fabric, network: Network, optimizer: Any, plan: Plan
+) -> tuple[int, State, list[dict[str, float]], Best | None]:
+    """Step to go on with, the loss's state, the log so far, and the best that validation has seen."""
     if not plan.checkpoint.is_file():
-        return 0, {}, []
+        return 0, {}, [], None
     content = torch.load(plan.checkpoint, map_location=fabric.device, weights_only=True)
     if content["fingerprint"] != plan.fingerprint:
         fabric.print(f"{plan.name}: {plan.checkpoint} belongs to other settings; starting anew")
-        return 0, {}, []
+        return 0, {}, [], None
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
     fabric.print(f"{plan.name}: resumed at step {content['step']} of {plan.steps}")
-    return content["step"], content["state"], content["log"]
+    best = Best(**content["best"]) if content["best"] else None
+    return content["step"], content["state"], content["log"], best
 
 
-def likelihood(weights: Float[Tensor, "c"]) -> LossFunction:
-    """Class-weighted cross-entropy as a loss of the loop."""
+def likelihood(weights: Float[Tensor, "c"], settings: Training) -> LossFunction:
+    """Class-weighted cross-entropy as a loss of the loop, with all that `settings` says of pixels, heads and mixing.
 
-    def loss(network: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:
-        return Loss(losses.cross_entropy(network(batch.images), batch.masks, weights), {}, state)
+    Every process mixes and mines the pixels of its own share of the batch.
+    """
+    mix = choose("mix", transforms.MIXES, settings.mix)
+
+    def loss(network: Callable[..., Any], batch: Batch, generator: torch.Generator, state: State) -> Loss:
+        step = int(state.get("step", 0))
+        kept = losses.kept_share(step, settings.hard_pixels_ramp * settings.steps, settings.hard_pixels)
+        images, targets = mix(batch.images, batch.masks, generator)
+
+        def value(logits: Tensor) -> Tensor:
+            each = [
+                share * losses.cross_entropy(logits, masks, weights, poly1=settings.poly1, kept=kept)
+                for share, masks in targets
+            ]
+            return torch.stack(each).sum()
+
+        after = {"step": torch.tensor(step + 1)}
+        if not settings.auxiliary:
+            return Loss(value(network(images)), {}, after)
+        logits, in_the_middle = network(images, auxiliary=True)
+        auxiliary = value(in_the_middle)
+        return Loss(value(logits) + settings.auxiliary * auxiliary, {"auxiliary": auxiliary}, after)
 
     return loss
+
+
+def auxiliary_head(network: Network, settings: Training, seed: int) -> AbstractContextManager[None]:
+    """Inside, the network has the second head that `likelihood` trains, if `settings` give it a weight."""
+    if not settings.auxiliary:
+        return nullcontext()
+    return models.auxiliary_head(network, torch.Generator().manual_seed(seed))
 
 
 def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, fingerprint: str) -> Plan:
@@ -200,6 +320,10 @@ def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, 
         checkpoint=paths.checkpoint(name.replace(" ", "-")),
         checkpoint_seconds=compute.checkpoint_seconds,
         fingerprint=fingerprint,
+        lr_encoder=settings.lr_encoder,
+        lr_head=settings.lr_head,
+        decay_norms=settings.decay_norms,
+        clip=settings.clip,
     )
 
 

@@ -1,7 +1,8 @@
 """Stage: trains on all labels bought so far: first by likelihood with source replay, then for the reward itself."""
 
 import copy
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import artifacts, batches, datasets, inference, losses, paths, training
-from pipeline.batches import Batch, Item
-from pipeline.errors import UserError, choose
+from pipeline import artifacts, batches, datasets, inference, losses, paths, reward_tuning, training
+from pipeline.batches import Item
+from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
-from pipeline.params import BudgetLine, Compute, Model, Prepare, Reward, Tune
-from pipeline.policy import ESTIMATORS
-from pipeline.rewards import REWARDS
-from pipeline.training import Loss, LossFunction, State
+from pipeline.params import BudgetLine, Compute, Model, Prepare, Tune
 
 
 def run(
@@ -42,6 +40,7 @@ def run(
     # Fitted before training on them: to the model, this round's labels are still unseen.
     temperature = _temperature(fabric, network, round_name, rows, target, model, compute)
 
+    target, held_out = _hold_out(target, tune.held_out)
     weights = class_weights(target, source_manifest, classes, tune).to(fabric.device)
     inputs = [paths.model(line.after) / "model.pt", paths.labels(round_name), paths.manifest("source")]
     mark = training.fingerprint(seed, prepare, model, tune, *inputs)
@@ -55,20 +54,31 @@ def run(
         return batches.training(fabric, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
 
     mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, round_seed)
-    log = [{"stage": 0.0, **row} for row in training.fit(fabric, network, mixed, training.likelihood(weights), plan)]
+    likelihood = training.likelihood(weights, tune.likelihood)
+    with training.auxiliary_head(network, tune.likelihood, round_seed):
+        log = [{"stage": 0.0, **row} for row in training.fit(fabric, network, mixed, likelihood, plan)]
 
     reward_plan = plan._replace(
         name=f"tune {round_name} reward",
         steps=tune.reward.steps,
         lr=tune.reward.lr,
         seed=round_seed + 1,
+        end=tune.reward.lr_end,
+        clip=tune.reward.clip,
         frozen=True,
+        validate_every=tune.reward.validate_every,
+        patience=tune.reward.patience,
         checkpoint=paths.checkpoint(f"tune-{round_name}-reward"),
     )
     if tune.reward.steps:
-        for_reward = draws([(target, tune.likelihood.batch)], reward_plan.steps, reward_plan.seed)
-        loss = reward_loss(tune.reward, weights, copy.deepcopy(network).eval(), fabric)
-        log += [{"stage": 1.0, **row} for row in training.fit(fabric, network, for_reward, loss, reward_plan)]
+        reward = reward_tuning.reward_function(tune.reward, weights, classes)
+        each = tune.reward.epochs if tune.reward.estimator == "ppo" else 1
+        fresh = draws([(target, tune.likelihood.batch)], -(-reward_plan.steps // each), reward_plan.seed)
+        anchor = copy.deepcopy(network).eval() if tune.reward.kl else None
+        loss = reward_tuning.loss_function(tune.reward, reward, weights, network, anchor, fabric)
+        validate = reward_tuning.held_out_reward(fabric, reward, held_out, model, compute) if held_out else None
+        rows = training.fit(fabric, network, batches.repeated(fresh, each), loss, reward_plan, validate)
+        log += [{"stage": 1.0, **row} for row in rows]
 
     if fabric.is_global_zero:
         artifacts.save_log(round_name, log)
@@ -90,6 +100,15 @@ def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[I
             )
     keys = [row["key"] for row in rows]
     return [Item(key, Path(pool.at[key, "image"]), paths.mask(key), table) for key in keys]
+
+
+def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
+    """Images to learn from, and those to choose weights by, told apart by a hash of their names."""
+    held = round(share * len(target))
+    if held and held == len(target):
+        raise UserError(f"tune.held_out {share:g} leaves none of {len(target)} labelled images to learn from: lower it")
+    shuffled = sorted(target, key=lambda item: hashlib.sha256(item.key.encode()).digest())
+    return [item for item in target if item not in shuffled[:held]], shuffled[:held]
 
 
 def _temperature(
@@ -119,37 +138,3 @@ def class_weights(target: Sequence[Item], source: Any, classes: ClassSet, tune: 
     share = tune.source_share
     mixed = (1 - share) * in_target / np.sum(in_target) + share * in_source / in_source.sum()
     return losses.class_weights(torch.from_numpy(mixed), tune.likelihood.class_smooth)
-
-
-def reward_loss(settings: Reward, weights: Tensor, anchor: Network, fabric: Fabric) -> LossFunction:
-    """The reward stage's loss: the estimator's, plus cross-entropy and KL that hold the model near likelihood.
-
-    Args:
-        settings: reward, estimator and the anchors' weights.
-        weights: of the classes in the cross-entropy.
-        anchor: the likelihood model, not trained further.
-        fabric: sums the counts over processes.
-    """
-    reward = choose("tune.reward.reward", REWARDS, settings.reward)
-    estimator = choose("tune.reward.estimator", ESTIMATORS, settings.estimator)
-
-    def loss(network: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:
-        logits = network(batch.images)
-        c = logits.shape[1]
-        memory = state.get("confusion", torch.zeros((c, c), dtype=torch.float64, device=logits.device))
-        estimate = estimator(logits, batch.masks, reward, memory, generator)
-        with torch.no_grad():
-            before = anchor(batch.images)
-        cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
-        kl = losses.kl(logits, before, batch.masks != IGNORE)
-        total = estimate.loss + settings.cross_entropy * cross_entropy + settings.kl * kl
-        counts = training.total(fabric, estimate.confusion).to(memory.device)
-        terms = {
-            "reward": estimate.reward,
-            "advantage_std": estimate.advantage_std,
-            "cross_entropy": cross_entropy,
-            "kl": kl,
-        }
-        return Loss(total, terms, {"confusion": settings.memory * memory + counts})
-
-    return loss

@@ -312,6 +312,17 @@ def test_missing_model_says_what_makes_it(name: str, maker: str) -> None:
 
 def test_log_survives() -> None:
     rows = [{"stage": 0.0, "step": 10.0, "loss": 0.5}, {"stage": 1.0, "step": 10.0, "loss": 0.25, "kl": 0.125}]
-    artifacts.save_log("r01", rows)
-    read = pd.read_csv(paths.model("r01") / "log.csv")
-    pd.testing.assert_frame_equal(read, pd.DataFrame(rows), check_dtype=False)
+    for written in (rows, []):
+        artifacts.save_log("r01", written)
+        assert artifacts.load_log("r01") == written  # what a row does not know stays absent
+
+
+@pytest.mark.parametrize(("name", "maker"), [("r00", "pretrain"), ("r02", "tune@r02")])
+def test_missing_and_damaged_logs_say_what_makes_them(name: str, maker: str) -> None:
+    with pytest.raises(UserError, match=f"data/models/{name}/log.csv not found.*`dvc repro {maker}`"):
+        artifacts.load_log(name)
+    paths.model(name).mkdir(parents=True)
+    for damaged in ("step,loss\n10,0.5\n20,ha", "loss\n0.5\n", "step,loss\n10,inf\n", "step,loss\n1,2,3\n1,2,3,4\n"):
+        paths.log(name).write_text(damaged)
+        with pytest.raises(UserError, match=rf"log\.csv is not whole.*`dvc repro -f {maker}`"):
+            artifacts.load_log(name)

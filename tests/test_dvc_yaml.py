@@ -147,10 +147,10 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
             {paths.labels(r)},
         ),
         "tune": ({source, pool, paths.selection(r), paths.labels(r), paths.model(after)}, {paths.model(r)}),
-        "evaluate": ({paths.manifest("test"), paths.model(r)}, {paths.metrics(r), paths.confusion(r)}),
+        "evaluate": ({paths.manifest("test"), pool, paths.model(r)}, {paths.metrics(r), paths.confusion(r)}),
         "report": (
             {pool, paths.METRICS, paths.MODELS, paths.ROUNDS},
-            {paths.ROUNDS_TABLE, paths.SUMMARY, paths.CURVE, paths.SAMPLES},
+            {paths.ROUNDS_TABLE, paths.SUMMARY, paths.CURVE, paths.SAMPLES, paths.TRAINING},
         ),
     }
     return table[stage.name]

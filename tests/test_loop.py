@@ -57,7 +57,10 @@ def test_first_run_makes_everything(made: tuple[Project, Run]) -> None:
     assert "nfiles: 3" in (tiny.folder / "data/labels.dvc").read_text()
     assert "md5" in (tiny.folder / "dvc.lock").read_text()
     for name in ("r00", "r01"):
-        assert 0 <= json.loads((tiny.folder / f"data/metrics/{name}.json").read_text())["miou"] <= 1
+        measures = json.loads((tiny.folder / f"data/metrics/{name}.json").read_text())
+        assert 0 <= measures["miou"] == measures["miou_argmax"] <= 1
+        assert 0 <= measures["miou_expected_iou"] <= 1
+        assert (tiny.folder / f"reports/training/{name}.png").stat().st_size
     panels = [path.stem.split("-", 2)[2] for path in (tiny.folder / "reports/samples").iterdir()]
     assert sorted(panels) == sorted(tiny.ordered())
     predicted = [path.name for path in (tiny.folder / "data/rounds/r01/predictions").iterdir()]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.labels import IGNORE
-from pipeline.losses import class_weights, cross_entropy, kl
+from pipeline.losses import class_weights, cross_entropy, hardest, kept_share, kl
 
 QUICK = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -41,18 +41,66 @@ def test_class_weights_without_counts_are_refused() -> None:
             class_weights(torch.tensor(counts), smooth)
 
 
-@QUICK
-@given(SEEDS)
-def test_cross_entropy_agrees_with_a_loop(seed: int) -> None:
-    logits, truth, weights = batch(seed)
-    total, pixels = 0.0, 0
+def one_by_one(logits: Tensor, truth: Tensor, weights: Tensor, poly1: float = 0.0) -> list[float]:
+    """The losses of the labelled pixels."""
+    found = []
     for n, row, col in np.ndindex(*truth.shape):
         t = int(truth[n, row, col])
         if t != IGNORE:
             z = logits[n, :, row, col].double().numpy()
-            total += float(weights[t]) * (math.log(np.exp(z).sum()) - z[t])
-            pixels += 1
-    assert float(cross_entropy(logits, truth, weights)) == pytest.approx(total / max(pixels, 1), rel=1e-4)
+            entropy = math.log(np.exp(z).sum()) - z[t]
+            found.append(float(weights[t]) * (entropy + poly1 * (1 - math.exp(-entropy))))
+    return found
+
+
+@QUICK
+@given(SEEDS, st.sampled_from([0.0, 0.5, 2.0]))
+def test_cross_entropy_and_poly1_agree_with_a_loop(seed: int, poly1: float) -> None:
+    logits, truth, weights = batch(seed)
+    expected = one_by_one(logits, truth, weights, poly1)
+    mean = sum(expected) / max(len(expected), 1)
+    assert float(cross_entropy(logits, truth, weights, poly1=poly1)) == pytest.approx(mean, rel=1e-4)
+
+
+@QUICK
+@given(SEEDS, st.sampled_from([0.0, 1.0]), st.sampled_from([0.05, 0.3, 0.9]))
+def test_hard_pixels_are_the_largest_losses_of_a_loop(seed: int, poly1: float, kept: float) -> None:
+    logits, truth, weights = batch(seed)
+    largest = sorted(one_by_one(logits, truth, weights, poly1), reverse=True)[: int(kept * truth.numel())]
+    mean = sum(largest) / max(len(largest), 1)
+    assert float(cross_entropy(logits, truth, weights, poly1=poly1, kept=kept)) == pytest.approx(mean, rel=1e-4)
+
+
+def test_poly1_adds_its_factor_to_the_gradient() -> None:
+    logits, truth, weights = batch(3)
+    gradients = []
+    for poly1 in (0.0, 2.0):
+        logits = logits.detach().requires_grad_()
+        cross_entropy(logits, truth, weights, poly1=poly1).backward()
+        gradients.append(logits.grad)
+    p = logits.detach().softmax(1).gather(1, truth.long().clamp(max=2)[:, None])
+    torch.testing.assert_close(gradients[1], gradients[0] * (1 + 2 * p))
+
+
+def test_hardest_known_answer() -> None:
+    pixels = torch.tensor([[[4.0, 0.0, 1.0, 3.0], [0.0, 2.0, 0.0, 0.0]]])
+    means = {1 / 8: 4.0, 0.25: 3.5, 0.5: 2.5, 0.75: 2.5, 1.0: 2.5}  # DeepLab: zeros among the kept do not count
+    assert {kept: float(hardest(pixels, kept)) for kept in means} == means
+    assert float(hardest(pixels, 0.01)) == 4.0  # one pixel at least
+    assert float(hardest(torch.zeros(1, 2, 2), 0.5)) == 0
+
+
+def test_easy_pixels_have_no_gradient() -> None:
+    logits, truth, weights = batch(1)
+    logits.requires_grad_()
+    cross_entropy(logits, truth, weights, kept=0.2).backward()
+    assert (logits.grad.abs().sum(1) > 0).sum() == int(0.2 * truth.numel())
+
+
+def test_kept_share_falls_in_a_line_and_stays() -> None:
+    assert [kept_share(step, 4.0, 0.2) for step in (0, 1, 2, 4, 9)] == pytest.approx([1, 0.8, 0.6, 0.2, 0.2])
+    assert kept_share(0, 0.0, 0.2) == 0.2
+    assert {kept_share(step, 7.0, 1.0) for step in range(20)} == {1.0}
 
 
 def test_weights_count_in_a_batch_of_one_class() -> None:
@@ -70,7 +118,8 @@ def test_ignored_pixels_have_no_gradient_and_an_empty_batch_a_zero_one() -> None
     assert (gradient[truth != IGNORE] > 0).all()
 
     nothing = torch.full_like(truth, IGNORE)
-    for loss in (cross_entropy(logits, nothing, weights), kl(logits, logits.detach() * 2, nothing != IGNORE)):
+    mined = cross_entropy(logits, nothing, weights, poly1=1.0, kept=0.5)
+    for loss in (cross_entropy(logits, nothing, weights), mined, kl(logits, logits.detach() * 2, nothing != IGNORE)):
         logits.grad = None
         loss.backward()
         assert float(loss.detach()) == 0

@@ -12,8 +12,9 @@ from pipeline.errors import UserError, choose
 from pipeline.models import MODELS
 from pipeline.params import Params
 from pipeline.policy import ESTIMATORS
-from pipeline.rewards import REWARDS
+from pipeline.rewards import COUNT_REWARDS
 from pipeline.selection import METHODS
+from pipeline.transforms import MIXES
 from tests.conftest import ROOT
 
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -38,7 +39,7 @@ def test_shipped_files_load_and_every_name_in_them_is_known(path: Path) -> None:
     choose("acquisition", ACQUISITIONS, loaded.score.acquisition)
     choose("method", METHODS, loaded.select.method)
     choose("annotator", ANNOTATORS, loaded.annotate.annotator)
-    choose("reward", REWARDS, loaded.tune.reward.reward)
+    choose("reward", COUNT_REWARDS, loaded.tune.reward.reward)
     choose("estimator", ESTIMATORS, loaded.tune.reward.estimator)
     for data in (loaded.prepare.source, loaded.prepare.pool, loaded.prepare.test):
         choose("dataset", datasets.DATASETS, data.dataset)
@@ -46,8 +47,25 @@ def test_shipped_files_load_and_every_name_in_them_is_known(path: Path) -> None:
 
 
 def test_names_offered_by_the_types_are_the_names_of_the_dicts() -> None:
-    annotation = params.Select.model_fields["method"].annotation
-    assert set(params.get_args(annotation)) == set(METHODS)
+    offered = {
+        params.Select.model_fields["method"]: METHODS,
+        params.Training.model_fields["mix"]: MIXES,
+        params.Augment.model_fields["preset"]: params.PRESETS,
+    }
+    assert all(set(params.get_args(field.annotation)) == set(names) for field, names in offered.items())
+
+
+def test_preset_is_where_augment_starts_from(tmp_path: Path) -> None:
+    def augment(text: str) -> params.Augment:
+        return load(tmp_path, changed("lr: 2e-3}", f"lr: 2e-3, augment: {{{text}}}}}")).pretrain.augment
+
+    values = {name: augment(f"preset: {name}").model_dump(exclude={"preset"}) for name in params.PRESETS}
+    assert values["standard"] == augment("").model_dump(exclude={"preset"})
+    assert set(values["none"].values()) == {(1.0, 1.0), 0.0}
+    assert values["light"]["colour"] < values["standard"]["colour"] < values["strong"]["colour"]
+    mine = augment("preset: strong, flip: 0.25, scale: [1, 3]")
+    assert (mine.flip, mine.scale, mine.noise) == (0.25, (1.0, 3.0), params.PRESETS["strong"]["noise"])
+    assert params.Augment(preset="none").flip == 0
 
 
 def sections(section: type[params.Section]) -> Iterator[type[params.Section]]:
@@ -101,6 +119,8 @@ MISTAKES = {
     "not a number": ("lr: 2e-3", "lr: .nan", ["pretrain.lr is nan"]),
     "negative seed": ("seed: 1\n", "seed: -1\n", ["seed is -1", "greater than or equal to 0"]),
     "colour above what can be drawn": ("lr: 2e-3}", "lr: 2e-3, augment: {colour: 2}}", ["augment.colour is 2", "1"]),
+    "unknown preset": ("lr: 2e-3}", "lr: 2e-3, augment: {preset: [a]}}", ["augment.preset is ['a']", "'light'"]),
+    "no pixel to learn from": ("lr: 2e-3}", "lr: 2e-3, hard_pixels: 0}", ["pretrain.hard_pixels is 0", "greater"]),
     "zoom upside down": ("lr: 2e-3}", "lr: 2e-3, augment: {scale: [1.5, 0.75]}}", ["augment", "scale", "1.5", "0.75"]),
     "too narrow": ("width: 64", "width: 3", ["model.width is 3", "4"]),
     "missing": ("seed: 1\n", "", ["'seed' is missing"]),

@@ -118,3 +118,72 @@ def test_curve_opens_and_shows_more_for_more_rounds(rounds: int) -> None:
 def test_the_same_curve_is_the_same_file() -> None:
     one, other = (pictures.curve([0, 20], [0.1, 0.4], ["r00", "r01"]) for _ in range(2))
     assert one == other
+
+
+BLUE, RED = (0x1F, 0x6F, 0x8B), (0xC8, 0x55, 0x3D)
+"""Of likelihood and reward."""
+
+
+def log(rows: int, **signals: float) -> list[dict[str, float]]:
+    """A log of both stages; only the second knows the signals."""
+    both = [
+        {"stage": float(stage), "step": 10.0 * (n + 1), "lr": 1e-3, "loss": 1 / (n + 1)}
+        for stage in (0, 1)
+        for n in range(rows)
+    ]
+    return [{**row, **(signals if row["stage"] else {})} for row in both]
+
+
+def painted(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    found: np.ndarray = np.abs(picture.astype(int) - colour).sum(2) < 40
+    return found
+
+
+@pytest.mark.parametrize(
+    ("signals", "size"),
+    [
+        ([], (377, 936)),
+        (["reward", "advantage_std", "cross_entropy", "kl"], (663, 1404)),
+        (["reward", "reward_std", "advantage_std", "gradient_cosine", "cross_entropy", "kl", "new"], (949, 1404)),
+    ],
+)
+def test_training_has_a_panel_per_signal(signals: list[str], size: tuple[int, int]) -> None:
+    picture = opened(pictures.training_curves(log(30, **dict.fromkeys(signals, 0.5))))
+    assert picture.shape[:2] == size
+    rows, columns = size[0] // 286, min(3, len(signals) + 2)
+    inside = picture[91:]
+    red = [
+        painted(part, RED).any()
+        for line in np.array_split(inside, rows)
+        for part in np.array_split(line, columns, axis=1)
+    ]
+    assert sum(red) == len(signals) + 2
+
+
+def test_training_goes_on_for_the_reward_where_likelihood_ended() -> None:
+    picture = opened(pictures.training_curves(log(30)))[60:, :468]  # the first panel, without the legend
+    blue, red = (np.flatnonzero(painted(picture, colour).any(0)) for colour in (BLUE, RED))
+    assert blue.size > 100
+    assert red.size > 100
+    assert blue.max() < red.min() + 5
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"step": 10.0, "lr": 1e-3, "loss": 0.5}],  # r00, and the logs of before stages were told apart
+        log(1),
+        log(2)[2:],
+        [{"stage": 0.0, "step": 10.0}],
+        [{**row, "validation": 0.4} if row["step"] == 50 else row for row in log(9, kl=0.0)],
+    ],
+)
+def test_training_of_few_rows_and_columns_is_drawn(rows: list[dict[str, float]]) -> None:
+    picture = opened(pictures.training_curves(rows))
+    drawn = painted(picture, BLUE).any() or painted(picture, RED).any()
+    assert drawn == bool(rows)
+
+
+def test_the_same_training_is_the_same_file() -> None:
+    assert pictures.training_curves(log(5, kl=0.1)) == pictures.training_curves(log(5, kl=0.1))

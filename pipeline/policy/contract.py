@@ -1,0 +1,111 @@
+"""What every estimator is: asked with logits, a truth and a reward, it answers with a loss whose gradient raises it.
+
+Losses are in reward per share of the pixels that is relabelled: what is rewarded is the running pool, `memory` + batch,
+of which the batch is a part; the factor s = (memory + batch) / batch undoes that, so that neither the size of the
+images nor that of the memory changes the size of the gradient.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from torch import Tensor
+
+from pipeline.rewards import CountReward, RewardFunction
+
+Baseline = Literal["none", "two_sample", "leave_one_out", "other_images", "rolling_mean"]
+Credit = Literal["image", "local"]
+
+
+class Rollout(NamedTuple):
+    """Sampled labellings and what they earned."""
+
+    labellings: UInt8[Tensor, "k n h w"]
+    log_p: Float32[Tensor, "k n h w"]
+    """Log-probability of every unit's label under the policy that drew it, at each of its pixels."""
+    advantages: Float32[Tensor, "k n h2 w2"]
+    """By image (1 x 1) or by pixel."""
+
+
+class Asked(NamedTuple):
+    """What is asked of an estimator, besides the logits."""
+
+    truth: UInt8[Tensor, "n h w"]
+    """Class ids."""
+    reward: RewardFunction
+    memory: Float64[Tensor, " s"]
+    """Statistics of the pool before this batch, so that a class is as rare as the pool has it; zeros for none."""
+    generator: torch.Generator
+    """Draws the labellings, on the device of the logits."""
+    segments: Int64[Tensor, "n h w"] | None = None
+    """Ids of the units, from 0, anew in each image; None for pixels."""
+    samples: int = 2
+    """Labellings that `reinforce` and `ppo` draw."""
+    baseline: Baseline = "leave_one_out"
+    credit: Credit = "image"
+    """Whether an image's labels share one advantage, or each pixel has that of the statistics which it can change."""
+    clip: float = 0.2
+    """Of `ppo`: the ratio counts from 1 - clip to 1 + clip."""
+    rollout: Rollout | None = None
+    """Of `ppo`: what was drawn for this batch some steps ago; None draws anew."""
+
+
+class Estimate(NamedTuple):
+    """What one batch says about the reward."""
+
+    loss: Float32[Tensor, ""]
+    """To be minimised for its gradient. Of sampled labellings its value says nothing: it is noise around 0."""
+    reward: Float64[Tensor, ""]
+    """Reward of the memory together with the labelling."""
+    reward_std: Float64[Tensor, ""]
+    """Spread of the reward over the images, each by itself."""
+    advantage_std: Float32[Tensor, ""]
+    """Root mean square advantage of the sampled labels, in the unit of the loss; 0 where nothing is sampled."""
+    statistics: Float64[Tensor, " s"]
+    """Of the labelling alone, to be added to the memory."""
+    rollout: Rollout | None = None
+    """What `ppo` has drawn, for the next steps on the same batch."""
+
+
+Estimator = Callable[[Float[Tensor, "n c h w"], Asked], Estimate]
+
+
+def counts_of(reward: RewardFunction, estimator: str) -> CountReward:
+    """The reward as a function of the confusion matrix.
+
+    Raises:
+        ValueError: it is more than that.
+    """
+    if reward.of_counts is None:
+        raise ValueError(f"{estimator} needs a reward of pixel counts: take reinforce or ppo for this one")
+    return reward.of_counts
+
+
+def estimate(
+    loss: Tensor,
+    labelling: UInt8[Tensor, "n h w"],
+    asked: Asked,
+    advantage_std: Tensor | None = None,
+    rollout: Rollout | None = None,
+) -> Estimate:
+    """The estimate, with what the labelling was rewarded.
+
+    Raises:
+        ValueError: neither the batch nor the memory has anything to reward.
+    """
+    statistics = asked.reward.statistics(labelling, asked.truth)
+    together = statistics.sum(0)
+    total = asked.reward.value(asked.memory + together).total
+    if total.isnan():
+        raise ValueError("neither the batch nor the memory has labelled pixels to reward")
+    alone = asked.reward.value(statistics).total
+    known = alone[~alone.isnan()]  # the others have no label
+    return Estimate(
+        loss=loss.float(),
+        reward=total,
+        reward_std=known.std(correction=0) if len(known) else torch.zeros_like(total),
+        advantage_std=loss.new_zeros(()) if advantage_std is None else advantage_std.detach().float(),
+        statistics=together,
+        rollout=rollout,
+    )

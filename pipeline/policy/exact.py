@@ -1,0 +1,89 @@
+"""The exact estimator for rewards of pixel counts."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from pipeline.labels import IGNORE
+from pipeline.policy.contract import Asked, Estimate, counts_of, estimate
+from pipeline.policy.units import field, sample
+from pipeline.rewards import CountReward, count
+
+CHUNK = 2**22
+"""Entries of the confusion matrices that are valued at once: 32 MB."""
+
+
+def counterfactual(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+    """Policy gradient of a reward of counts, from one sampled labelling and every pixel's own credit.
+
+    With K the confusion matrix of the pool with the sampled labelling y in it, relabelling pixel i of true class t
+    changes the reward by
+
+        R_i(c) = R(K - e[t,y_i] + e[t,c]) - R(K),     so R_i(y_i) = 0,
+        loss   = - s sum_i sum_c p_i(c) R_i(c),   R_i held constant.
+
+    Its gradient is that of the advantages A_i(c) = R_i(c) - sum_k p_i(k) R_i(k), since a softmax is blind to a
+    constant: COMA with pixels as agents, Foerster et al. 2018, "Counterfactual Multi-Agent Policy Gradients". What
+    noise is left comes from the other pixels' labels inside K. Of a segment, its pixels' credits are added up, which is
+    exact to first order.
+
+    Raises:
+        ValueError: the reward is more than counts, or nothing is labelled.
+    """
+    of_counts = counts_of(asked.reward, "counterfactual")
+    classes = logits.shape[1]
+    probabilities = field(logits, asked.segments).softmax(1)
+    labelling = sample(probabilities.detach(), asked.generator, asked.segments)
+    if asked.reward.per_image:
+        tables = [
+            torch.zeros(classes, classes, classes, device=logits.device)
+            if (truth == IGNORE).all()
+            else _gain_table(of_counts, count(one[None], truth[None], classes))
+            for one, truth in zip(labelling, asked.truth, strict=True)
+        ]
+        seen = max(1, sum(bool((truth != IGNORE).any()) for truth in asked.truth))
+        gains = torch.stack(tables) / seen
+    else:
+        batch = count(labelling, asked.truth, classes)
+        pool = asked.memory.reshape(classes, classes) + batch
+        share = pool.sum() / batch.sum().clamp(min=1)
+        gains = _gain_table(of_counts, batch, pool)[None] * share.float()
+    gains = F.pad(gains, (0, 0, 0, 0, 0, 1))  # IGNORE is one more true class, without any gain
+    row = torch.where(asked.truth == IGNORE, classes, asked.truth.long()) * classes + labelling
+    if asked.reward.per_image:
+        row += torch.arange(len(row), device=row.device)[:, None, None] * (classes + 1) * classes
+    gain = gains.flatten(0, 2)[row].permute(0, 3, 1, 2).contiguous()  # the same layout makes the rest twice as fast
+    expected = torch.linalg.vecdot(probabilities, gain, dim=1)  # the sampled label's advantage, negative
+    valid = (asked.truth != IGNORE).sum().clamp(min=1)
+    spread = (expected.detach().square().sum() * valid).sqrt().float()  # in the unit of a loss per share of pixels
+    return estimate(-expected.sum(), labelling, asked, spread)
+
+
+def _gain_table(
+    of_counts: CountReward, batch: Float64[Tensor, "c c"], pool: Float64[Tensor, "c c"] | None = None
+) -> Float32[Tensor, "c c c"]:
+    return relabelling_gains(batch if pool is None else pool, batch, of_counts).float()
+
+
+def relabelling_gains(
+    pool: Float64[Tensor, "c c"], batch: Float64[Tensor, "c c"], reward: CountReward
+) -> Float64[Tensor, "c c c"]:
+    """What relabelling one pixel does to the reward, exactly, by (true class, label, new label).
+
+    Args:
+        pool: all counts.
+        batch: the part of them that can be relabelled; pairs of true class and label that it lacks are left at 0.
+        reward: of counts, from `pipeline.rewards`.
+    """
+    classes = len(pool)
+    gains = torch.zeros((classes,) * 3, dtype=pool.dtype, device=pool.device)
+    new = torch.eye(classes, dtype=pool.dtype, device=pool.device)
+    for pairs in torch.split(torch.nonzero(batch), max(1, CHUNK // classes**3)):
+        truth, label = pairs.unbind(1)
+        which = torch.arange(len(pairs), device=pool.device)
+        relabelled = pool.repeat(len(pairs), classes, 1, 1)
+        relabelled[which, :, truth, label] -= 1
+        relabelled[which, :, truth] += new
+        gains[truth, label] = reward(relabelled).total - reward(pool).total
+    return gains

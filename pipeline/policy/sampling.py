@@ -1,0 +1,141 @@
+"""Estimators that learn from how sampled labellings were rewarded."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor
+
+from pipeline.labels import IGNORE
+from pipeline.policy.contract import Asked, Estimate, Rollout, estimate
+from pipeline.policy.units import field, sample, segment_sums, sizes
+
+OTHER_IMAGES = 0.1
+"""Weight of the other images' reward in the baseline of the slides."""
+
+
+def reinforce(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+    """Loss = - (1/N) sum_n s_n (1/K) sum_k sum_i A log p_i(y_i): every image is rewarded by itself, within the pool.
+
+    Baselines, none of which depends on the label that it is held against, so that none adds a bias:
+
+        none             0
+        two_sample       the reward of a second labelling of the image; only the first one is learnt from (the paper's)
+        leave_one_out    the mean reward of the image's other labellings (Kool et al. 2019)
+        other_images     0.1 times the mean reward of the batch's other images (the slides')
+        rolling_mean     the reward of the memory
+
+    With local credit a pixel's advantage is what the statistics that it can change are worth, w . S with w = dR/dS at
+    the pool: to first order in the pool the same gradient, with the noise of a neighbourhood instead of an image's.
+
+    Raises:
+        ValueError: the baseline needs more samples or images, or it or the reward knows no local credit, or nothing is
+            labelled.
+    """
+    return _policy_gradient(logits, asked, lambda log_p, drawn: drawn.advantages * log_p)
+
+
+def ppo(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+    """Loss = - (1/N) sum_n s_n (1/K) sum_k sum_i min(q A, clip(q, 1 - clip, 1 + clip) A), q = p_i(y_i) / p_i,old(y_i).
+
+    At the first step on a sample all ratios are 1 and the gradient is that of `reinforce`.
+
+    Raises:
+        ValueError: as of `reinforce`.
+    """
+
+    def clipped(log_p: Tensor, drawn: Rollout) -> Tensor:
+        ratio = (log_p - drawn.log_p).exp()
+        bounded = ratio.clamp(1 - asked.clip, 1 + asked.clip)
+        return torch.minimum(ratio * drawn.advantages, bounded * drawn.advantages)
+
+    return _policy_gradient(logits, asked, clipped)
+
+
+def _policy_gradient(logits: Tensor, asked: Asked, surrogate: Callable[[Tensor, Rollout], Tensor]) -> Estimate:
+    log_p = field(logits, asked.segments).log_softmax(1)
+    drawn = asked.rollout or _roll_out(log_p.detach(), asked)
+    chosen = log_p[None].expand(len(drawn.labellings), -1, -1, -1, -1).gather(2, drawn.labellings[:, :, None].long())
+    valid = asked.truth != IGNORE
+    # A segment's label was drawn once, so its pixels share one log-probability.
+    weight = valid / sizes(asked.segments, valid)
+    loss = -(surrogate(chosen[:, :, 0], drawn) * weight).sum() / len(drawn.labellings)
+    spread = (drawn.advantages.expand_as(drawn.log_p).square() * valid).sum() / len(drawn.labellings)
+    return estimate(loss, drawn.labellings[0], asked, (spread * valid.sum()).sqrt(), drawn)
+
+
+def _roll_out(log_p: Float[Tensor, "n c h w"], asked: Asked) -> Rollout:
+    """Draw labellings and say by how much each was better than expected."""
+    least = 2 if asked.baseline in ("two_sample", "leave_one_out") else 1
+    if asked.samples < least:
+        raise ValueError(f"the baseline {asked.baseline} needs at least {least} samples, not {asked.samples}")
+    probabilities = log_p.exp()
+    labellings = torch.stack([sample(probabilities, asked.generator, asked.segments) for _ in range(asked.samples)])
+    statistics = torch.stack([asked.reward.statistics(one, asked.truth) for one in labellings])  # k n s
+    advantages = _BY_CREDIT[asked.credit](labellings, statistics, asked)
+    if asked.baseline == "two_sample":
+        labellings, advantages = labellings[:1], advantages[:1]
+    chosen = log_p[None].expand(len(labellings), -1, -1, -1, -1).gather(2, labellings[:, :, None].long())
+    return Rollout(labellings, chosen[:, :, 0].float(), advantages.float())
+
+
+def _by_image(
+    labellings: UInt8[Tensor, "k n h w"], statistics: Float64[Tensor, "k n s"], asked: Asked
+) -> Float64[Tensor, "k n 1 1"]:
+    mass = _mass(asked)
+    seen = mass > 0
+    rewards = asked.reward.value(asked.memory + statistics).total
+    rewards = torch.where(seen, rewards, 0)
+    images = seen.sum().clamp(min=1)
+    match asked.baseline:
+        case "none":
+            expected = torch.zeros_like(rewards)
+        case "two_sample":
+            expected = rewards.roll(-1, 0)
+        case "leave_one_out":
+            expected = (rewards.sum(0) - rewards) / (len(rewards) - 1)
+        case "other_images":
+            if images < 2:
+                raise ValueError("the baseline other_images needs at least 2 labelled images in a batch")
+            expected = OTHER_IMAGES * (rewards.sum(1, keepdim=True) - rewards) / (images - 1)
+        case "rolling_mean":
+            if not asked.memory.any():
+                expected = torch.zeros_like(rewards)  # the first step
+            else:
+                expected = asked.reward.value(asked.memory).total.expand_as(rewards)
+    share = torch.where(seen, (asked.memory.abs().sum() + mass) / mass, 0)
+    return (share * (rewards - expected) / images)[..., None, None]
+
+
+def _mass(asked: Asked) -> Float64[Tensor, " n"]:
+    """How much there is to be counted in each image: the truth's own statistics, so that no sample changes it."""
+    return asked.reward.statistics(asked.truth, asked.truth).abs().sum(1)
+
+
+def _by_pixel(
+    labellings: UInt8[Tensor, "k n h w"], statistics: Float64[Tensor, "k n s"], asked: Asked
+) -> Float64[Tensor, "k n h w"]:
+    credit = asked.reward.credit
+    if credit is None:
+        raise ValueError("this reward knows no local credit: set credit to image")
+    if asked.segments is not None and asked.reward.of_counts is None:
+        raise ValueError("local credit of this reward is by pixels: set unit to pixel, or credit to image")
+    if asked.baseline not in ("none", "two_sample", "leave_one_out"):
+        raise ValueError(f"the baseline {asked.baseline} knows no local credit: take leave_one_out")
+    pool = (asked.memory + statistics.sum(1).mean(0)).requires_grad_()
+    with torch.enable_grad():
+        (worth,) = torch.autograd.grad(asked.reward.value(pool).total, pool)
+    mass = _mass(asked).sum()
+    worth = worth * (asked.memory.abs().sum() + mass) / mass.clamp(min=1e-9)
+    parts = torch.stack([credit(one, asked.truth, worth) for one in labellings]).double()
+    if asked.segments is not None:
+        parts = torch.stack([segment_sums(one[:, None], asked.segments)[:, 0] for one in parts])
+    match asked.baseline:
+        case "two_sample":
+            return parts - parts.roll(-1, 0)
+        case "leave_one_out":
+            return parts - (parts.sum(0) - parts) / (len(parts) - 1)
+    return parts
+
+
+_BY_CREDIT = {"image": _by_image, "local": _by_pixel}

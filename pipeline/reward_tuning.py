@@ -1,0 +1,138 @@
+"""Tuning for the reward: the training loop's loss in which an estimator, its anchors and its gauges come together."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pipeline import inference, losses, training
+from pipeline.batches import Batch, Item
+from pipeline.errors import UserError, choose
+from pipeline.labels import IGNORE, ClassSet
+from pipeline.models import Network
+from pipeline.params import Compute, Model, Reward
+from pipeline.policy import ESTIMATORS, Asked, Estimate, Rollout, units
+from pipeline.rewards import REWARDS, RewardFunction, Settings
+from pipeline.training import Loss, LossFunction, State
+
+ANY = "any"
+"""In `tune.reward.costs`: every label but the right one."""
+
+
+def reward_function(settings: Reward, weights: Tensor, classes: ClassSet) -> RewardFunction:
+    """The reward that params.yaml names, with its numbers.
+
+    Raises:
+        UserError: the reward, or a class that has a cost, is unknown.
+    """
+    ids = {name: number for number, name in enumerate(classes.names)}
+    costs = 1 - torch.eye(len(ids), dtype=torch.float64)
+    for true, by_label in settings.costs.items():
+        row = choose("class in tune.reward.costs", ids, true)
+        for label, cost in sorted(by_label.items(), key=lambda one: one[0] != ANY):  # what is named counts
+            costs[row, slice(None) if label == ANY else choose("class in tune.reward.costs", ids, label)] = cost
+        costs[row, row] = 0
+    numbers = Settings(len(ids), weights.double().cpu(), costs, settings.tolerance, settings.overlap)
+    return choose("tune.reward.reward", REWARDS, settings.reward)(numbers)
+
+
+def held_out_reward(
+    fabric: Fabric, reward: RewardFunction, items: Sequence[Item], model: Model, compute: Compute
+) -> Callable[[Network], float]:
+    """The reward of a network's most probable labels on labelled pool images that it does not learn from."""
+
+    def validate(network: Network) -> float:
+        statistics = torch.zeros(0)
+        for out in inference.outputs(fabric, network, items, model.size, compute, "held out"):
+            truth = inference.small_masks(out.batch, model.size).to(out.logits.device)
+            own = reward.statistics(out.logits.argmax(1).byte(), truth).sum(0).cpu()
+            statistics = statistics + own if len(statistics) else own
+        return float(reward.value(training.total(fabric, statistics)).total)
+
+    return validate
+
+
+def loss_function(
+    settings: Reward, reward: RewardFunction, weights: Tensor, network: Network, anchor: Network | None, fabric: Fabric
+) -> LossFunction:
+    """The reward stage's loss: the estimator's, plus cross-entropy and KL that hold the model near likelihood.
+
+    Args:
+        settings: estimator and the anchors' weights.
+        reward: what is tuned for.
+        weights: of the classes in the cross-entropy.
+        network: the one that is tuned, for the signal-to-noise gauge.
+        anchor: the likelihood model, not trained further; None without the KL.
+        fabric: sums the statistics over processes.
+    """
+    estimator = choose("tune.reward.estimator", ESTIMATORS, settings.estimator)
+    parameters = [weight for weight in network.parameters() if weight.requires_grad]
+
+    def ask(batch: Batch, memory: Tensor, generator: torch.Generator) -> Asked:
+        segments = UNITS[settings.unit](batch.images, settings.patch)
+        how = (settings.samples, settings.baseline, settings.credit, settings.clip_ratio)
+        return Asked(batch.masks, reward, memory, generator, segments, *how)
+
+    def loss(tuned: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:
+        logits = tuned(batch.images)
+        step = int(state.get("step", torch.zeros(())))
+        memory = state["memory"] if state else torch.zeros_like(reward.statistics(batch.masks, batch.masks)[0])
+        asked = ask(batch, memory, generator)
+        if settings.estimator == "ppo" and step % settings.epochs:
+            asked = asked._replace(rollout=Rollout(*(state[name] for name in Rollout._fields)))
+        estimate = _sentence(settings, lambda: estimator(logits, asked))
+        cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
+        terms = {
+            "reward": estimate.reward,
+            "reward_std": estimate.reward_std,
+            "advantage_std": estimate.advantage_std,
+            "cross_entropy": cross_entropy,
+        }
+        total = estimate.loss + settings.cross_entropy * cross_entropy
+        if anchor is not None:
+            with torch.no_grad():
+                before = anchor(batch.images)
+            terms["kl"] = losses.kl(logits, before, batch.masks != IGNORE)
+            total = total + settings.kl * terms["kl"]
+        if (step + 1) % training.LOG_EVERY == 0:
+            terms["entropy"] = losses.entropy(logits.detach(), batch.masks != IGNORE)
+            if fabric.world_size == 1 and len(logits) > 1:  # the gradients of DDP come by `backward` alone
+                halves = (slice(None, len(logits) // 2), slice(len(logits) // 2, None))
+                shares = [
+                    estimator(logits[half], ask(Batch(batch.images[half], batch.masks[half]), memory, generator)).loss
+                    for half in halves
+                ]
+                terms["gradient_cosine"] = _cosine(shares, parameters)
+        kept = {"step": torch.tensor(step + 1), "memory": memory}
+        if settings.estimator == "ppo" and estimate.rollout is not None:
+            kept |= estimate.rollout._asdict()
+        if asked.rollout is None:  # labellings are counted once
+            kept["memory"] = settings.memory * memory + training.total(fabric, estimate.statistics).to(memory.device)
+        return Loss(total, terms, kept)
+
+    return loss
+
+
+UNITS: dict[str, Callable[[Tensor, int], Tensor | None]] = {
+    "pixel": lambda *_: None,
+    "patch": lambda images, side: units.patches(images[:, 0], side),
+    "superpixel": units.superpixels,
+}
+
+
+def _cosine(shares: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Between the gradients of two half batches: 1 is all signal, 0 is all noise."""
+    one, other = (
+        torch.cat([part.flatten() for part in torch.autograd.grad(share, parameters, retain_graph=True)])
+        for share in shares
+    )
+    return torch.cosine_similarity(one, other, dim=0)
+
+
+def _sentence(settings: Reward, estimate: Callable[[], Estimate]) -> Estimate:
+    """What an estimator refuses, as the user's mistake that it is."""
+    try:
+        return estimate()
+    except ValueError as error:
+        raise UserError(f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}") from None

@@ -1,0 +1,116 @@
+"""The stage against a second computation, image by image."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import artifacts, batches, datasets, decoding, evaluate, inference, labels, metrics, paths, training
+from pipeline.errors import UserError
+from tests import fakes, repo
+
+TEMPERATURE = 0.1
+"""An untrained network says nearly the same of every class."""
+CLASSES = labels.CLASS_SETS["cityscapes19"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        repo.write(folder)
+        for mask in artifacts.load_manifest("pool")["mask"]:
+            Path(mask).unlink()  # the decoder needs no label
+        fakes.write("cityscapes", Path("test"), count=3)
+        samples = datasets.find("cityscapes", Path("test"), "train")
+        frame = pd.DataFrame({"key": [s.key for s in samples], "image": [str(s.image) for s in samples]})
+        frame["mask"] = [str(sample.mask) for sample in samples]
+        artifacts.save_manifest("test", frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32))
+        settings = repo.params()
+        network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
+        artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, TEMPERATURE))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    given = repo.params(evaluate=changes)
+    evaluate.run("r00", prepare=given.prepare, model=given.model, evaluate=given.evaluate, compute=given.compute)
+    found: dict[str, Any] = json.loads(paths.metrics("r00").read_text())
+    return found
+
+
+def probabilities(split: str) -> list[torch.Tensor]:
+    """Of every image of a split on its own, at the network's size."""
+    network, _ = training.open_network("r00", repo.params().model, CLASSES)
+    table = datasets.table("cityscapes", Path("test"), CLASSES)
+    given = repo.params()
+    items = batches.items(artifacts.load_manifest(split).assign(mask=""), table)
+    results = inference.outputs(training.start(given.compute), network, items, given.model.size, given.compute, split)
+    return [one for out in results for one in out.logits]
+
+
+@pytest.mark.parametrize("images", [3, 100])
+def test_both_decoders_are_measured_and_the_chosen_one_leads(images: int) -> None:
+    pool = probabilities("pool")
+    looked_at = [pool[place] for place in ((0, 4, 7) if images == 3 else range(8))]
+    decoder = decoding.fit(
+        torch.cat([(logits / TEMPERATURE).softmax(0).flatten(1).T for logits in looked_at])  # every pixel: they are few
+    )
+    table = datasets.table("cityscapes", Path("test"), CLASSES)
+    counts = {"argmax": torch.zeros(19, 19, dtype=torch.int64), "expected_iou": torch.zeros(19, 19, dtype=torch.int64)}
+    for logits, mask in zip(probabilities("test"), artifacts.load_manifest("test")["mask"], strict=True):
+        truth = torch.from_numpy(datasets.read_mask(Path(mask), table))[None]
+        p = (inference.upsample(logits, fakes.SIZE) / TEMPERATURE).softmax(0)[None]
+        counts["argmax"] += metrics.confusion(p.argmax(1), truth, 19)
+        counts["expected_iou"] += metrics.confusion(decoding.decode(p, decoder), truth, 19)
+    assert not counts["argmax"].equal(counts["expected_iou"])
+    for chosen, confusion in counts.items():
+        found = run(decode=chosen, decode_images=images)
+        assert found["miou"] == found[f"miou_{chosen}"] == pytest.approx(metrics.miou(confusion))
+        assert found["miou_argmax"] == pytest.approx(metrics.miou(counts["argmax"]))
+        assert found["miou_expected_iou"] == pytest.approx(metrics.miou(counts["expected_iou"]))
+        written = pd.read_csv(paths.confusion("r00"), index_col="truth", keep_default_na=False)
+        np.testing.assert_array_equal(written.to_numpy(), confusion.numpy())
+        iou = metrics.iou(confusion)
+        assert found["iou"] == pytest.approx(
+            {name: float(value) for name, value in zip(CLASSES.names, iou, strict=True) if value == value}
+        )
+
+
+def test_argmax_unless_chosen_otherwise() -> None:
+    found = run()
+    assert found["miou"] == found["miou_argmax"]
+
+
+def test_model_without_probabilities_is_a_sentence() -> None:
+    state, about = artifacts.load_model("r00")
+    weight = next(weight for name, weight in state.items() if name.endswith("weight"))
+    weight[(0,) * weight.dim()] = 3e38  # finite, but what comes of it is not
+    artifacts.save_model("r00", state, about)
+    with pytest.raises(UserError, match=r"data/models/r00: a decoder needs .* sum to 1: train it with a lower lr"):
+        run()
+
+
+@pytest.mark.parametrize("size", [(16, 32), (96, 192), (180, 240), (512, 1024), (1024, 2048), (40, 1000)])
+def test_pixels_are_spread_over_height_and_width(size: tuple[int, int]) -> None:
+    places = torch.arange(size[0] * size[1]).reshape(1, *size)
+    found = inference._spread(places)[0]
+    assert min(1024, places.numel()) <= len(found) <= 1700
+    assert found.equal(inference._spread(places[0]))
+    rows, columns = (np.unique(line) for line in np.divmod(found.numpy(), size[1]))
+    assert len(rows) * len(columns) == len(found)
+    for line, length in ((rows, size[0]), (columns, size[1])):
+        gaps = np.diff([-1, *line, length])  # the edges are no further away than the next pixel
+        assert gaps.max() <= max(1, np.diff(line).max()) + 1

@@ -1,0 +1,77 @@
+"""The stages that train by likelihood hand every knob of params.Training on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import artifacts, datasets, paths, pretrain, tune
+from pipeline.labels import CLASS_SETS
+from pipeline.params import BudgetLine, Training
+from tests import fakes, repo
+
+CLASSES = CLASS_SETS["cityscapes19"].names
+KNOBS: dict[str, Any] = {
+    "lr_head": 10.0,
+    "decay_norms": False,
+    "clip": 0.01,
+    "hard_pixels": 0.2,
+    "poly1": 5.0,
+    "auxiliary": 0.4,
+    "mix": "classmix",
+    "augment": {"preset": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a source, three labels of the target and a source model."""
+    made = tmp_path_factory.mktemp("knobs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made)
+        repo.write(made)
+        fakes.write("gta5", Path("source"))
+        samples = datasets.find("gta5", Path("source"), "train")
+        frame = pd.DataFrame({"key": [s.key for s in samples], "image": [str(s.image) for s in samples]})
+        frame["mask"] = [str(sample.mask) for sample in samples]
+        frame = frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32)
+        artifacts.save_manifest("source", frame.assign(**{f"n_{name}": 100 for name in CLASSES}))
+        rows = []
+        for key in artifacts.load_selection("r01")["key"]:
+            mask = np.random.default_rng(1).integers(0, 19, fakes.SIZE, np.uint8)
+            rows.append(
+                {"key": key, "round": "r01", "minutes": 4, "sha256": artifacts.save_mask(paths.mask(key), mask)}
+            )
+        artifacts.save_labels("r01", rows)
+        trained("pretrain")
+    return made
+
+
+def trained(stage: str, **knobs: Any) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
+    """Weights and log of a stage with the knobs set."""
+    of = repo.params()
+    settings = Training.model_validate(of.pretrain.model_dump() | knobs)
+    if stage == "pretrain":
+        pretrain.run(seed=1, prepare=of.prepare, model=of.model, pretrain=settings, compute=of.compute)
+        name = paths.SOURCE_ROUND
+    else:
+        changed = of.tune.model_copy(update={"likelihood": settings, "reward": of.tune.reward})
+        line = BudgetLine(after="r00", images=3)
+        tune.run("r01", line, seed=1, prepare=of.prepare, model=of.model, tune=changed, compute=of.compute)
+        name = "r01"
+    return artifacts.load_model(name)[0], pd.read_csv(paths.model(name) / "log.csv")
+
+
+@pytest.mark.parametrize("stage", ["tune", "pretrain"])
+def test_every_knob_reaches_the_training(stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    plain, log = trained(stage)
+    assert "auxiliary" not in log
+    for name, value in KNOBS.items():
+        weights, log = trained(stage, **{name: value})
+        assert weights.keys() == plain.keys()
+        assert any(not torch.equal(weights[key], plain[key]) for key in plain), name
+        assert ("auxiliary" in log) == (name == "auxiliary")
