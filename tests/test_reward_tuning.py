@@ -1,0 +1,230 @@
+"""The reward stage's loss and what is around it: estimators, anchors, gauges, held-out images, repeated batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from pipeline import batches, losses, reward_tuning, training, tune
+from pipeline.batches import Batch, Item
+from pipeline.errors import UserError
+from pipeline.labels import IGNORE, ClassSet
+from pipeline.models import Network
+from pipeline.params import Compute, Model, Reward
+from pipeline.policy import ESTIMATORS
+from pipeline.rewards import REWARDS
+from tests import fakes
+from tests.test_training import draw, one_convolution, plan
+
+CLASSES = ClassSet("rgb", ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+EVEN = torch.ones(3)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def reward(**changes: Any) -> Reward:
+    return Reward.model_validate({"steps": 20, "lr": 0.02, "tolerance": 0, "samples": 4} | changes)
+
+
+def stream(first: int) -> Iterator[Batch]:
+    return (draw(step) for step in range(first, 10_000))
+
+
+def tuned(settings: Reward, fabric: Fabric, network: Network, **changes: Any) -> list[dict[str, float]]:
+    function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+    anchor = one_convolution().eval() if settings.kl else None
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, anchor, fabric)
+    of = plan(steps=settings.steps, lr=settings.lr, frozen=True, **changes)
+    log = training.fit(fabric, network, batches.repeated(stream, settings.epochs), loss, of)
+    of.checkpoint.unlink()
+    return log
+
+
+# -- rewards by their settings -----------------------------------------------------------------------------------------
+
+
+def test_a_missed_person_costs_ten_false_ones() -> None:
+    costs = {"red": {"any": 10.0, "blue": 3.0}}
+    function = reward_tuning.reward_function(reward(reward="expected_cost", costs=costs), EVEN, CLASSES)
+    truth = torch.tensor([[[0, 0, 1, 2]]], dtype=torch.uint8)
+
+    def cost(*labels: int) -> float:
+        labelling = torch.tensor([[labels]], dtype=torch.uint8)
+        return -4 * float(function.value(function.statistics(labelling, truth).sum(0)).total)
+
+    assert cost(0, 0, 1, 2) == 0
+    assert cost(1, 0, 1, 2) == 10  # missed
+    assert cost(2, 0, 1, 2) == 3  # named beside `any`
+    assert cost(0, 0, 0, 2) == 1  # false
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"reward": "miou"}, "unknown tune.reward.reward 'miou': choose one of pooled_miou, "),
+        ({"reward": "expected_cost", "costs": {"person": {"any": 1.0}}}, "unknown class in tune.reward.costs 'person'"),
+        ({"reward": "expected_cost", "costs": {"red": {"car": 1.0}}}, "unknown class in tune.reward.costs 'car'"),
+    ],
+)
+def test_unknown_rewards_and_classes_are_answered_with_the_known(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        reward_tuning.reward_function(reward(**changes), EVEN, CLASSES)
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_tunes_a_network(estimator: str, fabric: Fabric) -> None:
+    network = one_convolution()
+    log = tuned(reward(estimator=estimator, steps=80, cross_entropy=0.0, kl=0.0), fabric, network)
+    assert log[-1]["reward"] > log[0]["reward"] + 0.05
+    names = {"reward", "reward_std", "advantage_std", "cross_entropy", "entropy", "gradient_cosine"}
+    assert names <= set(log[0])
+    assert "kl" not in log[0]
+    assert -1 <= log[0]["gradient_cosine"] <= 1
+
+
+@pytest.mark.parametrize("unit", ["patch", "superpixel"])
+@pytest.mark.parametrize("estimator", ["counterfactual", "reinforce"])
+def test_segments_tune_a_network(unit: str, estimator: str, fabric: Fabric) -> None:
+    settings = reward(estimator=estimator, unit=unit, patch=2, steps=80, cross_entropy=0.0, kl=0.0, samples=8)
+    log = tuned(settings, fabric, one_convolution())
+    assert log[-1]["cross_entropy"] < log[0]["cross_entropy"]
+
+
+def test_one_counterfactual_gradient_is_more_signal_than_a_reinforced_one(fabric: Fabric) -> None:
+    cosines = {
+        estimator: tuned(
+            reward(estimator=estimator, credit="image", kl=0.0, cross_entropy=0.0), fabric, one_convolution()
+        )
+        for estimator in ("counterfactual", "reinforce")
+    }
+    assert cosines["counterfactual"][0]["gradient_cosine"] > cosines["reinforce"][0]["gradient_cosine"]
+
+
+def test_the_anchors_hold(fabric: Fabric) -> None:
+    """With a strong KL the model stays where it was; with a strong cross-entropy it goes where that leads."""
+    free, held = (tuned(reward(steps=60, kl=kl, cross_entropy=0.0), fabric, one_convolution()) for kl in (1e-9, 100.0))
+    assert held[-1]["kl"] < 0.1 * free[-1]["kl"]
+    weak, strong = (tuned(reward(steps=60, cross_entropy=share), fabric, one_convolution()) for share in (0.0, 10.0))
+    assert strong[-1]["cross_entropy"] < weak[-1]["cross_entropy"]
+
+
+def test_the_memory_is_the_decayed_sum_of_what_was_sampled(fabric: Fabric) -> None:
+    settings, network = reward(memory=0.5, kl=0.0), one_convolution().eval()
+    function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    state: dict[str, torch.Tensor] = {}
+    pixels = draw(0).masks.numel()
+    for expected in (pixels, 1.5 * pixels, 1.75 * pixels):
+        state = loss(network, draw(0), torch.Generator().manual_seed(0), state).state
+        assert float(state["memory"].sum()) == expected
+
+
+def test_ppo_learns_several_times_from_one_sample_and_counts_it_once(fabric: Fabric) -> None:
+    settings, network = reward(estimator="ppo", epochs=3, memory=1.0, kl=0.0), one_convolution().eval()
+    function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    state: dict[str, torch.Tensor] = {}
+    drawn, counted = [], []
+    for step in range(6):
+        state = loss(network, draw(step // 3), torch.Generator().manual_seed(step), state).state
+        drawn.append(state["labellings"])
+        counted.append(float(state["memory"].sum()))
+    pixels = draw(0).masks.numel()
+    assert counted == [pixels] * 3 + [2 * pixels] * 3
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[2], drawn[3])
+
+
+def test_what_an_estimator_refuses_is_a_sentence(fabric: Fabric) -> None:
+    with pytest.raises(UserError, match=r"tune.reward: estimator counterfactual with reward boundary_f1: .* take rein"):
+        tuned(reward(reward="boundary_f1"), fabric, one_convolution())
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_can_be_tuned_for(name: str, fabric: Fabric) -> None:
+    counted = reward_tuning.reward_function(reward(reward=name), EVEN, CLASSES).of_counts is not None
+    credit = "image" if name in ("image_miou", "detection") else "local"
+    settings = reward(reward=name, estimator="counterfactual" if counted else "reinforce", credit=credit, steps=10)
+    assert all(
+        abs(value) < float("inf") for row in tuned(settings, fabric, one_convolution()) for value in row.values()
+    )
+
+
+# -- around it ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_repeated_from_any_step_on() -> None:
+    def numbers(first: int) -> Iterator[Batch]:
+        return (
+            Batch(torch.full((1, 3, 1, 1), n, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8))
+            for n in range(first, 9)
+        )
+
+    def seen(times: int, first: int) -> list[int]:
+        again = batches.repeated(numbers, times)(first)
+        return [int(next(again).images[0, 0, 0, 0]) for _ in range(5)]
+
+    assert seen(1, 2) == [2, 3, 4, 5, 6]
+    assert seen(3, 0) == [0, 0, 0, 1, 1]
+    assert seen(3, 4) == [1, 1, 2, 2, 2]
+
+
+def items(count: int) -> list[Item]:
+    return [Item(f"k{n}", Path(f"{n}.png"), Path(f"{n}m.png"), batches.stored(3)) for n in range(count)]
+
+
+def test_held_out_images_are_no_others_training_images() -> None:
+    of = items(20)
+    kept, held = tune._hold_out(of, 0.25)
+    assert len(held) == 5
+    assert {item.key for item in kept} | {item.key for item in held} == {item.key for item in of}
+    assert len(kept) == 15
+    more = {item.key for item in tune._hold_out(items(24), 0.25)[1]}
+    assert len(more & {item.key for item in held}) >= 3  # most stay what they were as rounds add images
+    assert tune._hold_out(of, 0.0) == (of, [])
+    with pytest.raises(UserError, match=r"tune\.held_out 1 leaves none of 20"):
+        tune._hold_out(of, 1.0)
+
+
+def test_held_out_reward_is_the_reward_of_the_most_probable_labels(fabric: Fabric) -> None:
+    from pipeline import artifacts
+
+    of, truth = [], []
+    for number in range(3):
+        batch = draw(number)
+        image, mask = batch.images[0], batch.masks[0].clone()
+        mask[0] = IGNORE
+        truth.append(mask)
+        fakes.Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"{number}.png")
+        artifacts.save_mask(Path(f"{number}m.png"), mask.numpy())
+        of.append(Item(f"k{number}", Path(f"{number}.png"), Path(f"{number}m.png"), batches.stored(3)))
+    network = one_convolution()
+    function = reward_tuning.reward_function(reward(), EVEN, CLASSES)
+    compute = Compute(accelerator="cpu", batch=2, workers=0)
+    found = reward_tuning.held_out_reward(fabric, function, of, Model(name="small", size=(6, 5)), compute)(network)
+    images = torch.stack([draw(number).images[0] for number in range(3)])
+    labels = network.eval()(images).argmax(1).byte()
+    assert found == pytest.approx(float(function.value(function.statistics(labels, torch.stack(truth)).sum(0)).total))
+
+
+def test_entropy_by_hand() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.25])).view(1, 3, 1, 1).repeat(1, 1, 1, 2)
+    logits[..., 1] = 0
+    valid = torch.tensor([[[True, False]]])
+    assert float(losses.entropy(logits, valid)) == pytest.approx(1.5 * 0.693147, abs=1e-5)
+    assert float(losses.entropy(logits, ~valid)) == pytest.approx(1.098612, abs=1e-5)
+    assert float(losses.entropy(logits, valid & ~valid)) == 0
