@@ -114,12 +114,26 @@ def test_one_counterfactual_gradient_is_more_signal_than_a_reinforced_one(fabric
     assert cosines["counterfactual"][0]["gradient_cosine"] > cosines["reinforce"][0]["gradient_cosine"]
 
 
-def test_the_anchors_hold(fabric: Fabric) -> None:
-    """With a strong KL the model stays where it was; with a strong cross-entropy it goes where that leads."""
+def test_a_strong_kl_holds_the_model_where_it_was(fabric: Fabric) -> None:
     free, held = (tuned(reward(steps=60, kl=kl, cross_entropy=0.0), fabric, one_convolution()) for kl in (1e-9, 100.0))
     assert held[-1]["kl"] < 0.1 * free[-1]["kl"]
-    weak, strong = (tuned(reward(steps=60, cross_entropy=share), fabric, one_convolution()) for share in (0.0, 10.0))
-    assert strong[-1]["cross_entropy"] < weak[-1]["cross_entropy"]
+
+
+def test_the_loss_is_the_estimators_plus_the_anchors(fabric: Fabric) -> None:
+    def once(**changes: float) -> tuple[float, dict[str, float]]:
+        settings, network = reward(**changes), one_convolution().eval()
+        function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+        other = one_convolution().eval()
+        with torch.no_grad():
+            next(other.parameters()).mul_(0.5)
+        loss = reward_tuning.loss_function(settings, function, EVEN, network, other, fabric)
+        result = loss(network, draw(0), torch.Generator().manual_seed(0), {})
+        return float(result.value), {name: float(term) for name, term in result.terms.items()}
+
+    bare, terms = once(cross_entropy=0.0, kl=0.0)
+    assert once(cross_entropy=2.0, kl=0.0)[0] == pytest.approx(bare + 2 * terms["cross_entropy"], rel=1e-5)
+    assert once(cross_entropy=0.0, kl=3.0)[0] == pytest.approx(bare + 3 * terms["kl"], rel=1e-5)
+    assert terms["kl"] > 1e-3
 
 
 def test_the_memory_is_the_decayed_sum_of_what_was_sampled(fabric: Fabric) -> None:
