@@ -128,7 +128,7 @@ def test_the_loss_is_the_estimators_plus_the_anchors(fabric: Fabric) -> None:
             next(other.parameters()).mul_(0.5)
         loss = reward_tuning.loss_function(settings, function, EVEN, network, other, fabric)
         result = loss(network, draw(0), torch.Generator().manual_seed(0), {})
-        return float(result.value), {name: float(term) for name, term in result.terms.items()}
+        return float(result.value.detach()), {name: float(term.detach()) for name, term in result.terms.items()}
 
     bare, terms = once(cross_entropy=0.0, kl=0.0)
     assert once(cross_entropy=2.0, kl=0.0)[0] == pytest.approx(bare + 2 * terms["cross_entropy"], rel=1e-5)
