@@ -125,7 +125,7 @@ def test_the_loss_is_the_estimators_plus_the_anchors(fabric: Fabric) -> None:
         function = reward_tuning.reward_function(settings, EVEN, CLASSES)
         other = one_convolution().eval()
         with torch.no_grad():
-            next(other.parameters()).mul_(0.5)
+            next(other.parameters()).mul_(3)
         loss = reward_tuning.loss_function(settings, function, EVEN, network, other, fabric)
         result = loss(network, draw(0), torch.Generator().manual_seed(0), {})
         return float(result.value.detach()), {name: float(term.detach()) for name, term in result.terms.items()}
@@ -133,7 +133,7 @@ def test_the_loss_is_the_estimators_plus_the_anchors(fabric: Fabric) -> None:
     bare, terms = once(cross_entropy=0.0, kl=0.0)
     assert once(cross_entropy=2.0, kl=0.0)[0] == pytest.approx(bare + 2 * terms["cross_entropy"], rel=1e-5)
     assert once(cross_entropy=0.0, kl=3.0)[0] == pytest.approx(bare + 3 * terms["kl"], rel=1e-5)
-    assert terms["kl"] > 1e-3
+    assert terms["kl"] > 1e-2
 
 
 def test_the_memory_is_the_decayed_sum_of_what_was_sampled(fabric: Fabric) -> None:
