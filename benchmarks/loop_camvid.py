@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from pipeline import annotate, evaluate, params, paths, prepare, pretrain, score, select, tune
+from pipeline import annotate, evaluate, params_file, paths, prepare, pretrain, score, select, tune
 from pipeline.params import BudgetLine, Params
 
 NAME = "loop_camvid"
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--acquisitions", nargs="+", default=["shortfall", "random"])
     parser.add_argument("--work", type=Path, default=Path("data/bench/loop_camvid"))
     given = parser.parse_args()
-    work, raw = given.work.resolve(), params.read_yaml(results.ROOT / "examples/camvid/params.yaml")
+    work, raw = given.work.resolve(), params_file.read_yaml(results.ROOT / "examples/camvid/params.yaml")
     raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(given.camvid.resolve())
     raw["model"]["weights"] = str(given.weights.resolve())
 
@@ -44,7 +44,7 @@ def main() -> None:
     for seed in given.seeds:
         raw["seed"] = seed
         start = work / f"start-{seed}"
-        settings = params.parse(raw, "examples/camvid/params.yaml")
+        settings = params_file.parse(raw, "examples/camvid/params.yaml")
         with folder(start):
             source_model(settings)
             rows.append(row("-", seed, "r00"))

@@ -35,7 +35,6 @@ from pipeline import (
     inference,
     losses,
     metrics,
-    params,
     reward_tuning,
     training,
     transforms,
@@ -111,10 +110,10 @@ class Study(NamedTuple):
 
 def prepare(given: argparse.Namespace) -> Study:
     """The source model and the images, made once."""
-    raw = params.read_yaml(results.ROOT / "examples/camvid/params.yaml")
+    raw = params_file.read_yaml(results.ROOT / "examples/camvid/params.yaml")
     raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(given.camvid.resolve())
     raw["model"] |= {"weights": str(given.weights.resolve()), "size": list(SIZE)}
-    settings = params.parse(raw, "examples/camvid/params.yaml")
+    settings = params_file.parse(raw, "examples/camvid/params.yaml")
     start = given.work / "start"
     with folder(start):
         source_model(settings)

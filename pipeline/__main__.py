@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from pipeline import params, paths
+from pipeline import params_file, paths
 from pipeline.errors import UserError, WaitingForPeople
 from pipeline.params import BudgetLine, Params
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     """Run one command and return its exit status: 0 done, 1 a mistake to mend, 75 waiting for people."""
     given = arguments(argv)
     try:
-        settings = params.load()
+        settings = params_file.load()
         if given.command in STAGES:
             with _alone(given.command):
                 _stage(given, settings)

@@ -9,7 +9,8 @@ from ruamel.yaml.comments import CommentedMap
 
 from pipeline import artifacts, ledger, paths
 from pipeline.errors import UserError
-from pipeline.params import Params, parse
+from pipeline.params import Params
+from pipeline.params_file import parse
 
 
 def run(params: Params, *, unit: str, total: float, rounds: int) -> None:

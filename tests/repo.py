@@ -10,7 +10,8 @@ import pandas as pd
 
 from pipeline import artifacts, datasets, paths
 from pipeline.labels import CLASS_SETS
-from pipeline.params import Params, parse, read_yaml
+from pipeline.params import Params
+from pipeline.params_file import parse, read_yaml
 from tests import fakes
 
 PARAMS = """\

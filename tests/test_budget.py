@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import budget, ledger, params, paths
+from pipeline import budget, ledger, params, params_file, paths
 from pipeline.errors import UserError
 from pipeline.ledger import Order
 from tests import repo
@@ -20,8 +20,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(unit: str, total: float, rounds: int) -> dict[str, params.BudgetLine]:
-    budget.run(params.load(), unit=unit, total=float(total), rounds=rounds)
-    return params.load().budget
+    budget.run(params_file.load(), unit=unit, total=float(total), rounds=rounds)
+    return params_file.load().budget
 
 
 def ordered(*names: str) -> None:
@@ -56,7 +56,9 @@ def test_rounds_that_have_ordered_stay_and_count() -> None:
     ordered("r01")
     table = run("images", 50, 3)
     assert [line.images for line in table.values()] == [20, 15, 15]
-    assert next(iter(table.values())) == params.parse(params.read_yaml(ROOT / "params.yaml"), "").budget["r01"]
+    assert (
+        next(iter(table.values())) == params_file.parse(params_file.read_yaml(ROOT / "params.yaml"), "").budget["r01"]
+    )
 
 
 def test_fewer_rounds_than_before() -> None:

@@ -13,7 +13,7 @@ import pytest
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from pipeline import __main__, params, paths
+from pipeline import __main__, params, params_file, paths
 from pipeline.params import BudgetLine
 from tests import repo
 from tests.conftest import ROOT
@@ -46,7 +46,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stages(project: Path) -> list[Stage]:
     """As DVC itself unrolls them."""
-    budget = params.load(project / "params.yaml").budget
+    budget = params_file.load(project / "params.yaml").budget
     found = []
     with contextlib.chdir(project), Repo() as opened:  # DVC names stages relative to the working directory
         for stage in opened.index.stages:
@@ -79,7 +79,7 @@ def test_stages_are_those_of_the_command_line_once_a_round(stages: list[Stage]) 
 
 
 def test_commands_are_understood_and_agree_with_the_table(stages: list[Stage], project: Path) -> None:
-    settings = params.load(project / "params.yaml")
+    settings = params_file.load(project / "params.yaml")
     for stage in stages:
         start = stage.command.index("pipeline") + 1
         network = stage.name in ("pretrain", "score", "predict", "tune", "evaluate", "report")
@@ -186,6 +186,6 @@ def test_git_ignores_what_dvc_keeps_and_nothing_else_that_stages_write(stages: l
 
 def test_plots_are_outs(stages: list[Stage], project: Path) -> None:
     outs = {path for stage in stages for path in stage.outs}
-    plots = params.read_yaml(project / "dvc.yaml")["plots"]
+    plots = params_file.read_yaml(project / "dvc.yaml")["plots"]
     assert plots
     assert set(plots) <= outs

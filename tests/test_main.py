@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import __main__, artifacts, ledger, params, paths
+from pipeline import __main__, artifacts, ledger, params_file, paths
 from tests import repo
 from tests.conftest import ROOT
 
@@ -117,9 +117,9 @@ def test_what_is_no_command_is_answered_with_the_usage(argv: list[str], capsys: 
 
 def test_budget_is_written_from_the_command_line(capsys: Capture) -> None:
     assert __main__.main(["budget", "--images", "10", "--rounds", "3"]) == 0
-    assert [line.images for line in params.load().budget.values()] == [4, 3, 3]
+    assert [line.images for line in params_file.load().budget.values()] == [4, 3, 3]
     assert __main__.main(["budget", "--minutes", "90", "--rounds", "2"]) == 0
-    assert [line.minutes for line in params.load().budget.values()] == [45, 45]
+    assert [line.minutes for line in params_file.load().budget.values()] == [45, 45]
     capsys.readouterr()
     assert "nothing to spend" in refused(capsys, "budget", "--images", "0", "--rounds", "3")
 

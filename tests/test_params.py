@@ -1,11 +1,11 @@
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from pipeline import datasets, params
+from pipeline import datasets, params, params_file
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.annotators import ANNOTATORS
 from pipeline.errors import UserError, choose
@@ -24,7 +24,7 @@ FILES = [ROOT / "params.yaml", *sorted(ROOT.glob("examples/*/params.yaml"))]
 def load(folder: Path, text: str) -> Params:
     path = folder / "params.yaml"
     path.write_text(text)
-    return params.load(path)
+    return params_file.load(path)
 
 
 def changed(old: str, new: str) -> str:
@@ -34,7 +34,7 @@ def changed(old: str, new: str) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
 def test_shipped_files_load_and_every_name_in_them_is_known(path: Path) -> None:
-    loaded = params.load(path)
+    loaded = params_file.load(path)
     choose("model", MODELS, loaded.model.name)
     choose("acquisition", ACQUISITIONS, loaded.score.acquisition)
     choose("method", METHODS, loaded.select.method)
@@ -52,7 +52,7 @@ def test_names_offered_by_the_types_are_the_names_of_the_dicts() -> None:
         params.Training.model_fields["mix"]: MIXES,
         params.Augment.model_fields["preset"]: params.PRESETS,
     }
-    assert all(set(params.get_args(field.annotation)) == set(names) for field, names in offered.items())
+    assert all(set(get_args(field.annotation)) == set(names) for field, names in offered.items())
 
 
 def test_preset_is_where_augment_starts_from(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_preset_is_where_augment_starts_from(tmp_path: Path) -> None:
 def sections(section: type[params.Section]) -> Iterator[type[params.Section]]:
     yield section
     for field in section.model_fields.values():
-        for part in (field.annotation, *params.get_args(field.annotation)):
+        for part in (field.annotation, *get_args(field.annotation)):
             if isinstance(part, type) and issubclass(part, params.Section):
                 yield from sections(part)
 
@@ -98,7 +98,7 @@ def test_exponents_are_numbers_as_dvc_reads_them(tmp_path: Path) -> None:
 
 def test_sections_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        params.load(ROOT / "params.yaml").seed = 2
+        params_file.load(ROOT / "params.yaml").seed = 2
 
 
 # what is written, and every piece that the sentence must hold
@@ -161,13 +161,13 @@ def test_a_file_that_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes(SHIPPED.encode() + b"# caf\xe9\n")
     with pytest.raises(UserError, match="not valid YAML"):
-        params.load(tmp_path / "params.yaml")
+        params_file.load(tmp_path / "params.yaml")
 
 
 def test_missing_file_says_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"params\.yaml not found in .*: run in the project's root") as error:
-        params.load()
+        params_file.load()
     assert str(tmp_path) in str(error.value)
 
 
