@@ -175,8 +175,8 @@ class Reward(Section):
     """Share of the peak that the rate falls to. The slides' best, 1e-4 to 1e-6: lr 1e-4, lr_end 0.01."""
     cross_entropy: NotNegative = 0.5
     """Weight of the class-weighted cross-entropy kept as an anchor."""
-    kl: NotNegative = 0.02
-    """Weight of KL(p || p of the likelihood model); above 0 that model runs along, for a third of the time."""
+    kl: NotNegative = 0.0
+    """Weight of KL(p || p of the likelihood model), 0.02 for instance; that model then runs along, a third more time."""
     clip: NotNegative = 0.0
     """Longest gradient (L2 norm); longer ones are shortened to it. 0 is no limit."""
     memory: Share = 0.9

@@ -56,9 +56,7 @@ def test_rounds_that_have_ordered_stay_and_count() -> None:
     ordered("r01")
     table = run("images", 50, 3)
     assert [line.images for line in table.values()] == [20, 15, 15]
-    assert (
-        next(iter(table.values())) == params_file.parse(params_file.read_yaml(ROOT / "params.yaml"), "").budget["r01"]
-    )
+    assert next(iter(table.values())) == params_file.load(ROOT / "params.yaml").budget["r01"]
 
 
 def test_fewer_rounds_than_before() -> None:
