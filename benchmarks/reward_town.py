@@ -1,0 +1,68 @@
+"""What the reward stage adds on the demo town, round by round: the same round with and without it, from the same start.
+
+    make demo
+    python -m benchmarks.reward_town
+
+Every round of the finished demo is tuned once more in a copy, from the model that the demo had before it and on the same
+labels, with `tune.reward.steps` at 0, and measured; the demo's own metrics are the other side.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from benchmarks import results
+from pipeline import evaluate, params_file, paths, tune
+
+COPIED = ("data", "params.yaml")
+
+
+def main() -> None:
+    """Measure and write docs/results/reward_town.json."""
+    demo = Path.cwd()
+    settings = params_file.load()
+    without = settings.tune.model_copy(update={"reward": settings.tune.reward.model_copy(update={"steps": 0})})
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="regain-town-") as folder:
+        for name in COPIED:
+            (shutil.copytree if (demo / name).is_dir() else shutil.copy2)(demo / name, Path(folder) / name)
+        os.chdir(folder)
+        for name, line in settings.budget.items():
+            after = shutil.copytree(demo / paths.model(name), Path(folder) / "kept")
+            tune.run(
+                name,
+                line,
+                seed=settings.seed,
+                prepare=settings.prepare,
+                model=settings.model,
+                tune=without,
+                compute=settings.compute,
+            )
+            evaluate.run(
+                name,
+                prepare=settings.prepare,
+                model=settings.model,
+                evaluate=settings.evaluate,
+                compute=settings.compute,
+            )
+            likelihood, reward = (json.loads((root / paths.metrics(name)).read_text()) for root in (Path(folder), demo))
+            rows.append(
+                {
+                    "round": name,
+                    **{f"{key} by likelihood": likelihood[key] for key in ("miou_argmax", "miou_expected_iou")},
+                    **{f"{key} with the reward stage": reward[key] for key in ("miou_argmax", "miou_expected_iou")},
+                }
+            )
+            shutil.rmtree(paths.model(name))
+            after.rename(paths.model(name))  # the next round starts from the demo's model
+        os.chdir(demo)
+    table = [{k: v if k == "round" else f"{100 * v:.1f}" for k, v in row.items()} for row in rows]
+    results.save("reward_town", {"rows": rows}, table)
+    for row in table:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
