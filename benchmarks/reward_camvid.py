@@ -300,21 +300,23 @@ def main() -> None:
     given = parser.parse_args()
     given.work = given.work.resolve()
     study = prepare(given)
-    everything = METHODS | OTHERS
-    chosen = choose_settings(study, everything)
+    chosen: dict[str, Setting] = {}
     rows: list[dict[str, Any]] = []
-    for labels, seed in itertools.product(given.labels, given.seeds):
-        for name in ("start", *(everything if labels == TUNING_LABELS else METHODS)):
-            print(f"{labels} labels, seed {seed}, {name}", flush=True)
+    for methods in (METHODS, OTHERS):
+        chosen |= choose_settings(study, methods)
+        for labels, seed in itertools.product(given.labels, given.seeds):
+            for name in ("start", *methods) if methods is METHODS else methods if labels == TUNING_LABELS else ():
+                print(f"{labels} labels, seed {seed}, {name}", flush=True)
 
-            def run(name: str = name, labels: int = labels, seed: int = seed) -> dict[str, Any]:
-                if name == "start":
-                    return measure(study, start_of(study, labels, seed), study.test)
-                return measure(study, go_on(study, everything[name], chosen[name], labels, seed), study.test)
+                def run(name: str = name, labels: int = labels, seed: int = seed) -> dict[str, Any]:
+                    if name == "start":
+                        return measure(study, start_of(study, labels, seed), study.test)
+                    method = (METHODS | OTHERS)[name]
+                    return measure(study, go_on(study, method, chosen[name], labels, seed), study.test)
 
-            found = kept(study.work / f"row-{labels}-{seed}-{name}.json", run)
-            rows.append({"method": name, "labels": labels, "seed": seed, **found})
-        save(rows, chosen)
+                found = kept(study.work / f"row-{labels}-{seed}-{name}.json", run)
+                rows.append({"method": name, "labels": labels, "seed": seed, **found})
+            save(rows, chosen)
 
 
 def save(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Setting]) -> None:

@@ -3,8 +3,8 @@
     make demo
     python -m benchmarks.reward_town
 
-Every round of the finished demo is tuned once more in a copy, from the model that the demo had before it and on the same
-labels, with `tune.reward.steps` at 0, and measured; the demo's own metrics are the other side.
+Every round of the finished demo is tuned once more in a copy, from the model that the demo had before it and on the
+same labels, with `tune.reward.steps` at 0, and measured; the demo's own metrics are the other side.
 """
 
 import json
