@@ -12,6 +12,7 @@ a seed of their own: the same grid for all. Models and rows are kept under --wor
 """
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -308,15 +309,17 @@ def main() -> None:
             for name in ("start", *methods) if methods is METHODS else methods if labels == TUNING_LABELS else ():
                 print(f"{labels} labels, seed {seed}, {name}", flush=True)
 
-                def run(name: str = name, labels: int = labels, seed: int = seed) -> dict[str, Any]:
-                    if name == "start":
-                        return measure(study, start_of(study, labels, seed), study.test)
-                    method = (METHODS | OTHERS)[name]
-                    return measure(study, go_on(study, method, chosen[name], labels, seed), study.test)
-
-                found = kept(study.work / f"row-{labels}-{seed}-{name}.json", run)
+                make = functools.partial(row, study, name, chosen.get(name), labels, seed)
+                found = kept(study.work / f"row-{labels}-{seed}-{name}.json", make)
                 rows.append({"method": name, "labels": labels, "seed": seed, **found})
             save(rows, chosen)
+
+
+def row(study: Study, name: str, setting: Setting | None, labels: int, seed: int) -> dict[str, Any]:
+    """One measured model; without a setting the start."""
+    if setting is None:
+        return measure(study, start_of(study, labels, seed), study.test)
+    return measure(study, go_on(study, (METHODS | OTHERS)[name], setting, labels, seed), study.test)
 
 
 def save(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Setting]) -> None:
