@@ -133,7 +133,7 @@ def test_the_loss_is_the_estimators_plus_the_anchors(fabric: Fabric) -> None:
     bare, terms = once(cross_entropy=0.0, kl=0.0)
     assert once(cross_entropy=2.0, kl=0.0)[0] == pytest.approx(bare + 2 * terms["cross_entropy"], rel=1e-5)
     assert once(cross_entropy=0.0, kl=3.0)[0] == pytest.approx(bare + 3 * terms["kl"], rel=1e-5)
-    assert terms["kl"] > 1e-2
+    assert terms["kl"] > 1e-3
 
 
 def test_the_memory_is_the_decayed_sum_of_what_was_sampled(fabric: Fabric) -> None:

@@ -80,7 +80,10 @@ def reward_weighted(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     labelling = pooled.detach().argmax(1).byte()
     valid = (asked.truth != IGNORE).sum((1, 2))
     seen = valid > 0
-    lack = torch.where(seen, 1 - asked.reward.value(asked.reward.statistics(labelling, asked.truth)).total, 0)
+    best, is_now = (
+        asked.reward.value(asked.reward.statistics(labels, asked.truth)).total for labels in (asked.truth, labelling)
+    )
+    lack = torch.where(seen, best - is_now, 0)
     others = (lack.sum() - lack) / (seen.sum() - 1).clamp(min=1)
     weight = (lack - OTHER_IMAGES * others).float()
     loss = F.cross_entropy(pooled, asked.truth.long(), ignore_index=IGNORE, reduction="none").sum((1, 2))
