@@ -36,6 +36,7 @@ from pipeline import (
     inference,
     losses,
     metrics,
+    params_file,
     reward_tuning,
     training,
     transforms,
