@@ -267,20 +267,29 @@ def pixels(study: Study, network: Network, items: Sequence[Item]) -> Tensor:
 def choose_settings(study: Study, methods: Mapping[str, Method]) -> dict[str, Setting]:
     """Of every method the setting with the highest reward that it is made for, on the tuning images."""
     held_out = [study.pool[place] for place in tuning_images(study)]
-    chosen = {}
+    chosen: dict[str, Setting] = {}
+    rows = []
     for name, method in methods.items():
         scores = {}
         for setting in itertools.starmap(Setting, itertools.product(RATES, (0.0, 1.0))):
             key = f"{name}-{setting.lr:g}-{setting.anchor:g}"
-            found = kept(
-                study.work / f"tuning-{key}.json",
-                lambda s=setting, m=method: measure(study, go_on(study, m, s, TUNING_LABELS, TUNING_SEED), held_out),
-            )
+            make = functools.partial(tried, study, method, setting, held_out)
+            found = kept(study.work / f"tuning-{key}.json", make)
             measured_by = method.reward.get("reward")
             scores[setting] = found["rewards"][measured_by] if measured_by else found["decoders"]["argmax"]["miou"]
+            miou = {decode: values["miou"] for decode, values in found["decoders"].items()}
+            rows.append({"method": name, **setting._asdict(), **miou, **found["rewards"]})
         chosen[name] = max(scores, key=lambda one: scores[one])
-        print(f"{name}: {chosen[name]} of {[(s.lr, s.anchor, round(v, 4)) for s, v in scores.items()]}", flush=True)
+    table = [
+        {k: f"{100 * v:.1f}" if k in ("argmax", "expected_iou", *OTHERS) else v for k, v in r.items()} for r in rows
+    ]
+    results.save("reward_camvid_settings" if methods is METHODS else "reward_other_settings", {"rows": rows}, table)
     return chosen
+
+
+def tried(study: Study, method: Method, setting: Setting, held_out: Sequence[Item]) -> dict[str, Any]:
+    """A method with a setting, on the tuning images."""
+    return measure(study, go_on(study, method, setting, TUNING_LABELS, TUNING_SEED), held_out)
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -299,9 +308,13 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[24])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--work", type=Path, default=Path("data/bench/reward_camvid"))
+    parser.add_argument("--settings-only", action="store_true", help="stop after the settings of the mIoU's methods")
     given = parser.parse_args()
     given.work = given.work.resolve()
     study = prepare(given)
+    if given.settings_only:
+        choose_settings(study, METHODS)
+        return
     chosen: dict[str, Setting] = {}
     rows: list[dict[str, Any]] = []
     for methods in (METHODS, OTHERS):

@@ -176,7 +176,7 @@ class Reward(Section):
     cross_entropy: NotNegative = 0.5
     """Weight of the class-weighted cross-entropy kept as an anchor."""
     kl: NotNegative = 0.0
-    """Weight of KL(p || p of the likelihood model), say 0.02; that model then runs along: a third more time."""
+    """Weight of KL(p || p of the likelihood model), say 0.02; that model then runs along: half more time."""
     clip: NotNegative = 0.0
     """Longest gradient (L2 norm); longer ones are shortened to it. 0 is no limit."""
     memory: Share = 0.9
