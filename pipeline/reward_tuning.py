@@ -43,11 +43,11 @@ def held_out_reward(
     """The reward of a network's most probable labels on labelled pool images that it does not learn from."""
 
     def validate(network: Network) -> float:
-        statistics = torch.zeros(0)
+        unlabelled = torch.full((1, 1, 1), IGNORE, dtype=torch.uint8)
+        statistics = reward.statistics(unlabelled, unlabelled)[0]  # there may be fewer images than processes
         for out in inference.outputs(fabric, network, items, model.size, compute, "held out"):
             truth = inference.small_masks(out.batch, model.size).to(out.logits.device)
-            own = reward.statistics(out.logits.argmax(1).byte(), truth).sum(0).cpu()
-            statistics = statistics + own if len(statistics) else own
+            statistics = statistics + reward.statistics(out.logits.argmax(1).byte(), truth).sum(0).cpu()
         return float(reward.value(training.total(fabric, statistics)).total)
 
     return validate
@@ -69,6 +69,14 @@ def loss_function(
     estimator = choose("tune.reward.estimator", ESTIMATORS, settings.estimator)
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
 
+    def estimate_of(logits: Tensor, asked: Asked) -> Estimate:
+        try:
+            return estimator(logits, asked)
+        except ValueError as error:  # what it refuses is the user's mistake
+            raise UserError(
+                f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}"
+            ) from None
+
     def ask(batch: Batch, memory: Tensor, generator: torch.Generator) -> Asked:
         segments = UNITS[settings.unit](batch.images, settings.patch)
         how = (settings.samples, settings.baseline, settings.credit, settings.clip_ratio)
@@ -81,7 +89,7 @@ def loss_function(
         asked = ask(batch, memory, generator)
         if settings.estimator == "ppo" and step % settings.epochs:
             asked = asked._replace(rollout=Rollout(*(state[name] for name in Rollout._fields)))
-        estimate = _sentence(settings, lambda: estimator(logits, asked))
+        estimate = estimate_of(logits, asked)
         cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
         terms = {
             "reward": estimate.reward,
@@ -97,10 +105,11 @@ def loss_function(
             total = total + settings.kl * terms["kl"]
         if (step + 1) % training.LOG_EVERY == 0:
             terms["entropy"] = losses.entropy(logits.detach(), batch.masks != IGNORE)
-            if fabric.world_size == 1 and len(logits) > 1:  # the gradients of DDP come by `backward` alone
+            # The gradients of DDP come by `backward` alone; a baseline of other images needs two of them in each half.
+            if fabric.world_size == 1 and len(logits) >= 4:
                 halves = (slice(None, len(logits) // 2), slice(len(logits) // 2, None))
                 shares = [
-                    estimator(logits[half], ask(Batch(batch.images[half], batch.masks[half]), memory, generator)).loss
+                    estimate_of(logits[half], ask(Batch(batch.images[half], batch.masks[half]), memory, generator)).loss
                     for half in halves
                 ]
                 terms["gradient_cosine"] = _cosine(shares, parameters)
@@ -128,11 +137,3 @@ def _cosine(shares: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         for share in shares
     )
     return torch.cosine_similarity(one, other, dim=0)
-
-
-def _sentence(settings: Reward, estimate: Callable[[], Estimate]) -> Estimate:
-    """What an estimator refuses, as the user's mistake that it is."""
-    try:
-        return estimate()
-    except ValueError as error:
-        raise UserError(f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}") from None

@@ -178,6 +178,18 @@ def test_every_reward_can_be_tuned_for(name: str, fabric: Fabric) -> None:
     )
 
 
+@pytest.mark.parametrize("images", [2, 3, 4])
+def test_small_batches_have_no_gauge_rather_than_no_training(images: int, fabric: Fabric) -> None:
+    settings, network = reward(estimator="reinforce", baseline="other_images", credit="image"), one_convolution().eval()
+    function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    batch, state = Batch(*(part[:images] for part in draw(0))), dict[str, torch.Tensor]()
+    for _ in range(training.LOG_EVERY):
+        result = loss(network, batch, torch.Generator().manual_seed(0), state)
+        state = result.state
+    assert ("gradient_cosine" in result.terms) == (images == 4)
+
+
 # -- around it ---------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +226,8 @@ def test_held_out_images_are_no_others_training_images() -> None:
         tune._hold_out(of, 1.0)
 
 
-def test_held_out_reward_is_the_reward_of_the_most_probable_labels(fabric: Fabric) -> None:
+@pytest.mark.parametrize("name", REWARDS)
+def test_held_out_reward_is_the_reward_of_the_most_probable_labels(name: str, fabric: Fabric) -> None:
     from pipeline import artifacts
 
     of, truth = [], []
@@ -227,7 +240,7 @@ def test_held_out_reward_is_the_reward_of_the_most_probable_labels(fabric: Fabri
         artifacts.save_mask(Path(f"{number}m.png"), mask.numpy())
         of.append(Item(f"k{number}", Path(f"{number}.png"), Path(f"{number}m.png"), batches.stored(3)))
     network = one_convolution()
-    function = reward_tuning.reward_function(reward(), EVEN, CLASSES)
+    function = reward_tuning.reward_function(reward(reward=name), EVEN, CLASSES)
     compute = Compute(accelerator="cpu", batch=2, workers=0)
     found = reward_tuning.held_out_reward(fabric, function, of, Model(name="small", size=(6, 5)), compute)(network)
     images = torch.stack([draw(number).images[0] for number in range(3)])
