@@ -69,7 +69,7 @@ def main() -> None:
 
     def gradient(reward: str, estimator: str, how: dict[str, Any]) -> Callable[[], Tensor]:
         made = REWARDS[reward](SETTINGS)
-        memory = 20 * made.statistics(units.sample(logits.softmax(1), rng), truth).sum(0)
+        memory = 20 * made.statistics(units.sample(logits, rng), truth).sum(0)
         options = {k: v for k, v in how.items() if k != "unit"}
         if how.get("unit"):
             options["segments"] = units.patches(truth, 5) if how["unit"] == "patch" else units.superpixels(image, 5)

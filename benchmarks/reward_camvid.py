@@ -8,7 +8,9 @@ steps on the same images, batches and augmentation, and is measured on CamVid's 
 decoders, and, at the network's size, under the rewards that count more than pixels.
 
 Every method's learning rate and anchor are chosen beforehand, by the mIoU on pool images that are in no training, with
-a seed of their own: the same grid for all. Models and rows are kept under --work; a killed study goes on where it was.
+a seed of their own: the same grid for all, and where the best rate is its largest or smallest, rates beyond it until it
+is not. Models and rows are kept under --work; a killed study goes on where it was, and two commands with different
+--seeds may share it (one thread each is the faster use of two cores: OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -50,6 +52,8 @@ from pipeline.rewards import RewardFunction
 SIZE = (120, 160)
 LIKELIHOOD_STEPS, STEPS = 150, 60
 RATES = (1e-4, 5e-4)
+LOWEST, HIGHEST = 1e-5, 1e-2
+"""Rates beyond them are not tried: a method that is best below does best to do nothing."""
 TUNING_SEED, TUNING_LABELS, TUNING_IMAGES = 101, 24, 80
 CLASSES = CLASS_SETS["camvid11"]
 MISSED_PERSON = {name: {"any": 10.0} for name in ("Pedestrian", "Bicyclist")}
@@ -85,6 +89,8 @@ OTHERS = {
     "expected_cost": Method(reward={"reward": "expected_cost", "estimator": "counterfactual", "costs": MISSED_PERSON}),
 }
 """Each tuned for, and measured by, the reward that it is called after."""
+COMPARED = ("start", "weighted_cross_entropy", "counterfactual")
+"""What those are held against, by their own measure."""
 
 
 class Setting(NamedTuple):
@@ -193,7 +199,7 @@ def start_of(study: Study, labels: int, seed: int) -> Network:
 def _plan(study: Study, name: str, steps: int, lr: float, seed: int, **more: Any) -> training.Plan:
     settings = study.settings.tune.likelihood.model_copy(update={"steps": steps, "lr": lr})
     plan = training.likelihood_plan(settings, name, seed, study.settings.compute, name)
-    return plan._replace(checkpoint=study.work / "training.pt", checkpoint_seconds=1e9, **more)
+    return plan._replace(checkpoint=study.work / f"training {name}.pt", checkpoint_seconds=1e9, **more)
 
 
 def fit(study: Study, network: Network, groups: Any, loss: Any, plan: training.Plan, times: int = 1) -> None:
@@ -229,8 +235,8 @@ def go_on(study: Study, method: Method, setting: Setting, labels: int, seed: int
     return network
 
 
-def measure(study: Study, network: Network, items: Sequence[Item]) -> dict[str, Any]:
-    """MIoU and IoU under both decoders at the labels' size, and the other rewards at the network's."""
+def measure(study: Study, network: Network, items: Sequence[Item], others: bool = True) -> dict[str, Any]:
+    """MIoU and IoU under both decoders at the labels' size, and the other rewards at the network's, if asked for."""
     unlabelled = [study.pool[place] for place in tuning_images(study)[::2]]
     decoder = decoding.fit(pixels(study, network, unlabelled))
     confusions = {
@@ -239,7 +245,7 @@ def measure(study: Study, network: Network, items: Sequence[Item]) -> dict[str, 
     sums: dict[str, Tensor] = {}
     for out in inference.outputs(study.fabric, network, items, SIZE, study.settings.compute, "measure"):
         small = inference.small_masks(out.batch, SIZE)
-        for name, reward in study.rewards.items():
+        for name, reward in study.rewards.items() if others else ():
             sums[name] = sums.get(name, 0) + reward.statistics(out.logits.argmax(1).byte(), small).sum(0)
         for logits, mask in zip(out.logits, out.batch.masks, strict=True):
             full = inference.upsample(logits, (mask.shape[0], mask.shape[1]))[None]
@@ -250,8 +256,8 @@ def measure(study: Study, network: Network, items: Sequence[Item]) -> dict[str, 
         name: {"miou": metrics.miou(table), "iou": dict(zip(CLASSES.names, metrics.iou(table).tolist(), strict=True))}
         for name, table in confusions.items()
     }
-    others = {name: float(study.rewards[name].value(total).total) for name, total in sums.items()}
-    return {"decoders": found, "rewards": others}
+    values = {name: float(study.rewards[name].value(total).total) for name, total in sums.items()}
+    return {"decoders": found, "rewards": values}
 
 
 def pixels(study: Study, network: Network, items: Sequence[Item]) -> Tensor:
@@ -270,8 +276,10 @@ def choose_settings(study: Study, methods: Mapping[str, Method]) -> dict[str, Se
     chosen: dict[str, Setting] = {}
     rows = []
     for name, method in methods.items():
-        scores = {}
-        for setting in itertools.starmap(Setting, itertools.product(RATES, (0.0, 1.0))):
+        scores: dict[Setting, float] = {}
+        left = [Setting(*each) for each in itertools.product(RATES, (0.0, 1.0))]
+        while left:
+            setting = left.pop(0)
             key = f"{name}-{setting.lr:g}-{setting.anchor:g}"
             make = functools.partial(tried, study, method, setting, held_out)
             found = kept(study.work / f"tuning-{key}.json", make)
@@ -279,12 +287,21 @@ def choose_settings(study: Study, methods: Mapping[str, Method]) -> dict[str, Se
             scores[setting] = found["rewards"][measured_by] if measured_by else found["decoders"]["argmax"]["miou"]
             miou = {decode: values["miou"] for decode, values in found["decoders"].items()}
             rows.append({"method": name, **setting._asdict(), **miou, **found["rewards"]})
-        chosen[name] = max(scores, key=lambda one: scores[one])
+            if not left:
+                chosen[name] = max(scores, key=lambda one: scores[one])
+                left = beyond(chosen[name], {one.lr for one in scores})
     table = [
         {k: f"{100 * v:.1f}" if k in ("argmax", "expected_iou", *OTHERS) else v for k, v in r.items()} for r in rows
     ]
     results.save("reward_camvid_settings" if methods is METHODS else "reward_other_settings", {"rows": rows}, table)
     return chosen
+
+
+def beyond(best: Setting, rates: set[float]) -> list[Setting]:
+    """The next rate, if the best is the largest or the smallest that was tried."""
+    further = {max(rates): 3.0, min(rates): 1 / 3}
+    next_one = best._replace(lr=best.lr * further.get(best.lr, 1))
+    return [next_one] if best.lr in further and LOWEST <= next_one.lr <= HIGHEST else []
 
 
 def tried(study: Study, method: Method, setting: Setting, held_out: Sequence[Item]) -> dict[str, Any]:
@@ -331,9 +348,10 @@ def main() -> None:
 
 def row(study: Study, name: str, setting: Setting | None, labels: int, seed: int) -> dict[str, Any]:
     """One measured model; without a setting the start."""
-    if setting is None:
-        return measure(study, start_of(study, labels, seed), study.test)
-    return measure(study, go_on(study, (METHODS | OTHERS)[name], setting, labels, seed), study.test)
+    network = start_of(study, labels, seed)
+    if setting is not None:
+        network = go_on(study, (METHODS | OTHERS)[name], setting, labels, seed)
+    return measure(study, network, study.test, others=labels == TUNING_LABELS and name in (*COMPARED, *OTHERS))
 
 
 def save(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Setting]) -> None:
@@ -363,8 +381,7 @@ def save(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Setting]) -> No
         | {"miou": row["decoders"]["argmax"]["miou"]}
         for row in rows
         for reward in OTHERS
-        if row["labels"] == TUNING_LABELS
-        and row["method"] in ("start", "weighted_cross_entropy", "counterfactual", reward)
+        if row["labels"] == TUNING_LABELS and row["method"] in (*COMPARED, reward)
     ]
     table = []
     for reward, method in dict.fromkeys((row["reward"], row["method"]) for row in others):

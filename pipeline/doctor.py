@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline import artifacts, datasets, paths
+from pipeline import artifacts, datasets, paths, reward_tuning
 from pipeline.annotators import label_studio
 from pipeline.datasets.scan import Found, near_pairs, scan, shared_images
 from pipeline.errors import UserError
@@ -57,6 +57,11 @@ def run(params: Params) -> int:
     _duplicates(found, report)
     _budget(params, found["pool"], report)
     _manifests(prepare, found, report)
+    if classes is not None and params.tune.reward.steps:
+        try:
+            reward_tuning.check(params.tune.reward, classes)
+        except UserError as error:
+            report.problems.append(str(error))
     if params.annotate.annotator == "label_studio" and classes is not None:
         try:
             print(label_studio.check(params.annotate, classes))

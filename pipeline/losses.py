@@ -56,7 +56,9 @@ def cross_entropy(
     """
     if not poly1 and kept == 1:  # without a tensor of all pixels' losses
         valid = (truth != IGNORE).sum()
-        loss = F.cross_entropy(logits.float(), truth.long(), weights, ignore_index=IGNORE, reduction="sum")
+        # Pixel by pixel: the classes of a pixel lie side by side in channels_last, and to put them apart takes as long.
+        pixels = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+        loss = F.cross_entropy(pixels, truth.long().flatten(), weights, ignore_index=IGNORE, reduction="sum")
         return loss / valid.clamp(min=1)
     pixels = F.cross_entropy(logits.float(), truth.long(), ignore_index=IGNORE, reduction="none")  # 0 at IGNORE
     weight = weights[truth.long().clamp(max=len(weights) - 1)]

@@ -66,21 +66,10 @@ def loss_function(
         anchor: the likelihood model, not trained further; None without the KL.
         fabric: sums the statistics over processes.
     """
-    estimator = choose("tune.reward.estimator", ESTIMATORS, settings.estimator)
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
 
-    def estimate_of(logits: Tensor, asked: Asked) -> Estimate:
-        try:
-            return estimator(logits, asked)
-        except ValueError as error:  # what it refuses is the user's mistake
-            raise UserError(
-                f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}"
-            ) from None
-
     def ask(batch: Batch, memory: Tensor, generator: torch.Generator) -> Asked:
-        segments = UNITS[settings.unit](batch.images, settings.patch)
-        how = (settings.samples, settings.baseline, settings.credit, settings.clip_ratio)
-        return Asked(batch.masks, reward, memory, generator, segments, *how)
+        return _asked(settings, reward, batch, memory, generator)
 
     def loss(tuned: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:
         logits = tuned(batch.images)
@@ -89,7 +78,7 @@ def loss_function(
         asked = ask(batch, memory, generator)
         if settings.estimator == "ppo" and step % settings.epochs:
             asked = asked._replace(rollout=Rollout(*(state[name] for name in Rollout._fields)))
-        estimate = estimate_of(logits, asked)
+        estimate = _estimate(settings, logits, asked)
         cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
         terms = {
             "reward": estimate.reward,
@@ -109,7 +98,9 @@ def loss_function(
             if fabric.world_size == 1 and len(logits) >= 4:
                 halves = (slice(None, len(logits) // 2), slice(len(logits) // 2, None))
                 shares = [
-                    estimate_of(logits[half], ask(Batch(batch.images[half], batch.masks[half]), memory, generator)).loss
+                    _estimate(
+                        settings, logits[half], ask(Batch(*(each[half] for each in batch)), memory, generator)
+                    ).loss
                     for half in halves
                 ]
                 terms["gradient_cosine"] = _cosine(shares, parameters)
@@ -121,6 +112,34 @@ def loss_function(
         return Loss(total, terms, kept)
 
     return loss
+
+
+def check(settings: Reward, classes: ClassSet) -> None:
+    """Ask the estimator once, about two small random images: what it refuses is then known before anything is trained.
+
+    Raises:
+        UserError: the reward and the estimator do not go together, or not with these settings.
+    """
+    rng = torch.Generator().manual_seed(0)
+    c, size = len(classes.names), (2, 16, 16)
+    reward = reward_function(settings, torch.ones(c), classes)
+    images = torch.randint(0, 256, (2, 3, *size[1:]), generator=rng, dtype=torch.uint8)
+    batch = Batch(images, torch.randint(0, c, size, generator=rng, dtype=torch.uint8))
+    memory = torch.zeros_like(reward.statistics(batch.masks, batch.masks)[0])
+    _estimate(settings, torch.randn(2, c, *size[1:], generator=rng), _asked(settings, reward, batch, memory, rng))
+
+
+def _asked(settings: Reward, reward: RewardFunction, batch: Batch, memory: Tensor, generator: torch.Generator) -> Asked:
+    segments = UNITS[settings.unit](batch.images, settings.patch)
+    how = (settings.samples, settings.baseline, settings.credit, settings.clip_ratio)
+    return Asked(batch.masks, reward, memory, generator, segments, *how)
+
+
+def _estimate(settings: Reward, logits: Tensor, asked: Asked) -> Estimate:
+    try:
+        return choose("tune.reward.estimator", ESTIMATORS, settings.estimator)(logits, asked)
+    except ValueError as error:  # what it refuses is the user's mistake
+        raise UserError(f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}") from None
 
 
 UNITS: dict[str, Callable[[Tensor, int], Tensor | None]] = {

@@ -143,10 +143,6 @@ def _share(part: Float64[Tensor, "*any"], whole: Float64[Tensor, "*any"]) -> Flo
     return part / torch.where(whole > 0, whole, 1)
 
 
-COUNT_REWARDS: dict[str, CountReward] = {"pooled_miou": pooled_miou, "pixel_accuracy": pixel_accuracy, "dice": dice}
-"""Those that need no settings."""
-
-
 def _pooled(settings: Settings, of_counts: CountReward) -> RewardFunction:
     """A count reward of all images together."""
     _refuse_nonsense(settings)

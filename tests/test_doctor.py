@@ -55,6 +55,16 @@ def test_good_data_is_all_good(raw: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "masks: 6, not looked at: they belong to the oracle" in text
 
 
+def test_a_reward_that_its_estimator_cannot_raise_is_a_problem(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = settings()
+    reward = Reward(steps=1, lr=0.1, reward="boundary_f1", estimator="counterfactual")
+    status, text = report(capsys, params.model_copy(update={"tune": params.tune.model_copy(update={"reward": reward})}))
+    assert status == 1
+    assert (
+        "problem: tune.reward: estimator counterfactual with reward boundary_f1: counterfactual needs a reward" in text
+    )
+
+
 def test_label_studio_that_cannot_be_used_is_a_problem(
     raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from pipeline.errors import UserError, choose
 from pipeline.models import MODELS
 from pipeline.params import Params
 from pipeline.policy import ESTIMATORS
-from pipeline.rewards import COUNT_REWARDS
+from pipeline.rewards import REWARDS
 from pipeline.selection import METHODS
 from pipeline.transforms import MIXES
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ def test_shipped_files_load_and_every_name_in_them_is_known(path: Path) -> None:
     choose("acquisition", ACQUISITIONS, loaded.score.acquisition)
     choose("method", METHODS, loaded.select.method)
     choose("annotator", ANNOTATORS, loaded.annotate.annotator)
-    choose("reward", COUNT_REWARDS, loaded.tune.reward.reward)
+    choose("reward", REWARDS, loaded.tune.reward.reward)
     choose("estimator", ESTIMATORS, loaded.tune.reward.estimator)
     for data in (loaded.prepare.source, loaded.prepare.pool, loaded.prepare.test):
         choose("dataset", datasets.DATASETS, data.dataset)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline import metrics, rewards
 from pipeline.labels import IGNORE
-from pipeline.rewards import COUNT_REWARDS, REWARDS, Reward, Settings, count, pixel_accuracy, pooled_miou
+from pipeline.rewards import REWARDS, Reward, Settings, count, pixel_accuracy, pooled_miou
 from tests import plain
 
 QUICK = settings(max_examples=10, deadline=None)
@@ -176,11 +176,6 @@ def test_agrees_with_plain_loops(name: str, seed: int) -> None:
             boxes = [plain.boxes(each, truth_labels == IGNORE) for each in (labels, truth_labels)]
             expected += sum(plain.detection(*boxes, weights, level)[0] for level in levels) / 10 / 2
     assert found == pytest.approx(expected, abs=1e-9)
-
-
-def test_rewards_of_counts_without_settings_are_those_of_the_family() -> None:
-    for name, reward in COUNT_REWARDS.items():
-        assert REWARDS[name](THREE).of_counts is reward
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 9])

@@ -88,13 +88,15 @@ def estimate(
     asked: Asked,
     advantage_std: Tensor | None = None,
     rollout: Rollout | None = None,
+    statistics: Float64[Tensor, "n s"] | None = None,
 ) -> Estimate:
-    """The estimate, with what the labelling was rewarded.
+    """The estimate, with what the labelling was rewarded; `statistics` of the labelling, where they are known.
 
     Raises:
         ValueError: neither the batch nor the memory has anything to reward.
     """
-    statistics = asked.reward.statistics(labelling, asked.truth)
+    if statistics is None:
+        statistics = asked.reward.statistics(labelling, asked.truth)
     together = statistics.sum(0)
     total = asked.reward.value(asked.memory + together).total
     if total.isnan():

@@ -1,16 +1,18 @@
 """The exact estimator for rewards of pixel counts."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from pipeline.labels import IGNORE
 from pipeline.policy.contract import Asked, Estimate, counts_of, estimate
-from pipeline.policy.units import field, sample
+from pipeline.policy.units import CHUNK, field, pixels, sample
 from pipeline.rewards import CountReward, count
 
-CHUNK = 2**22
+ENTRIES = 2**22
 """Entries of the confusion matrices that are valued at once: 32 MB."""
 
 
@@ -33,8 +35,9 @@ def counterfactual(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     """
     of_counts = counts_of(asked.reward, "counterfactual")
     classes = logits.shape[1]
-    probabilities = field(logits, asked.segments).softmax(1)
-    labelling = sample(probabilities.detach(), asked.generator, asked.segments)
+    labelled_by = field(logits, asked.segments)
+    labelling = sample(labelled_by.detach(), asked.generator, asked.segments)
+    statistics = asked.reward.statistics(labelling, asked.truth)
     if asked.reward.per_image:
         tables = [
             torch.zeros(classes, classes, classes, device=logits.device)
@@ -45,7 +48,7 @@ def counterfactual(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
         seen = max(1, sum(bool((truth != IGNORE).any()) for truth in asked.truth))
         gains = torch.stack(tables) / seen
     else:
-        batch = count(labelling, asked.truth, classes)
+        batch = statistics.sum(0).reshape(classes, classes)
         pool = asked.memory.reshape(classes, classes) + batch
         share = pool.sum() / batch.sum().clamp(min=1)
         gains = _gain_table(of_counts, batch, pool)[None] * share.float()
@@ -53,11 +56,40 @@ def counterfactual(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     row = torch.where(asked.truth == IGNORE, classes, asked.truth.long()) * classes + labelling
     if asked.reward.per_image:
         row += torch.arange(len(row), device=row.device)[:, None, None] * (classes + 1) * classes
-    gain = gains.flatten(0, 2)[row].permute(0, 3, 1, 2).contiguous()  # the same layout makes the rest twice as fast
-    expected = torch.linalg.vecdot(probabilities, gain, dim=1)  # the sampled label's advantage, negative
+    total, squares = _Expectation.apply(pixels(labelled_by), gains.flatten(0, 2), row.flatten())
     valid = (asked.truth != IGNORE).sum().clamp(min=1)
-    spread = (expected.detach().square().sum() * valid).sqrt().float()  # in the unit of a loss per share of pixels
-    return estimate(-expected.sum(), labelling, asked, spread)
+    spread = (squares * valid).sqrt()  # in the unit of a loss per share of pixels
+    return estimate(-total, labelling, asked, spread, statistics=statistics)
+
+
+class _Expectation(torch.autograd.Function):
+    """Sum over pixels of the expected gain e_i = sum_c p_i(c) G_i(c), and of its squares, with p = softmax(logits).
+
+    The gradient, p_i(c) (G_i(c) - e_i), is made along with it, chunk by chunk, since a softmax, a gather, a product and
+    their gradients, each of the size of all logits, take as long as half a training step on the CPU. The sampled
+    label has gain 0, so -e_i is its advantage.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Float[Tensor, "m c"], gains: Float[Tensor, "rows c"], row: Int64[Tensor, " m"]
+    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
+        gradient = torch.empty_like(logits)
+        total, squares = torch.zeros(2, dtype=torch.float64, device=logits.device)
+        for some, rows, out in zip(*(torch.split(each, CHUNK) for each in (logits, row, gradient)), strict=True):
+            p, gain = some.softmax(1), gains[rows]
+            expected = torch.einsum("mc,mc->m", p, gain)
+            torch.mul(p, gain - expected[:, None], out=out)
+            total += expected.sum()
+            squares += expected.square().sum()
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(squares)
+        return total.float(), squares.float()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0], None, None
 
 
 def _gain_table(
@@ -79,7 +111,7 @@ def relabelling_gains(
     classes = len(pool)
     gains = torch.zeros((classes,) * 3, dtype=pool.dtype, device=pool.device)
     new = torch.eye(classes, dtype=pool.dtype, device=pool.device)
-    for pairs in torch.split(torch.nonzero(batch), max(1, CHUNK // classes**3)):
+    for pairs in torch.split(torch.nonzero(batch), max(1, ENTRIES // classes**3)):
         truth, label = pairs.unbind(1)
         which = torch.arange(len(pairs), device=pool.device)
         relabelled = pool.repeat(len(pairs), classes, 1, 1)

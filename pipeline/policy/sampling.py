@@ -69,8 +69,7 @@ def _roll_out(log_p: Float[Tensor, "n c h w"], asked: Asked) -> Rollout:
     least = 2 if asked.baseline in ("two_sample", "leave_one_out") else 1
     if asked.samples < least:
         raise ValueError(f"the baseline {asked.baseline} needs at least {least} samples, not {asked.samples}")
-    probabilities = log_p.exp()
-    labellings = torch.stack([sample(probabilities, asked.generator, asked.segments) for _ in range(asked.samples)])
+    labellings = torch.stack([sample(log_p, asked.generator, asked.segments) for _ in range(asked.samples)])
     statistics = torch.stack([asked.reward.statistics(one, asked.truth) for one in labellings])  # k n s
     advantages = _BY_CREDIT[asked.credit](labellings, statistics, asked)
     if asked.baseline == "two_sample":

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+CHUNK = 2**15
+"""Pixels at a time: what is computed of so many stays in the processor's cache."""
 COLOUR = 40.0
 """Levels of colour, 0-255, that weigh as much as one side of a superpixel."""
 
@@ -85,17 +87,28 @@ def sizes(segments: Int64[Tensor, "n h w"] | None, valid: Bool[Tensor, "n h w"])
 
 
 def sample(
-    probabilities: Float[Tensor, "n c h w"], generator: torch.Generator, segments: Int64[Tensor, "n h w"] | None = None
+    logits: Float[Tensor, "n c h w"], generator: torch.Generator, segments: Int64[Tensor, "n h w"] | None = None
 ) -> UInt8[Tensor, "n h w"]:
-    """One label per unit, drawn by inverting the cumulative distribution: one uniform number per unit."""
-    n, classes, height, width = probabilities.shape
+    """One label per unit from softmax(logits), by inverting the cumulative distribution: one uniform number per unit.
+
+    The probabilities are made and forgotten chunk by chunk: on the CPU a tensor of them all would cost more in page
+    faults than in arithmetic.
+    """
+    n, _, height, width = logits.shape
     if segments is None:
-        left = torch.rand((n, height, width), generator=generator, device=probabilities.device)
+        draws = torch.rand((n, height, width), generator=generator, device=logits.device)
     else:
-        each = torch.rand((n, int(segments.max()) + 1), generator=generator, device=probabilities.device)
-        left = each.gather(1, segments.flatten(1)).view(n, height, width)
-    labelling = torch.zeros_like(left, dtype=torch.uint8)
-    for c in range(classes - 1):
-        left -= probabilities[:, c]
-        labelling += left >= 0
-    return labelling
+        each = torch.rand((n, int(segments.max()) + 1), generator=generator, device=logits.device)
+        draws = each.gather(1, segments.flatten(1))
+    labelling = torch.zeros(draws.numel(), dtype=torch.uint8, device=logits.device)
+    pieces = (torch.split(part, CHUNK) for part in (pixels(logits), draws.flatten(), labelling))
+    for some, left, labels in zip(*pieces, strict=True):
+        for p in some.float().softmax(1).T.contiguous()[:-1]:
+            left -= p
+            labels += left >= 0
+    return labelling.view(n, height, width)
+
+
+def pixels(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c"]:
+    """A row per pixel; without a copy where the classes of a pixel lie side by side, as they do in channels_last."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
