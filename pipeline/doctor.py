@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline import artifacts, datasets, paths, reward_tuning
+from pipeline import artifacts, datasets, paths
 from pipeline.annotators import label_studio
 from pipeline.datasets.scan import Found, near_pairs, scan, shared_images
 from pipeline.errors import UserError
@@ -58,6 +58,8 @@ def run(params: Params) -> int:
     _budget(params, found["pool"], report)
     _manifests(prepare, found, report)
     if classes is not None and params.tune.reward.steps:
+        from pipeline import reward_tuning  # torch: seconds to import, and only this needs it
+
         try:
             reward_tuning.check(params.tune.reward, classes)
         except UserError as error:
