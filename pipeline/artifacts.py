@@ -10,14 +10,15 @@ import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float16, Float32, Float64, Int64, UInt8
 
 from pipeline import paths
 from pipeline.errors import UserError
@@ -121,6 +122,62 @@ def save_scores(round_name: str, frame: pd.DataFrame) -> None:
 def load_scores(round_name: str) -> pd.DataFrame:
     """Columns key, gain, minutes and `gain_<class>`."""
     return _load_table(paths.scores(round_name), SCORE_COLUMNS, f"score@{round_name}")
+
+
+class Features(NamedTuple):
+    """What m images of the pool, bought or not, look like to the model; no image at all where it was not asked for."""
+
+    keys: list[str]
+    image: Float32[np.ndarray, "m d"]
+    """One vector per image."""
+    by_class: Float16[np.ndarray, "m c d"]
+    """One per image and class, 0 where the image shows none of it."""
+    gradient: Float32[np.ndarray, "m g"]
+    """BADGE's gradient embedding."""
+
+    @classmethod
+    def none(cls) -> "Features":
+        """Of no image."""
+        flat = np.zeros((0, 0), np.float32)
+        return cls([], flat, np.zeros((0, 0, 0), np.float16), flat)
+
+
+def save_features(round_name: str, features: Features) -> None:
+    """Write the features of the scored images and of those bought before."""
+    _check_features(paths.features(round_name), features)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{**features._asdict(), "keys": np.array(features.keys, dtype=str)})
+    write(paths.features(round_name), buffer.getvalue())
+
+
+def load_features(round_name: str) -> Features:
+    """Features of the images that a round scored and of those bought before."""
+    path, maker = paths.features(round_name), f"score@{round_name}"
+    if not path.is_file():
+        raise _missing(path, maker)
+    try:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = [content[name] for name in Features._fields]
+        features = Features(arrays[0].tolist(), *arrays[1:])
+    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, " ".join(str(error).split())[:80], maker) from None
+    _check_features(path, features)
+    return features
+
+
+def _check_features(path: Path, features: Features) -> None:
+    keys, *arrays = features
+    kinds = [(len(array), array.ndim, array.dtype) for array in arrays]
+    m = len(keys)
+    if kinds != [(m, 2, np.float32), (m, 3, np.float16), (m, 2, np.float32)]:
+        raise UserError(f"{path}: features of {m} images have the lengths, dimensions and types {kinds}: make it again")
+    if len(set(keys)) < m:
+        raise UserError(f"{path}: the key {max(keys, key=keys.count)!r} stands twice")
+    for name, array in zip(Features._fields[1:], arrays, strict=True):
+        finite = [bool(np.isfinite(row).all()) for row in array]
+        if not all(finite):
+            raise UserError(f"{path}: a value in {name} of {keys[finite.index(False)]!r} is not finite")
 
 
 def save_selection(round_name: str, frame: pd.DataFrame) -> None:

@@ -223,12 +223,25 @@ class Score(Section):
 class Select(Section):
     """How a round's images are drawn."""
 
-    method: Literal["draw", "best_first"] = "draw"
-    """draw: in proportion to gain (Gumbel top-k on log gain); best_first: the highest gains."""
+    method: Literal[
+        "draw",
+        "best_first",
+        "class_stratified",
+        "class_balanced",
+        "coreset",
+        "badge",
+        "clue",
+        "coverage",
+        "drawn_coverage",
+    ] = "draw"
+    """draw: in proportion to gain (Gumbel top-k on log gain); best_first: the highest gains; class_stratified: random,
+    as many for every class; class_balanced: the highest gains, balanced over classes. By features (score.features):
+    coreset, badge, clue, coverage (what covers the pool's gain), drawn_coverage (the same by chance)."""
     power: NotNegative = 1.0
-    """Exponent on the gain: 0 is uniform, large is best first."""
+    """Exponent on the gain: 0 is uniform, large is best first (draw, drawn_coverage)."""
     uniform_share: Share = 0.1
-    """Share of the drawing probability that is spread evenly, so that every image can be drawn."""
+    """Share of the drawing probability that is spread evenly, so that every image can be drawn (draw,
+    drawn_coverage)."""
 
 
 class Annotate(Section):

@@ -52,6 +52,11 @@ def pool(round_name: str) -> Path:
     return ROUNDS / round_name / "pool.csv"
 
 
+def features(round_name: str) -> Path:
+    """What the images of a round's pool look like to the model: vectors by which `select` tells them apart."""
+    return ROUNDS / round_name / "features.npz"
+
+
 def selection(round_name: str) -> Path:
     """The images that a round buys."""
     return ROUNDS / round_name / "selection.csv"

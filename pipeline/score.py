@@ -11,7 +11,7 @@ from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 
 
 def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, score: Score, compute: Compute) -> None:
-    """Write scores.csv (gain, its part per class, predicted minutes) and pool.csv (what the gains are relative to).
+    """Write scores.csv (gain, its parts, minutes), pool.csv (what gains are relative to), features.npz.
 
     Raises:
         UserError: the pool is used up, or a gain is not finite.
@@ -51,4 +51,5 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, sc
         parts = pd.DataFrame(gains, columns=[f"gain_{name}" for name in classes.names])
         artifacts.save_scores(round_name, pd.concat([frame, parts], axis=1))
         artifacts.save_pool(round_name, classes.names, acquisition.statistics, sums.sum(0).numpy())
+        artifacts.save_features(round_name, artifacts.Features.none())
         print(f"{round_name}: {len(frame)} images scored by {score.acquisition}, {paths.scores(round_name)}")

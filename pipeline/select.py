@@ -1,5 +1,7 @@
 """Stage: which images a round buys. What the round has ordered before stays; the rest is drawn by gain."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -7,7 +9,7 @@ from pipeline import artifacts, ledger, paths
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Order
 from pipeline.params import BudgetLine, Select
-from pipeline.selection import METHODS
+from pipeline.selection import METHODS, NEEDS, Budget, Candidates, Options
 
 
 def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None:
@@ -36,13 +38,10 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
         method = choose("select.method", METHODS, select.method)
         try:
             choice = method(
-                left["gain"].to_numpy(float),
-                left["minutes"].to_numpy(float),
-                images=images,
-                minutes_budget=minutes,
-                power=select.power,
-                uniform_share=select.uniform_share,
-                rng=round_rng,
+                _candidates(round_name, left, book.orders, NEEDS.get(select.method)),
+                Budget(images, minutes),
+                Options(select.power, select.uniform_share),
+                round_rng,
             )
         except ValueError as error:
             raise UserError(f"{round_name}: {error}; see {paths.scores(round_name)} and the section select") from None
@@ -54,6 +53,30 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
         )
     artifacts.save_selection(round_name, pd.DataFrame(rows))
     print(f"{round_name}: {len(rows)} images, {len(kept)} of them ordered before")
+
+
+def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], need: str | None) -> Candidates:
+    """The images left, with the features that the method needs and those of the images ordered so far.
+
+    Raises:
+        UserError: there are features, but not of every image left.
+    """
+    parts = left[[column for column in left.columns if column.startswith("gain_")]]
+    scored = Candidates(left["gain"].to_numpy(float), left["minutes"].to_numpy(float), parts.to_numpy(float))
+    if need is None or not (features := artifacts.load_features(round_name)).keys:
+        return scored
+    row = {key: number for number, key in enumerate(features.keys)}
+    absent = [key for key in left["key"] if key not in row]
+    if absent:
+        raise UserError(
+            f"{paths.features(round_name)} lacks {absent[0]!r}, which {paths.scores(round_name)} has: "
+            f"run `dvc repro -f score@{round_name}`"
+        )
+    table = getattr(features, "image" if need == "features" else need)
+    fields = {need: table[[row[key] for key in left["key"]]]}
+    if f"bought_{need}" in Candidates._fields:
+        fields[f"bought_{need}"] = table[[row[order.key] for order in orders if order.key in row]]
+    return scored._replace(**fields)
 
 
 def _kept(order: Order) -> dict[str, str | float]:

@@ -1,4 +1,5 @@
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -326,3 +327,67 @@ def test_missing_and_damaged_logs_say_what_makes_them(name: str, maker: str) -> 
         paths.log(name).write_text(damaged)
         with pytest.raises(UserError, match=rf"log\.csv is not whole.*`dvc repro -f {maker}`"):
             artifacts.load_log(name)
+
+
+def features(keys: list[str], classes: int = 3) -> artifacts.Features:
+    rng, m = np.random.default_rng(0), len(keys)
+    by_class = rng.normal(size=(m, classes, 4)).astype(np.float16)
+    image, gradient = (rng.normal(size=(m, size)).astype(np.float32) for size in (4, 8))
+    return artifacts.Features(keys, image, by_class, gradient)
+
+
+def test_features_survive_and_are_the_same_bytes_when_saved_again() -> None:
+    saved = features(ODD_KEYS)
+    artifacts.save_features("r01", saved)
+    first = paths.features("r01").read_bytes()
+    read = artifacts.load_features("r01")
+    assert read.keys == ODD_KEYS
+    for ours, theirs in zip(read[1:], saved[1:], strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    artifacts.save_features("r01", read)
+    assert paths.features("r01").read_bytes() == first
+
+
+def test_features_of_no_image_survive() -> None:
+    artifacts.save_features("r01", artifacts.Features.none())
+    read = artifacts.load_features("r01")
+    assert read.keys == []
+    assert [array.shape for array in read[1:]] == [(0, 0), (0, 0, 0), (0, 0)]
+
+
+def test_features_that_are_not_of_the_keys_are_refused() -> None:
+    fine = features(["a", "b", "c"])
+    with pytest.raises(UserError, match=r"features\.npz: the key 'b' stands twice"):
+        artifacts.save_features("r01", fine._replace(keys=["a", "b", "b"]))
+    with pytest.raises(UserError, match=r"features\.npz: features of 2 images have the lengths"):
+        artifacts.save_features("r01", fine._replace(keys=["a", "b"]))
+    for name in ("image", "by_class", "gradient"):
+        broken = getattr(fine, name).copy()
+        broken[1] = np.inf
+        with pytest.raises(UserError, match=rf"features\.npz: a value in {name} of 'b' is not finite"):
+            artifacts.save_features("r01", fine._replace(**{name: broken}))
+    assert not paths.features("r01").exists()
+
+
+def test_missing_and_damaged_features_say_what_makes_them() -> None:
+    with pytest.raises(UserError, match=r"features\.npz not found.*`dvc repro score@r01`"):
+        artifacts.load_features("r01")
+    artifacts.save_features("r01", features(["a", "b"]))
+    whole = paths.features("r01").read_bytes()
+    other = io.BytesIO()
+    np.savez(other, keys=np.array(["a"]))
+    single = io.BytesIO()
+    np.save(single, np.zeros(3))
+    for damaged in (b"", whole[:-300], whole[:100], whole.replace(b"by_class.npy", b"by_glass.npy"), b"key,gain\n"):
+        paths.features("r01").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"features\.npz is not whole.*`dvc repro -f score@r01`"):
+            artifacts.load_features("r01")
+    for damaged in (other.getvalue(), single.getvalue()):
+        paths.features("r01").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"features\.npz is not whole.*`dvc repro -f score@r01`"):
+            artifacts.load_features("r01")
+    middle = len(whole) // 2
+    paths.features("r01").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    with pytest.raises(UserError, match=r"features\.npz is not whole"):
+        artifacts.load_features("r01")

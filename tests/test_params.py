@@ -125,7 +125,7 @@ MISTAKES = {
     "too narrow": ("width: 64", "width: 3", ["model.width is 3", "4"]),
     "missing": ("seed: 1\n", "", ["'seed' is missing"]),
     "size of one number": ("size: [96, 192], width", "size: [96], width", ["model.size"]),
-    "unknown choice": ("method: draw", "method: best", ["select.method is 'best'", "'draw' or 'best_first'"]),
+    "unknown choice": ("method: draw", "method: best", ["select.method is 'best'", "'draw', 'best_first'"]),
     "no such source": ("after: r01", "after: r00", ["r02 comes after 'r00'", "'r01'", "`r02: {after: r01, ...}`"]),
     "the source as a round": ("  r01:", "  r00:", ["'r00' is no name for a round"]),
     "a path as a round": ("  r01:", "  ../r01:", ["'../r01' is no name for a round"]),

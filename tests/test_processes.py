@@ -59,7 +59,7 @@ def by_two(run: Run, writers: Path, *names: str) -> None:
 
 
 def scores_of_two(tiny: Project, run: Run, writers: Path, before: pd.DataFrame) -> None:
-    by_two(run, writers, "data/rounds/r01/scores.csv", "data/rounds/r01/pool.csv")
+    by_two(run, writers, *(f"data/rounds/r01/{name}" for name in ("scores.csv", "features.npz", "pool.csv")))
     assert run.output.count("r01: 15 images scored") == 1
     after = pd.read_csv(tiny.folder / "data/rounds/r01/scores.csv")
     assert len(after) == 15

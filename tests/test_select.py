@@ -32,6 +32,15 @@ def run(round_name: str = "r01", *, seed: int = 1, method: str = "draw", **amoun
     return list(artifacts.load_selection(round_name)["key"])
 
 
+def look(round_name: str, keys: list[str], vectors: np.ndarray) -> None:
+    """Features of one class; the gradient is the same as well."""
+    single = vectors.astype(np.float32)
+    features = artifacts.Features(keys, single, single[:, None].astype(np.float16), single)
+    artifacts.save_features(round_name, features)
+    scores = artifacts.load_scores(round_name)
+    artifacts.save_scores(round_name, scores.assign(gain_road=scores["gain"]))
+
+
 def order(key: str, round_name: str = "r01") -> Order:
     return Order(round_name, key, "oracle", "cityscapes19", 0.7, 7.0, 0.25, "")
 
@@ -112,6 +121,44 @@ def test_gains_that_cannot_be_drawn_from_are_a_sentence() -> None:
     artifacts.save_scores("r01", pd.DataFrame({"key": ["a", "b"], "gain": [0.5, -0.1], "minutes": 10.0}))
     with pytest.raises(UserError, match=r"r01: gains must be .*; see data/rounds/r01/scores\.csv"):
         run(images=1)
+
+
+def test_features_are_taken_by_key_and_bought_images_are_covered() -> None:
+    """Five groups of eight look alike. Two groups have been bought from, one of them in this round."""
+    shuffled = np.random.default_rng(1).permutation(40)
+    look("r02", [KEYS[index] for index in shuffled], np.eye(5)[shuffled % 5])
+    ledger.append([order(KEYS[0], "r01"), order(KEYS[1], "r02")])
+    for method in ("coreset", "coverage"):
+        chosen = run("r02", images=4, method=method)
+        assert chosen[0] == KEYS[1]
+        assert sorted(int(key) % 5 for key in chosen[1:]) == [2, 3, 4], method
+    assert len(set(run("r02", images=4, method="badge"))) == 4
+
+
+def test_methods_that_need_features_refuse_without() -> None:
+    artifacts.save_features("r01", artifacts.Features.none())
+    for method in ("coreset", "badge", "clue"):
+        with pytest.raises(UserError, match=r"r01: this method compares .* there are none: set score\.features: true"):
+            run(images=3, method=method)
+    with pytest.raises(UserError, match=r"no gain by class: no column gain_<class>"):
+        run(images=3, method="class_stratified")
+
+
+def test_features_without_an_image_of_the_scores_are_refused() -> None:
+    look("r01", KEYS[:-1], np.eye(39))
+    with pytest.raises(
+        UserError, match=r"features\.npz lacks '039', which .*scores\.csv has: run `dvc repro -f score@"
+    ):
+        run(images=3, method="coreset")
+    assert len(run(images=3)) == 3  # who needs none does not look
+
+
+def test_classes_are_the_columns_of_the_scores() -> None:
+    parts = {f"gain_{name}": np.where(np.arange(40) % 4 == n, 0.5, 0.0) for n, name in enumerate("abcd")}
+    artifacts.save_scores("r01", pd.DataFrame({"key": KEYS, "gain": 0.5, "minutes": 10.0, **parts}))
+    chosen = run(images=8, method="class_stratified")
+    assert np.bincount([int(key) % 4 for key in chosen]).tolist() == [2, 2, 2, 2]
+    np.testing.assert_allclose(artifacts.load_selection("r01")["probability"], 0.2)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,31 +4,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.selection import Choice, best_first, draw, inclusion
+from pipeline.selection import Budget, Candidates, Choice, Options
+from pipeline.selection.draws import class_stratified, draw, inclusion, stepwise
+from pipeline.selection.rankings import best_first, class_balanced
 
 QUICK = settings(max_examples=50, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 GAINS = hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1e6))
 
 
+def scored(gains: list[float] | np.ndarray, minutes: list[float] | np.ndarray | float = 1.0) -> Candidates:
+    gains = np.asarray(gains, float)
+    return Candidates(gains, np.broadcast_to(np.asarray(minutes, float), gains.shape).copy(), gains[:, None])
+
+
+def classed(parts: list[list[float]] | np.ndarray) -> Candidates:
+    parts = np.asarray(parts, float)
+    return Candidates(parts.sum(1), np.ones(len(parts)), parts)
+
+
 def drawn(
     gains: list[float] | np.ndarray,
     images: int | None,
-    minutes_budget: float | None = None,
+    minutes: float | None = None,
     power: float = 1.0,
     uniform_share: float = 0.0,
     seed: int = 0,
 ) -> Choice:
-    gains = np.asarray(gains, float)
-    return draw(
-        gains,
-        np.ones(len(gains)),
-        images=images,
-        minutes_budget=minutes_budget,
-        power=power,
-        uniform_share=uniform_share,
-        rng=np.random.default_rng(seed),
-    )
+    return draw(scored(gains), Budget(images, minutes), Options(power, uniform_share), np.random.default_rng(seed))
+
+
+def best(candidates: Candidates, images: int | None, minutes: float | None = None) -> list[int]:
+    choice = best_first(candidates, Budget(images, minutes), Options(), np.random.default_rng())
+    assert (choice.probabilities == 1).all()
+    return choice.indices.tolist()
 
 
 @pytest.mark.parametrize(
@@ -112,17 +121,8 @@ def test_weights_from_the_probabilities_undo_the_choice() -> None:
 def test_a_large_power_is_best_first_and_none_overflows(gains: np.ndarray, seed: int) -> None:
     gains = np.unique(np.round(gains, 3)) + 1  # far enough apart
     images = (len(gains) + 1) // 2
-    best = best_first(
-        gains,
-        np.ones(len(gains)),
-        images=images,
-        minutes_budget=None,
-        power=1.0,
-        uniform_share=0.0,
-        rng=np.random.default_rng(),
-    )
     choice = drawn(gains, images, power=1e12, seed=seed)
-    assert choice.indices.tolist() == best.indices.tolist()
+    assert choice.indices.tolist() == best(scored(gains), images)
     np.testing.assert_allclose(choice.probabilities, 1)
 
 
@@ -138,7 +138,7 @@ def test_gains_of_any_ratio_can_be_drawn() -> None:
 
 
 def test_images_without_gain_are_never_drawn() -> None:
-    choice = drawn([0, 1, 0, 2, 0], None, minutes_budget=100.0)
+    choice = drawn([0, 1, 0, 2, 0], None, minutes=100.0)
     assert sorted(choice.indices) == [1, 3]
     assert choice.probabilities.tolist() == [1, 1]
     with pytest.raises(ValueError, match="3 images are asked for, but only 2 can be drawn"):
@@ -149,27 +149,15 @@ def test_images_without_gain_are_never_drawn() -> None:
 
 
 def test_best_first_known_answer() -> None:
-    rng = np.random.default_rng(0)
-    gains, minutes = np.array([1.0, 3, 2, 3]), np.array([5.0, 5, 10, 5])
-    rest = {"power": 1.0, "uniform_share": 0.1, "rng": rng}
-    assert best_first(gains, minutes, images=3, minutes_budget=None, **rest).indices.tolist() == [1, 3, 2]
+    candidates = scored([1.0, 3, 2, 3], [5.0, 5, 10, 5])
+    assert best(candidates, 3) == [1, 3, 2]
     # 1 and 3 take 10 minutes, 2 does not fit, and 0 is not slipped in behind it
-    assert best_first(gains, minutes, images=None, minutes_budget=16.0, **rest).indices.tolist() == [1, 3]
-    assert rng.random() == np.random.default_rng(0).random()  # not drawn from
+    assert best(candidates, None, 16.0) == [1, 3]
 
 
 def test_minutes_that_add_up_to_the_budget_fit() -> None:
-    assert len(drawn(np.ones(5), None, minutes_budget=3.0).indices) == 3
-    tenths = best_first(
-        np.ones(3),
-        np.full(3, 0.1),  # 0.1 + 0.1 + 0.1 > 0.3 in floating point
-        images=None,
-        minutes_budget=0.3,
-        power=1.0,
-        uniform_share=0.0,
-        rng=np.random.default_rng(),
-    )
-    assert len(tenths.indices) == 3
+    assert len(drawn(np.ones(5), None, minutes=3.0).indices) == 3
+    assert len(best(scored(np.ones(3), 0.1), None, 0.3)) == 3  # 0.1 + 0.1 + 0.1 > 0.3 in floating point
 
 
 @pytest.mark.parametrize(
@@ -178,3 +166,52 @@ def test_minutes_that_add_up_to_the_budget_fit() -> None:
 def test_settings_out_of_range_are_refused(power: float, uniform_share: float) -> None:
     with pytest.raises(ValueError, match="power"):
         drawn([1, 2], 1, power=power, uniform_share=uniform_share)
+
+
+def stratified(candidates: Candidates, images: int, seed: int = 0) -> Choice:
+    return class_stratified(candidates, Budget(images), Options(), np.random.default_rng(seed))
+
+
+def test_class_stratified_takes_images_of_rare_classes() -> None:
+    """Of 100 images two hold what little there is of class 2, and one has no gain at all."""
+    parts = np.zeros((100, 3))
+    parts[:60, 0], parts[60:97, 1], parts[97:99] = 5.0, 3.0, [1.0, 1.0, 0.1]
+    for seed in range(20):
+        choice = stratified(classed(parts), 8, seed)
+        counts = np.histogram(choice.indices, [0, 60, 97, 99, 100])[0]
+        assert sorted(counts) == [1, 2, 2, 3], counts
+        assert counts[2] == 2
+        assert counts[3] == 1
+        np.testing.assert_allclose(choice.probabilities[choice.indices >= 97], 1)
+        np.testing.assert_allclose(choice.probabilities[choice.indices < 60], 2.5 / 60)
+
+
+def test_class_stratified_draws_as_often_as_it_says() -> None:
+    parts = np.repeat(np.eye(4), [9, 5, 3, 1], axis=0)
+    counted, said = np.zeros(18), np.zeros(18)
+    for seed in range(700):
+        choice = stratified(classed(parts), 7, seed)
+        counted[choice.indices] += 1
+        said[choice.indices] = choice.probabilities
+    assert (np.abs(counted / 700 - said) <= 4.5 * np.sqrt(said * (1 - said) / 700) + 1e-9).all()
+
+
+def test_class_balanced_known_answer() -> None:
+    candidates = classed([[9, 0], [8, 0], [0, 1], [0, 2], [0.5, 0.5]])
+    choice = class_balanced(candidates, Budget(5), Options(), np.random.default_rng())
+    # weights 1/2.1 each; then 1/11.1 and 1/2.1; 1/11.1 and 1/4.1; 1/19.1 and 1/4.1; ...
+    assert choice.indices.tolist() == [0, 3, 1, 2, 4]
+
+
+@QUICK
+@given(SEEDS)
+def test_class_balanced_is_more_even_than_best_first(seed: int) -> None:
+    parts = np.random.default_rng(seed).lognormal(size=(60, 4)) * [30, 3, 1, 0.3]
+    even = class_balanced(classed(parts), Budget(10), Options(), np.random.default_rng())
+    totals, greedy = (parts[chosen].sum(0) for chosen in (even.indices, best(classed(parts), 10)))
+    assert np.log(totals).sum() > np.log(greedy).sum()
+
+
+def test_stepwise_known_answers() -> None:
+    np.testing.assert_allclose(stepwise([0.5, 1.0]), [0.75, 1.0])
+    assert stepwise([]).shape == (0,)
