@@ -10,14 +10,15 @@ import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float16, Float32, Float64, Int64, UInt8
 
 from pipeline import paths
 from pipeline.errors import UserError
@@ -147,6 +148,61 @@ def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     frame = _load_table(paths.pool(round_name), ("key",), f"score@{round_name}")
     sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
     return sums
+
+
+class Features(NamedTuple):
+    """Vectors of images: those without a label first, then those bought before."""
+
+    keys: list[str]
+    image: Float32[np.ndarray, "m d"]
+    """Mean feature of the pixels."""
+    by_class: Float16[np.ndarray, "m c d"]
+    """Mean feature weighted by the shortfall of each class; zeros where it has none."""
+    gradient: Float32[np.ndarray, "m g"]
+    """Of the last layer, if the claims were true, projected at random (BADGE)."""
+
+
+def save_features(round_name: str, found: Features | None) -> None:
+    """Write the images' vectors; None, where they are not wanted, is a file without images, as DVC expects a file."""
+    path = paths.features(round_name)
+    if found is None:
+        nothing = np.zeros((0, 0), np.float32)
+        found = Features([], nothing, nothing[None].astype(np.float16), nothing)
+    else:
+        _check_features(path, found)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{**found._asdict(), "keys": np.array(found.keys, dtype=str)})
+    write(path, buffer.getvalue())
+
+
+def load_features(round_name: str) -> Features:
+    """Vectors of the images without a label and of those bought before.
+
+    Raises:
+        UserError: there are none, because `score.features` is false, or the file is missing or damaged.
+    """
+    path, maker = paths.features(round_name), f"score@{round_name}"
+    if not path.is_file():
+        raise _missing(path, maker)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            content = {name: stored[name] for name in Features._fields}
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise _damaged(path, " ".join(str(error).split())[:80], maker) from None
+    found = Features(**{**content, "keys": content["keys"].tolist()})
+    if not found.keys:
+        raise UserError(f"{path} has no images: set score.features to true and run `dvc repro {maker}`")
+    _check_features(path, found)
+    return found
+
+
+def _check_features(path: Path, found: Features) -> None:
+    if {len(part) for part in found} != {len(set(found.keys))}:
+        raise UserError(f"{path}: keys stand twice, or there are not as many vectors: make it again")
+    for vectors in found[1:]:
+        broken = ~np.isfinite(vectors).reshape(len(found.keys), -1).all(1)
+        if broken.any():
+            raise UserError(f"{path}: a feature of {found.keys[int(broken.argmax())]!r} is not finite")
 
 
 def save_metrics(

@@ -52,6 +52,11 @@ def pool(round_name: str) -> Path:
     return ROUNDS / round_name / "pool.csv"
 
 
+def features(round_name: str) -> Path:
+    """Vectors of the images, before the round's purchase; none unless `score.features`."""
+    return ROUNDS / round_name / "features.npz"
+
+
 def selection(round_name: str) -> Path:
     """The images that a round buys."""
     return ROUNDS / round_name / "selection.csv"

@@ -132,9 +132,15 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
     table: dict[str, tuple[set[Path], set[Path]]] = {
         "prepare": (set(), {paths.TOWN, paths.MANIFESTS, paths.labels(r)}),
         "pretrain": ({source}, {paths.model(r)}),
-        "score": ({pool, paths.model(after), paths.labels(after)}, {paths.scores(r), paths.pool(r)}),
+        "score": (
+            {pool, paths.model(after), paths.labels(after)},
+            {paths.scores(r), paths.pool(r), paths.features(r)},
+        ),
         "select": ({paths.scores(r)}, {paths.selection(r)}),
-        "predict": ({pool, paths.selection(r), paths.pool(r), paths.model(after)}, {paths.predictions(r)}),
+        "predict": (
+            {pool, paths.selection(r), paths.pool(r), paths.model(after), paths.labels(after)},
+            {paths.predictions(r)},
+        ),
         "annotate": (
             {
                 pool,

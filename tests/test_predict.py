@@ -46,7 +46,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         last.data *= 8  # an untrained network says nearly the same of every class
         artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, TEMPERATURE))
         line = settings.budget["r01"]
-        score.run("r01", line, prepare=settings.prepare, model=settings.model, score=settings.score, compute=one())
+        score.run(
+            "r01",
+            line,
+            seed=settings.seed,
+            prepare=settings.prepare,
+            model=settings.model,
+            score=settings.score,
+            compute=one(),
+        )
     return folder
 
 
@@ -68,7 +76,13 @@ def run(settings: Params | None = None, batch: int = 2) -> dict[str, bytes]:
     """Run the stage; what is in its folder then."""
     given = settings or repo.params()
     predict.run(
-        "r01", given.budget["r01"], prepare=given.prepare, model=given.model, score=given.score, compute=one(batch)
+        "r01",
+        given.budget["r01"],
+        seed=given.seed,
+        prepare=given.prepare,
+        model=given.model,
+        score=given.score,
+        compute=one(batch),
     )
     return files()
 
@@ -133,7 +147,15 @@ def test_prediction_is_the_most_probable_class_at_the_size_of_the_image(batch: i
 def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisition: str, calibrate: bool) -> None:
     settings = repo.params(score={"acquisition": acquisition, "calibrate": calibrate})
     line = settings.budget["r01"]
-    score.run("r01", line, prepare=settings.prepare, model=settings.model, score=settings.score, compute=one())
+    score.run(
+        "r01",
+        line,
+        seed=settings.seed,
+        prepare=settings.prepare,
+        model=settings.model,
+        score=settings.score,
+        compute=one(),
+    )
     scores = artifacts.load_scores("r01").set_index("key")["gain"]
     found = run(settings)
     for key in selected():

@@ -22,13 +22,14 @@ Baselines, a mean over the image's pixels in the unit of their own score, split 
 """
 
 from pipeline.acquisitions import information, mean, shortfall
-from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, Worth
+from pipeline.acquisitions.contract import Acquisition, Observe, Posterior, Probabilities, Worth
 from pipeline.acquisitions.information import faded
 from pipeline.acquisitions.shortfall import expected_iou, observe_truth, oracle, predicted_miou, worth
 
 __all__ = [
     "ACQUISITIONS",
     "Acquisition",
+    "Observe",
     "Posterior",
     "Probabilities",
     "Worth",

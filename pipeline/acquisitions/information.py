@@ -26,7 +26,7 @@ def information(posterior: Posterior) -> Float[Tensor, "n h2 w2"]:
     """
     if posterior.worth is None:
         raise ValueError("the value of information needs the worth of right and wrong claims: give `Posterior.worth`")
-    doubt, miss = (table.to(posterior.members.dtype).view(-1, 1, 1) for table in posterior.worth)
+    doubt, miss = (table.to(posterior.members).view(-1, 1, 1) for table in posterior.worth)
 
     def best(probabilities: Float[Tensor, "*k n c h2 w2"]) -> Float[Tensor, "*k n h2 w2"]:
         return (probabilities * (miss + doubt)).sub_(doubt).amax(-3)
