@@ -185,7 +185,7 @@ def load_features(round_name: str) -> Features:
     if not path.is_file():
         raise _missing(path, maker)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             content = {name: stored[name] for name in Features._fields}
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise _damaged(path, " ".join(str(error).split())[:80], maker) from None

@@ -326,3 +326,48 @@ def test_missing_and_damaged_logs_say_what_makes_them(name: str, maker: str) -> 
         paths.log(name).write_text(damaged)
         with pytest.raises(UserError, match=rf"log\.csv is not whole.*`dvc repro -f {maker}`"):
             artifacts.load_log(name)
+
+
+def features(keys: tuple[str, ...] = ("b", "a", "c")) -> artifacts.Features:
+    rng = np.random.default_rng(0)
+    image, gradient = (rng.random((3, width), np.float32) for width in (4, 6))
+    return artifacts.Features(list(keys), image, rng.random((3, 2, 4), np.float32).astype(np.float16), gradient)
+
+
+def test_features_come_back_as_they_were() -> None:
+    artifacts.save_features("r01", features())
+    found = artifacts.load_features("r01")
+    assert found.keys == ["b", "a", "c"]
+    for kept, expected in zip(found[1:], features()[1:], strict=True):
+        assert kept.dtype == expected.dtype
+        np.testing.assert_array_equal(kept, expected)
+    first = paths.features("r01").read_bytes()
+    artifacts.save_features("r01", features())
+    assert paths.features("r01").read_bytes() == first  # no time of writing in it
+
+
+def test_features_that_are_missing_damaged_or_not_wanted_are_sentences() -> None:
+    with pytest.raises(UserError, match=r"r01/features\.npz not found: .* `dvc repro score@r01`"):
+        artifacts.load_features("r01")
+    artifacts.save_features("r01", None)
+    with pytest.raises(UserError, match=r"no images: set score\.features to true and run `dvc repro score@r01`"):
+        artifacts.load_features("r01")
+    artifacts.save_features("r01", features())
+    whole = paths.features("r01").read_bytes()
+    for damaged in (b"", b"text", whole[: len(whole) // 2], whole[:-30], whole.replace(b"gradient", b"gradeint")):
+        paths.features("r01").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"r01/features\.npz is not whole \(.*run `dvc repro -f score@r01`"):
+            artifacts.load_features("r01")
+
+
+def test_features_are_checked_before_they_are_written() -> None:
+    with pytest.raises(UserError, match="keys stand twice, or there are not as many vectors"):
+        artifacts.save_features("r01", features(("a", "a", "c")))
+    with pytest.raises(UserError, match="keys stand twice, or there are not as many vectors"):
+        artifacts.save_features("r01", features()._replace(gradient=features().gradient[:2]))
+    for name in ("image", "by_class", "gradient"):
+        broken = getattr(features(), name).copy()
+        broken[1].flat[0] = np.inf
+        with pytest.raises(UserError, match=r"features\.npz: a feature of 'a' is not finite"):
+            artifacts.save_features("r01", features()._replace(**{name: broken}))
+    assert not paths.features("r01").exists()
