@@ -108,7 +108,9 @@ def loop(p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name
             Path("data/town").symlink_to(start / "data/town")
         for round_name, line in budget.items():
             if not paths.metrics(round_name).is_file():
-                score.run(round_name, line, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute)
+                score.run(
+                    round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute
+                )
                 select.run(round_name, line, seed=p.seed, select=p.select)
                 annotate.run(round_name, line, prepare=p.prepare, score=p.score, annotate=p.annotate)
                 tune.run(

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import results
-from pipeline import datasets, inference, training
+from pipeline import datasets, inference, scoring, training
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.batches import Item, stored
 from pipeline.datasets.town import draw_town
@@ -48,7 +48,7 @@ def main() -> None:
 
     def score(items: list[Item]) -> None:
         outputs = inference.outputs(fabric, network, items, size, compute, "score")
-        sums = inference.statistics(fabric, outputs, 1.0, ACQUISITION.observe, len(items))
+        sums = scoring.statistics(fabric, outputs, 1.0, lambda p, _: ACQUISITION.observe(p), len(items))
         ACQUISITION.gain(sums, sums.sum(0), 0.01)
 
     if given.peak:

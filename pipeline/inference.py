@@ -1,12 +1,12 @@
 """Running a network over many images, in one streaming pass: memory does not grow with their number."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Shaped
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from pipeline import batches, calibration, transforms
 from pipeline.batches import Item, Whole
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
-from pipeline.models import Network
+from pipeline.models import Grid, Network
 from pipeline.params import Compute
 
 PIXELS_PER_IMAGE = 1024
@@ -27,10 +27,18 @@ class Output(NamedTuple):
 
     batch: Whole
     logits: Float[Tensor, "n c h w"]
+    grid: Grid | None = None
+    """What enters and leaves the last layer, if it is asked for."""
 
 
 def outputs(
-    fabric: Fabric, network: Network, of: Sequence[Item], size: tuple[int, int], compute: Compute, name: str
+    fabric: Fabric,
+    network: Network,
+    of: Sequence[Item],
+    size: tuple[int, int],
+    compute: Compute,
+    name: str,
+    grid: bool = False,
 ) -> Iterator[Output]:
     """This process's share of the items, in order; images resized to `size`, logits at that size.
 
@@ -41,35 +49,20 @@ def outputs(
         size: height and width at which the network works.
         compute: batch size and readers.
         name: shown on the progress bar.
+        grid: whether to keep what enters and leaves the last layer.
+
+    Raises:
+        UserError: `grid`, and the network has several last layers.
     """
     network.to(fabric.device).eval()
     loader = batches.whole(fabric, of, size, batch=compute.batch, workers=compute.workers)
     bar = tqdm(total=len(of), desc=name, unit="image", disable=None if fabric.is_global_zero else True)
     for batch in loader:
         with torch.inference_mode(), fabric.autocast():
-            logits = network(batch.images).float()
-        yield Output(batch, logits)
+            logits, cells = network.with_grid(batch.images) if grid else (network(batch.images), None)
+        yield Output(batch, logits.float(), cells)
         bar.update(min(len(batch.indices) * fabric.world_size, len(of) - bar.n))
     bar.close()
-
-
-def statistics(
-    fabric: Fabric, results: Iterator[Output], temperature: float, observe: Callable[[Tensor], Tensor], total: int
-) -> Float64[Tensor, "m c s"]:
-    """Per-image sums that an acquisition needs, of all processes, in the items' order."""
-    rows: list[Tensor] = []
-    probabilities = torch.empty(0)
-    with torch.inference_mode():
-        for out in results:
-            # In place and into one tensor for all batches: on the CPU, fresh ones of this size cost as much in page
-            # faults as the softmax does in arithmetic.
-            if probabilities.shape != out.logits.shape:
-                probabilities = torch.empty_like(out.logits)
-            torch.softmax(out.logits.div_(temperature), 1, out=probabilities)
-            rows.append(observe(probabilities).double().cpu())
-    if not rows:
-        raise ValueError("a process without images: use fewer processes than there are images")
-    return batches.gather(fabric, torch.cat(rows), total)
 
 
 def small_masks(batch: Whole, size: tuple[int, int]) -> Tensor:

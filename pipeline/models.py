@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from pipeline.errors import UserError, choose
@@ -30,6 +30,16 @@ class Parts(NamedTuple):
     encoder: str | None = None
     middle: str | None = None
     """What an auxiliary head reads: this module's features, or the last but one of several."""
+
+
+class Grid(NamedTuple):
+    """What enters and leaves the last layer, on its grid of cells, which may be coarser than the pixels."""
+
+    features: Float[Tensor, "n d h2 w2"]
+    logits: Float[Tensor, "n c h2 w2"]
+    rows: Int64[Tensor, " h"]
+    """The row of cells in which every row of the images' pixels lies; cells that only pad them appear nowhere."""
+    cols: Int64[Tensor, " w"]
 
 
 class Network(nn.Module):
@@ -76,6 +86,83 @@ class Network(nn.Module):
         handle.remove()
         features: Tensor = seen[0] if isinstance(seen[0], Tensor) else seen[0][-2]
         return logits, features
+
+    def last_layer(self) -> nn.Conv2d:
+        """The one convolution that makes logits of features.
+
+        Raises:
+            UserError: the model has several.
+        """
+        layers = [
+            layer
+            for name in self.parts.head
+            for layer in self.body.get_submodule(name).modules()
+            if isinstance(layer, nn.Conv2d)
+        ]
+        if len(layers) != 1:
+            known = ", ".join(name for name, model in MODELS.items() if len(model.parts.head) == 1)
+            raise UserError(
+                f"this model has {len(layers)} last layers, and members and features need one: set model.name to one "
+                f"of {known}, or score.acquisition to one without members and score.features to false"
+            )
+        return layers[0]
+
+    def with_grid(self, images: UInt8[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c h w"], Grid]:
+        """Logits as from `forward`, and what enters and leaves the last layer on the way to them.
+
+        Raises:
+            UserError: as `last_layer`.
+        """
+        seen: list[Any] = []
+        handle = self.last_layer().register_forward_hook(lambda *call: seen.append(call[1:]))
+        logits = self(images)
+        handle.remove()
+        (features,), made = seen[0]
+
+        def cells(pixels: int, across: int) -> Int64[Tensor, " pixels"]:
+            """The cell in which every pixel's middle lies; the cells span the padded image."""
+            padded = pixels + -pixels % self.multiple
+            return (2 * torch.arange(pixels, device=made.device) + 1) * across // (2 * padded)
+
+        height, width = images.shape[-2:]
+        # A copy of the logits: without upsampling, those of `forward` are the same memory.
+        grid = Grid(
+            features.float(),
+            made.to(torch.float32, copy=True),
+            cells(height, made.shape[2]),
+            cells(width, made.shape[3]),
+        )
+        return logits, grid
+
+    def thinned(self, members: int, dropout: float, rng: torch.Generator) -> Float[Tensor, "k c d kh kw"]:
+        """Weights of so many last layers, each blind to a random share of the features: members of a posterior.
+
+        Dropout at the time of prediction samples from an approximate posterior of the weights: Gal and Ghahramani 2016,
+        "Dropout as a Bayesian Approximation", here of the last layer's weights alone. A member is blind to the same
+        features everywhere and in every image, so it is one network, images are compared under the same members, and
+        all of them cost one convolution.
+
+        Args:
+            members: how many.
+            dropout: probability of a feature to be dropped; the others are scaled up by 1 / (1 - dropout).
+            rng: draws what is dropped, on the CPU.
+
+        Raises:
+            UserError: as `last_layer`.
+        """
+        weight = self.last_layer().weight
+        kept = torch.rand(members, 1, weight.shape[1], 1, 1, generator=rng) >= dropout
+        return weight.detach() * kept.to(weight.device) / (1 - dropout)
+
+    def by_members(
+        self, features: Float[Tensor, "n d h2 w2"], weights: Float[Tensor, "k c d kh kw"]
+    ) -> Float[Tensor, "k n c h2 w2"]:
+        """Logits of thinned last layers, on the grid of `with_grid`."""
+        layer, (members, classes) = self.last_layer(), weights.shape[:2]
+        bias = None if layer.bias is None else layer.bias.repeat(members)
+        made = F.conv2d(features, weights.flatten(0, 1).to(features), bias, layer.stride, layer.padding, layer.dilation)
+        logits: Tensor = made.reshape(len(made), members, classes, *made.shape[2:]).transpose(0, 1)
+        return logits
 
 
 def _logits(output: Any) -> Tensor:

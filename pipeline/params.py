@@ -211,13 +211,23 @@ class Score(Section):
     """How gain is predicted."""
 
     acquisition: str = "shortfall"
-    """shortfall, entropy, margin or random."""
+    """shortfall, evpi, gain, entropy, margin, least_confidence, ripu, bald or random."""
     smooth: NotNegative = 0.01
     """Share of all unions that is added to every class's union, so that absent classes do not dominate."""
     calibrate: bool = True
     """Whether probabilities are cooled by the temperature that was fitted beside the model."""
     minutes_per_image: Positive = 10.0
     """Predicted minutes of an image until labels with measured minutes have come back."""
+    members: Count = 4
+    """Of the posterior, for evpi, gain and bald: last layers that are each blind to other features."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the features to which a member is blind."""
+    blend_end: Share = 0.3
+    """Of gain: the share of the shortfall in it, 1 in the first round, falls to this; the rest is evpi."""
+    blend_rounds: Count = 3
+    """Rounds over which it falls."""
+    features: bool = False
+    """Whether vectors of every image are written too, for methods of selection that look for different images."""
 
 
 class Select(Section):

@@ -8,26 +8,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import artifacts, batches, datasets, inference, paths, pictures, training
-from pipeline.acquisitions import ACQUISITIONS
+from pipeline import artifacts, batches, datasets, inference, paths, pictures, scoring, training
 from pipeline.batches import Item
-from pipeline.errors import UserError, choose
+from pipeline.errors import UserError
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 
 
-def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, score: Score, compute: Compute) -> None:
+def run(
+    round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, score: Score, compute: Compute
+) -> None:
     """Write, for every selected image, its predicted class ids and a picture of where its gain lies.
 
     Raises:
         UserError: a selected image is not in the pool, or the network's outputs are not finite.
     """
-    acquisition = choose("score.acquisition", ACQUISITIONS, score.acquisition)
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
     items = _items(round_name, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name)).to(fabric.device)
     network, temperature = training.open_network(line.after, model, classes)
-    cooled = temperature if score.calibrate else 1.0
+    rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
+    scorer = scoring.start(round_name, line.after, network, temperature, score, seed=seed, rounds=rounds)
 
     folder = paths.predictions(round_name)
     if fabric.is_global_zero:
@@ -36,10 +37,11 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, sc
         folder.mkdir(parents=True)
     fabric.barrier()
     broken = [torch.zeros(0, dtype=torch.bool)]  # there may be fewer images than processes
-    for out in inference.outputs(fabric, network, items, model.size, compute, f"predict {round_name}"):
-        scaled = out.logits / cooled
+    grid = scorer.acquisition.members
+    for out in inference.outputs(fabric, network, items, model.size, compute, f"predict {round_name}", grid):
+        scaled = out.logits / scorer.temperature
         broken.append(~scaled.flatten(1).isfinite().all(1).cpu())
-        gains = acquisition.gain_map(scaled.softmax(1), reference, score.smooth).float().cpu().numpy()
+        gains = scorer.gain_map(out, scaled.softmax(1), reference).float().cpu().numpy()
         for place, index in enumerate(out.batch.indices):
             if not broken[-1][place]:
                 _write(round_name, items[index], out.logits[place], gains[place])

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 
-from pipeline import acquisitions, artifacts, batches, datasets, inference, paths, pictures, training
+from pipeline import acquisitions, artifacts, batches, datasets, inference, paths, pictures, scoring, training
 from pipeline.batches import Item
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Report, Score
@@ -23,6 +23,7 @@ class Audit(NamedTuple):
 
 def run(
     *,
+    seed: int,
     budget: dict[str, BudgetLine],
     prepare: Prepare,
     model: Model,
@@ -39,7 +40,7 @@ def run(
         paths.SAMPLES.mkdir(parents=True, exist_ok=True)
     for name, line in budget.items():
         bought = artifacts.load_labels(name)
-        audit = _round(fabric, name, line, pool, classes, model, score, report, compute)
+        audit = _round(fabric, name, line, pool, classes, seed, model, score, report, compute)
         rows.append(_row(name, bought, audit))
     if fabric.is_global_zero:
         frame = pd.DataFrame(rows)
@@ -71,6 +72,7 @@ def _round(
     line: BudgetLine,
     pool: pd.DataFrame,
     classes: ClassSet,
+    seed: int,
     model: Model,
     score: Score,
     report: Report,
@@ -80,23 +82,24 @@ def _round(
     table = batches.stored(len(classes.names))
     selection = artifacts.load_selection(name).sort_values("gain", ascending=False, kind="stable")
     items = [Item(key, Path(str(pool.at[key, "image"])), paths.mask(key), table) for key in selection["key"]]
-    acquisition = acquisitions.ACQUISITIONS[score.acquisition]
     reference = torch.from_numpy(artifacts.load_pool(name))
     before, temperature = training.open_network(line.after, model, classes)
     after, _ = training.open_network(name, model, classes)
-    cooled = temperature if score.calibrate else 1.0
+    rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
+    scorer = scoring.start(name, line.after, before, temperature, score, seed=seed, rounds=rounds)
     # There may be fewer images than processes.
     predicted = [torch.zeros(0, dtype=torch.float64)]
     realised = [torch.zeros(0, len(classes.names), 3, dtype=torch.float64)]
-    results = inference.outputs(fabric, before, items, model.size, compute, f"report {name}")
+    grid = scorer.acquisition.members
+    results = inference.outputs(fabric, before, items, model.size, compute, f"report {name}", grid)
     for out in results:
-        probabilities = (out.logits / cooled).softmax(1)
+        probabilities = (out.logits / scorer.temperature).softmax(1)
         truth = inference.small_masks(out.batch, model.size).to(probabilities.device)
         now = probabilities.argmax(1)
         realised.append(acquisitions.observe_truth(now, truth, len(classes.names)).double().cpu())
         with torch.inference_mode():
             then = after.to(fabric.device).eval()(out.batch.images).argmax(1)
-        gain_map = acquisition.gain_map(probabilities, reference.to(probabilities.device), score.smooth)
+        gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
         # On labelled pixels only, as the realised gain has to be; the map sums to the gain.
         predicted.append((gain_map * (truth != IGNORE)).sum((1, 2)).double().cpu())
         for place, index in enumerate(out.batch.indices):
@@ -117,4 +120,4 @@ def _round(
     if score.acquisition != "shortfall":
         return Audit(None, None)
     expected, true = (batches.gather(fabric, torch.cat(part), len(items)) for part in (predicted, realised))
-    return Audit(float(expected.sum()), float(acquisition.gain(true, reference, score.smooth).sum()))
+    return Audit(float(expected.sum()), float(scorer.acquisition.gain(true, reference, score.smooth).sum()))

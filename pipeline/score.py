@@ -4,52 +4,56 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import artifacts, batches, datasets, inference, paths, training
-from pipeline.acquisitions import ACQUISITIONS
-from pipeline.errors import UserError, choose
+from pipeline import artifacts, batches, datasets, inference, paths, scoring, training
+from pipeline.errors import UserError
+from pipeline.features import Pooled
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 
 
-def run(round_name: str, line: BudgetLine, *, prepare: Prepare, model: Model, score: Score, compute: Compute) -> None:
-    """Write scores.csv (gain, its parts, minutes), pool.csv (what gains are relative to), features.npz.
+def run(
+    round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, score: Score, compute: Compute
+) -> None:
+    """Write scores.csv (gain, its part per class, predicted minutes) and pool.csv (what the gains are relative to).
+
+    And features.npz: of the images left and of those bought before, or of none if `score.features` is false.
 
     Raises:
-        UserError: the pool is used up, or a gain is not finite.
+        UserError: the pool is used up, a gain is not finite, or the model cannot have members or features.
     """
-    acquisition = choose("score.acquisition", ACQUISITIONS, score.acquisition)
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
     bought = artifacts.load_labels(line.after)
     pool = artifacts.load_manifest("pool")
-    left = pool[~pool["key"].isin({row["key"] for row in bought})]
+    labelled = pool["key"].isin({row["key"] for row in bought})
+    left = pool[~labelled]
     if left.empty:
         raise UserError(
             f"{round_name}: all {len(pool)} images of the pool are labelled: remove its line from the budget"
         )
     table = datasets.table(prepare.pool.dataset, Path(prepare.pool.root), classes)
-    items = batches.items(left.assign(mask=""), table)  # the pool's own masks are none of the model's business
+    seen = pd.concat([left, pool[labelled]]) if score.features else left
+    items = batches.items(seen.assign(mask=""), table)  # the pool's own masks are none of the model's business
 
     network, temperature = training.open_network(line.after, model, classes)
-    results = inference.outputs(fabric, network, items, model.size, compute, f"score {round_name}")
-    sums = inference.statistics(
-        fabric, results, temperature if score.calibrate else 1.0, acquisition.observe, total=len(items)
-    )
-    broken = ~sums.flatten(1).isfinite().all(1)
-    if broken.any():
-        raise UserError(
-            f"{round_name}: the probabilities that {paths.model(line.after)} gives for "
-            f"{left['key'].iloc[int(broken.nonzero()[0])]!r} are not finite: train it with a lower lr, or in 32-true"
-        )
-    try:
-        gains = acquisition.gain(sums, sums.sum(0), score.smooth).numpy()
-    except ValueError as error:
-        raise UserError(f"{round_name}: score.smooth is {score.smooth:g}: {error}") from None
+    rounds = len({row["round"] for row in bought})
+    scorer = scoring.start(round_name, line.after, network, temperature, score, seed=seed, rounds=rounds)
+    of_pixel = None
+    if scorer.acquisition.worth:
+        of_pixel = scoring.sampled_worth(fabric, scorer, items[: len(left)], model, compute)
+    grid = scorer.acquisition.members or score.features
+    results = inference.outputs(fabric, network, items, model.size, compute, f"score {round_name}", grid)
+    pooled: list[Pooled] = []
+    if score.features:
+        results = scoring.pooling(fabric, scorer, results, len(classes.names), seed, pooled)
+    sums = scorer.statistics(fabric, results, items, of_pixel)[: len(left)]
+    gains = scorer.gain(sums).numpy()
+    vectors = scoring.vectors(fabric, pooled, list(seen["key"]), len(left), score.smooth) if pooled else None
     minutes = [row["minutes"] for row in bought]
     if fabric.is_global_zero:
         frame = pd.DataFrame({"key": left["key"].to_numpy(), "gain": gains.sum(1)})
         frame["minutes"] = sum(minutes) / len(minutes) if minutes else score.minutes_per_image
         parts = pd.DataFrame(gains, columns=[f"gain_{name}" for name in classes.names])
+        artifacts.save_features(round_name, vectors or artifacts.Features.none())
         artifacts.save_scores(round_name, pd.concat([frame, parts], axis=1))
-        artifacts.save_pool(round_name, classes.names, acquisition.statistics, sums.sum(0).numpy())
-        artifacts.save_features(round_name, artifacts.Features.none())
+        artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, sums.sum(0).numpy())
         print(f"{round_name}: {len(frame)} images scored by {score.acquisition}, {paths.scores(round_name)}")

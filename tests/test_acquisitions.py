@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline import metrics
-from pipeline.acquisitions import ACQUISITIONS, observe_truth, predicted_miou
+from pipeline.acquisitions import (
+    ACQUISITIONS,
+    Posterior,
+    Worth,
+    expected_iou,
+    faded,
+    observe_truth,
+    oracle,
+    predicted_miou,
+    worth,
+)
 from pipeline.labels import IGNORE
 
 QUICK = settings(max_examples=5, deadline=None)
@@ -144,6 +154,7 @@ def test_shortfall_known_answer() -> None:
     # I = .75, U = 1.25, J = .6: each class gains (.6 / 1.25) .25 + .25 / 1.25 = .32, halved by the mean over classes
     assert SHORTFALL.gain(statistics, statistics[0], 0.0)[0].tolist() == pytest.approx([16.0, 16.0])
     assert SHORTFALL.gain_map(probabilities, statistics[0], 0.0).flatten().tolist() == pytest.approx([16.0, 16.0])
+    assert expected_iou(statistics[0]).tolist() == pytest.approx([0.6, 0.6])
     assert predicted_miou(statistics[0]) == pytest.approx(0.6)
     assert predicted_miou(statistics[0], 0.1) == pytest.approx(0.75 / 1.5)
 
@@ -171,8 +182,168 @@ def test_baselines_known_answers() -> None:
     images = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]])[:, :, None, None].expand(
         -1, -1, 2, 3
     )
-    expected = {"entropy": [0, np.log(2), np.log(3)], "margin": [0, 1, 1], "random": [1, 1, 1]}
+    expected = {
+        "entropy": [0, np.log(2), np.log(3)],
+        "margin": [0, 1, 1],
+        "least_confidence": [0, 1 / 2, 2 / 3],
+        "ripu": [0, 0, 0],  # every region is pure
+        "random": [1, 1, 1],
+    }
     for name, gains in expected.items():
         statistics = ACQUISITIONS[name].observe(images)
         found = ACQUISITIONS[name].gain(statistics, statistics.sum(0), 0.0).sum(1)
         np.testing.assert_allclose(found.numpy(), gains, rtol=1e-6, err_msg=name)
+
+
+def random_posterior(seed: int, members: int = 4, spread: float = 1.5) -> Posterior:
+    """Members around common logits, on cells of 2 x 3 pixels; the worth is that of their mean."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, 2, 5, 4, 6, generator=generator) * 2
+    spreads = spread * torch.randn(members, 2, 5, 4, 6, generator=generator)
+    rows, cols = torch.arange(8) // 2, torch.arange(18) // 3
+    of = Posterior((logits + spreads).softmax(2), rows, cols)
+    return of._replace(worth=worth(SHORTFALL.observe(pixels_of(of)).sum(0), 0.01))
+
+
+def pixels_of(of: Posterior) -> Tensor:
+    """Probabilities of pixels, the members' mean."""
+    mean = of.members.mean(0)
+    return mean[:, :, of.rows[:, None], of.cols]
+
+
+def by_class(name: str, of: Posterior, blend: float = 1.0) -> Tensor:
+    statistics = ACQUISITIONS[name].observe(pixels_of(of), of)
+    return ACQUISITIONS[name].gain(statistics, statistics.sum(0), 0.01, blend)
+
+
+@QUICK
+@given(SEEDS)
+def test_evpi_is_the_best_claim_of_every_member_less_the_best_of_all(seed: int) -> None:
+    """By enumeration: every claim's utility under every truth."""
+    of = random_posterior(seed)
+    per_doubt, per_miss = (table.numpy() for table in of.worth)
+    utility = np.where(np.eye(5) > 0, per_miss[:, None], -per_doubt[:, None])  # (claim, truth)
+    p = of.members.double().numpy()
+    expected = np.zeros((2, 5))
+    for n, row, col in np.ndindex(2, 8, 18):
+        told = p[:, n, :, row // 2, col // 3]
+        known = np.mean([max(utility[a] @ member for a in range(5)) for member in told])
+        unknown = max(utility[a] @ told.mean(0) for a in range(5))
+        expected[n, told.mean(0).argmax()] += known - unknown
+    np.testing.assert_allclose(by_class("evpi", of).numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+@QUICK
+@given(SEEDS)
+def test_what_can_be_learnt_is_never_more_than_what_is_missing(seed: int) -> None:
+    of = random_posterior(seed)
+    p = pixels_of(of)
+    pool = torch.cat([SHORTFALL.observe(p).sum(0), torch.zeros(5, 1)], dim=1)
+    missing = SHORTFALL.gain_map(p, pool[:, :3], 0.01)
+    learnt = ACQUISITIONS["evpi"].gain_map(p, pool, 0.01, of)
+    assert (learnt >= 0).all()
+    assert (learnt <= missing + 1e-6).all()
+    certain_members = of._replace(
+        members=torch.eye(5)[[0, 1, 2, 3, 4, 1]][:, None, :, None, None].expand(-1, 2, -1, 4, 6)
+    )
+    told = ACQUISITIONS["evpi"].gain_map(pixels_of(certain_members), pool, 0.01, certain_members)
+    assert (told > 0).all()
+
+
+def test_evpi_known_answer() -> None:
+    """A coin that the members know and their mean does not; and one that nobody knows."""
+    members = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[:, None, :, None, None]
+    one = torch.zeros(1, dtype=torch.int64)
+    of = Posterior(members, one, one, Worth(torch.tensor([1.0, 1.0]).double(), torch.tensor([2.0, 2.0]).double()))
+    p = torch.full((1, 2, 1, 1), 0.5)
+    assert ACQUISITIONS["evpi"].observe(p, of)[0, :, 3].tolist() == [1.5, 0]  # 2 with the truth, (2 - 1) / 2 without
+    unknown = of._replace(members=torch.full((2, 1, 2, 1, 1), 0.5))
+    assert ACQUISITIONS["evpi"].observe(p, unknown)[0, :, 3].tolist() == [0, 0]
+    assert float(SHORTFALL.gain(SHORTFALL.observe(p), SHORTFALL.observe(p)[0], 0.01).sum()) > 0
+
+
+@pytest.mark.parametrize("name", ["evpi", "bald"])
+@pytest.mark.parametrize("members", [1, 2, 3, 8])
+def test_members_of_one_mind_leave_nothing_to_learn(name: str, members: int) -> None:
+    of = random_posterior(0, members)
+    same = of._replace(members=of.members[:1].expand(members, -1, -1, -1, -1))
+    assert by_class(name, same).abs().max() < 1e-4
+    if members > 1:
+        assert (by_class(name, of).sum(1) > 0.01).all()
+
+
+@QUICK
+@given(SEEDS)
+def test_bald_agrees_with_the_divergence_from_the_mean(seed: int) -> None:
+    """Mutual information is also the mean Kullback-Leibler divergence of the members from their mean."""
+    of = random_posterior(seed)
+    p = of.members.double().numpy()
+    mean = p.mean(0)
+    divergence = (p * np.log(p / mean)).sum(2).mean(0)  # (n, rows, cols)
+    claimed = mean.argmax(1)
+    expected = [[(divergence[n] * (claimed[n] == c)).sum() / 24 for c in range(5)] for n in range(2)]
+    np.testing.assert_allclose(by_class("bald", of).numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+@QUICK
+@given(SEEDS, st.floats(0, 1))
+def test_gain_blends_what_is_missing_with_what_can_be_learnt(seed: int, blend: float) -> None:
+    of = random_posterior(seed)
+    missing, learnt = by_class("shortfall", of), by_class("evpi", of)
+    np.testing.assert_allclose(by_class("gain", of, blend), blend * missing + (1 - blend) * learnt, rtol=1e-9)
+    assert torch.equal(by_class("gain", of, 1.0), missing)
+    assert torch.equal(by_class("gain", of, 0.0), learnt)
+
+
+def test_blend_falls_along_a_line_and_stays() -> None:
+    assert [faded(rounds, 0.2, 4) for rounds in range(7)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    assert [faded(rounds, 0.5, 1) for rounds in range(3)] == [1, 0.5, 0.5]
+
+
+@QUICK
+@given(SEEDS)
+def test_cells_stand_for_their_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, cols = (torch.from_numpy(np.sort(rng.integers(0, 5, length))) for length in (7, 9))
+    of = Posterior(torch.rand(1, 2, 3, 5, 5), rows, cols)
+    cells = torch.rand(2, 5, 5)
+    found = of.spread(cells)
+    assert all(found[n, r, c] == cells[n, rows[r], cols[c]] for n, r, c in np.ndindex(2, 7, 9))
+    assert (cells * of.pixels()).sum((1, 2)).tolist() == pytest.approx(found.sum((1, 2)).tolist())
+
+
+@QUICK
+@given(SEEDS)
+def test_ripu_agrees_with_a_loop(seed: int) -> None:
+    probabilities = random_pool(seed, classes=4, images=2, size=(5, 6))
+    p = probabilities.double().numpy()
+    claim, expected = p.argmax(1), np.zeros((2, 4))
+    entropy = -(p * np.log(p)).sum(1)
+    for n, row, col in np.ndindex(2, 5, 6):
+        window = np.s_[n, max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2]
+        shares = np.bincount(claim[window].ravel()) / claim[window].size
+        shares = shares[shares > 0]
+        expected[n, claim[n, row, col]] += -(shares * np.log(shares)).sum() * entropy[window].mean() / 30
+    statistics = ACQUISITIONS["ripu"].observe(probabilities)
+    found = ACQUISITIONS["ripu"].gain(statistics, statistics.sum(0), 0.0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+@QUICK
+@given(SEEDS)
+def test_oracle_is_what_mending_each_wrong_pixel_wins(seed: int) -> None:
+    """One pixel at a time, by the pool's real confusion matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    truth, guess = (torch.randint(0, 4, (3, 50, 50), generator=generator, dtype=torch.uint8) for _ in range(2))
+    prediction = torch.where(torch.rand(3, 50, 50, generator=generator) < 0.5, guess, truth)
+    found = oracle(observe_truth(prediction, truth, 4), 0.0).sum(1)
+    pool = metrics.confusion(prediction, truth, 4)
+    for n in range(3):
+        own, won = metrics.confusion(prediction[n : n + 1], truth[n : n + 1], 4), 0.0
+        for true, claim in np.argwhere(np.eye(4) == 0):
+            mended = pool.clone()
+            mended[true, claim] -= 1
+            mended[true, true] += 1
+            won += 100 * int(own[true, claim]) * (metrics.miou(mended) - metrics.miou(pool))
+        assert float(found[n]) == pytest.approx(won, rel=0.01)
+    assert oracle(observe_truth(truth, truth, 4), 0.0).abs().max() == 0

@@ -134,7 +134,10 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
         "pretrain": ({source}, {paths.model(r)}),
         "score": ({pool, paths.model(after), paths.labels(after)}, {paths.scores(r), paths.features(r), paths.pool(r)}),
         "select": ({paths.scores(r), paths.features(r)}, {paths.selection(r)}),
-        "predict": ({pool, paths.selection(r), paths.pool(r), paths.model(after)}, {paths.predictions(r)}),
+        "predict": (
+            {pool, paths.selection(r), paths.pool(r), paths.model(after), paths.labels(after)},
+            {paths.predictions(r)},
+        ),
         "annotate": (
             {
                 pool,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import conv2d
 
 from pipeline import __main__, acquisitions, artifacts, labels, paths, pictures, predict, score, training
 from pipeline.errors import UserError
@@ -46,7 +47,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         last.data *= 8  # an untrained network says nearly the same of every class
         artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, TEMPERATURE))
         line = settings.budget["r01"]
-        score.run("r01", line, prepare=settings.prepare, model=settings.model, score=settings.score, compute=one())
+        score.run(
+            "r01",
+            line,
+            seed=settings.seed,
+            prepare=settings.prepare,
+            model=settings.model,
+            score=settings.score,
+            compute=one(),
+        )
     return folder
 
 
@@ -68,7 +77,13 @@ def run(settings: Params | None = None, batch: int = 2) -> dict[str, bytes]:
     """Run the stage; what is in its folder then."""
     given = settings or repo.params()
     predict.run(
-        "r01", given.budget["r01"], prepare=given.prepare, model=given.model, score=given.score, compute=one(batch)
+        "r01",
+        given.budget["r01"],
+        seed=given.seed,
+        prepare=given.prepare,
+        model=given.model,
+        score=given.score,
+        compute=one(batch),
     )
     return files()
 
@@ -89,6 +104,8 @@ class Said(NamedTuple):
     image: np.ndarray
     logits: torch.Tensor
     """(classes, height, width) of the network's size."""
+    posterior: acquisitions.Posterior
+    """Members, without temperature: their logits."""
 
 
 def independent(key: str) -> Said:
@@ -102,7 +119,11 @@ def independent(key: str) -> Said:
     flag = cv2.INTER_AREA if image.shape[0] > 16 else cv2.INTER_LINEAR
     small = torch.from_numpy(cv2.resize(image, (32, 16), interpolation=flag))
     with torch.no_grad():
-        return Said(image, network.eval()(small.permute(2, 0, 1)[None])[0])
+        logits, grid = network.eval().with_grid(small.permute(2, 0, 1)[None])
+        seed = int(np.random.SeedSequence([1, *b"r01"]).generate_state(1)[0])
+        weights = network.thinned(4, 0.5, torch.Generator().manual_seed(seed))
+        members = torch.stack([conv2d(grid.features, one, network.last_layer().bias) for one in weights])
+        return Said(image, logits[0], acquisitions.Posterior(members, grid.rows, grid.cols))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -129,11 +150,19 @@ def test_prediction_is_the_most_probable_class_at_the_size_of_the_image(batch: i
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
-@pytest.mark.parametrize("acquisition", ["shortfall", "entropy", "margin", "random"])
+@pytest.mark.parametrize("acquisition", acquisitions.ACQUISITIONS)
 def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisition: str, calibrate: bool) -> None:
-    settings = repo.params(score={"acquisition": acquisition, "calibrate": calibrate})
+    settings = repo.params(score={"acquisition": acquisition, "calibrate": calibrate, "dropout": 0.5})
     line = settings.budget["r01"]
-    score.run("r01", line, prepare=settings.prepare, model=settings.model, score=settings.score, compute=one())
+    score.run(
+        "r01",
+        line,
+        seed=settings.seed,
+        prepare=settings.prepare,
+        model=settings.model,
+        score=settings.score,
+        compute=one(),
+    )
     scores = artifacts.load_scores("r01").set_index("key")["gain"]
     found = run(settings)
     for key in selected():
@@ -142,7 +171,12 @@ def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisitio
         for cooled in (TEMPERATURE, 1.0):
             probabilities = (said.logits[None] / cooled).softmax(1)
             pool = torch.from_numpy(artifacts.load_pool("r01"))
-            gains[cooled] = acquisitions.ACQUISITIONS[acquisition].gain_map(probabilities, pool, settings.score.smooth)
+            posterior = said.posterior._replace(members=(said.posterior.members / cooled).softmax(2))
+            if acquisitions.ACQUISITIONS[acquisition].worth:
+                posterior = posterior._replace(worth=acquisitions.worth(pool, settings.score.smooth))
+            gains[cooled] = acquisitions.ACQUISITIONS[acquisition].gain_map(
+                probabilities, pool, settings.score.smooth, posterior, 1.0
+            )
         right, wrong = (TEMPERATURE, 1.0) if calibrate else (1.0, TEMPERATURE)
         assert float(gains[right].sum()) == pytest.approx(scores[key], rel=1e-3)  # the map is of the score
         shown = decoded(found[f"{key}.jpg"])

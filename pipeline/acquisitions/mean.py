@@ -1,0 +1,108 @@
+"""Scores of a pixel whose mean over an image is its gain. Pool, smoothing and blend play no part in them."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, asked, by_claim, claims
+
+REGION = 3
+"""Height and width in pixels of the region of `ripu`."""
+
+
+def entropy(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """Shannon entropy -sum_c p log p, nats."""
+    entropies: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropies
+
+
+def margin(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """1 - (highest - second highest probability)."""
+    highest, second = probabilities.topk(2, dim=1).values.unbind(1)
+    return 1 - (highest - second)
+
+
+def least_confidence(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """1 - highest probability."""
+    return 1 - probabilities.amax(1)
+
+
+def alike(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """1."""
+    return torch.ones_like(probabilities[:, 0])
+
+
+def ripu(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """Region impurity times prediction uncertainty: Xie et al. 2022, "Towards Fewer Annotations".
+
+        impurity = -sum_c q_c log q_c,  q_c = share of the claims of class c in the region around the pixel
+        uncertainty = mean entropy of the region's pixels
+
+    Both in nats: the paper's code divides by log C, which orders images alike. At the border, the region is what of it
+    lies in the image. The paper ranks regions to buy; here, the mean over the image ranks images.
+    """
+
+    def region(maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps, REGION, stride=1, padding=REGION // 2, count_include_pad=False)
+
+    impurity = torch.zeros_like(probabilities[:, 0])
+    for own in claims(probabilities, probabilities.amax(1)):
+        impurity += torch.special.entr(region(own.to(probabilities.dtype)))
+    return impurity * region(entropy(probabilities))
+
+
+def bald(members: Float[Tensor, "k n c h w"]) -> Float[Tensor, "n h w"]:
+    """Entropy of the members' mean less the members' mean entropy: mutual information of class and member, nats."""
+    apart = torch.special.entr(members).sum(2).mean(0)
+    information: Tensor = torch.special.entr(members.mean(0)).sum(1) - apart
+    return information.clamp(min=0)  # by Jensen's inequality; below it by rounding only
+
+
+def of_pixels(score: Callable[[Probabilities], Float[Tensor, "n h w"]]) -> Acquisition:
+    """The acquisition whose gain is the mean of `score` over an image's pixels."""
+
+    def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
+        return by_claim(probabilities, score(probabilities))
+
+    def gain_map(
+        probabilities: Probabilities,
+        pool: Float64[Tensor, "c 2"],
+        smooth: float,
+        posterior: Posterior | None = None,
+        blend: float = 1.0,
+    ) -> Float[Tensor, "n h w"]:
+        return score(probabilities) / probabilities[0, 0].numel()
+
+    return Acquisition(("claimed", "score"), observe, _mean, gain_map)
+
+
+def of_members(score: Callable[[Float[Tensor, "k n c h w"]], Float[Tensor, "n h w"]]) -> Acquisition:
+    """The acquisition whose gain is the mean of a `score` of the members, split by the class that their mean claims."""
+    name = getattr(score, "__name__", "score")
+
+    def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
+        of = asked(posterior, name)
+        return by_claim(of.members.mean(0), score(of.members), of.pixels())
+
+    def gain_map(
+        probabilities: Probabilities,
+        pool: Float64[Tensor, "c 2"],
+        smooth: float,
+        posterior: Posterior | None = None,
+        blend: float = 1.0,
+    ) -> Float[Tensor, "n h w"]:
+        of = asked(posterior, name)
+        return of.spread(score(of.members)) / probabilities[0, 0].numel()
+
+    return Acquisition(("claimed", "score"), observe, _mean, gain_map, members=True)
+
+
+def _mean(
+    statistics: Float64[Tensor, "m c 2"], pool: Float64[Tensor, "c 2"], smooth: float, blend: float = 1.0
+) -> Float64[Tensor, "m c"]:
+    claimed, scores = statistics.unbind(2)
+    means: Tensor = scores / claimed.sum(1, keepdim=True)
+    return means

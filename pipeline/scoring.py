@@ -1,0 +1,201 @@
+"""An acquisition at work on a network's outputs: what the stages score, predict and report have in common."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pipeline import batches, features, inference, paths
+from pipeline.acquisitions import ACQUISITIONS, Acquisition, Posterior, Worth, expected_iou, faded, worth
+from pipeline.artifacts import Features
+from pipeline.batches import Item
+from pipeline.errors import UserError, choose
+from pipeline.features import Pooled
+from pipeline.inference import Output
+from pipeline.models import Network
+from pipeline.params import Compute, Model, Score
+
+SAMPLE = 200
+"""Images, evenly spread over those left, that tell J and U where an acquisition needs them before the pass."""
+
+
+class Scorer(NamedTuple):
+    """How a round's images are scored."""
+
+    round_name: str
+    after: str
+    """The round whose network it is."""
+    acquisition: Acquisition
+    network: Network
+    temperature: float
+    """By which logits are cooled; 1 leaves them as they are."""
+    smooth: float
+    blend: float
+    """Share of the shortfall in `gain`."""
+    heads: Float[Tensor, "k c d kh kw"] | None
+    """Last layers of the members, if the acquisition asks for them."""
+
+    def posterior(self, out: Output, of_pixel: Worth | None = None) -> Posterior | None:
+        """What the members say of a batch, at the resolution of the last layer; None if they are not asked."""
+        if self.heads is None:
+            return None
+        if out.grid is None:
+            raise AssertionError("members are asked with `outputs(..., grid=True)`")
+        with torch.inference_mode():
+            members = (self.network.by_members(out.grid.features, self.heads) / self.temperature).softmax(2)
+        return Posterior(members, out.grid.rows, out.grid.cols, of_pixel)
+
+    def statistics(
+        self, fabric: Fabric, results: Iterator[Output], items: Sequence[Item], of_pixel: Worth | None = None
+    ) -> Float64[Tensor, "m c s"]:
+        """The acquisition's statistics of all items, of all processes, in their order.
+
+        Raises:
+            UserError: probabilities are not finite.
+        """
+
+        def observe(probabilities: Tensor, out: Output) -> Tensor:
+            return self.acquisition.observe(probabilities, self.posterior(out, of_pixel))
+
+        sums = statistics(fabric, results, self.temperature, observe, len(items))
+        broken = ~sums.flatten(1).isfinite().all(1)
+        if broken.any():
+            raise UserError(
+                f"{self.round_name}: the probabilities that {paths.model(self.after)} gives for "
+                f"{items[int(broken.nonzero()[0])].key!r} are not finite: train it with a lower lr, or in 32-true"
+            )
+        return sums
+
+    def gain(self, sums: Float64[Tensor, "m c s"]) -> Float64[Tensor, "m c"]:
+        """Gain of the images of a pool by class.
+
+        Raises:
+            UserError: a class has no union in the pool, and there is no smoothing.
+        """
+        with self.about_smoothing():
+            return self.acquisition.gain(sums, sums.sum(0), self.smooth, self.blend)
+
+    @contextmanager
+    def about_smoothing(self) -> Iterator[None]:
+        """A class without a union is a sentence."""
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(f"{self.round_name}: score.smooth is {self.smooth:g}: {error}") from None
+
+    def gain_map(
+        self, out: Output, probabilities: Float[Tensor, "n c h w"], pool: Float64[Tensor, "c s"]
+    ) -> Float[Tensor, "n h w"]:
+        """Gain of every pixel, relative to the totals of the pool.
+
+        Raises:
+            ValueError: a class has no union in the pool, and there is no smoothing.
+        """
+        of_pixel = worth(pool, self.smooth) if self.acquisition.worth else None
+        posterior = self.posterior(out, of_pixel)
+        return self.acquisition.gain_map(probabilities, pool, self.smooth, posterior, self.blend)
+
+
+def start(
+    round_name: str, after: str, network: Network, temperature: float, score: Score, *, seed: int, rounds: int
+) -> Scorer:
+    """The round's scorer: the same in every stage of the round.
+
+    Args:
+        round_name: the round that buys.
+        after: the round before.
+        network: of the round before.
+        temperature: that was fitted beside it.
+        score: the section of params.yaml.
+        seed: of the run; the members are drawn anew in each round.
+        rounds: how many have bought before.
+
+    Raises:
+        UserError: the acquisition is unknown, or asks for members that the network cannot have.
+    """
+    acquisition = choose("score.acquisition", ACQUISITIONS, score.acquisition)
+    heads = None
+    if acquisition.members:
+        round_seed = int(np.random.SeedSequence([seed, *round_name.encode()]).generate_state(1)[0])
+        heads = network.thinned(score.members, score.dropout, torch.Generator().manual_seed(round_seed))
+    blend = faded(rounds, score.blend_end, score.blend_rounds)
+    cooled = temperature if score.calibrate else 1.0
+    return Scorer(round_name, after, acquisition, network, cooled, score.smooth, blend, heads)
+
+
+def sampled_worth(fabric: Fabric, scorer: Scorer, left: Sequence[Item], model: Model, compute: Compute) -> Worth:
+    """What right and wrong claims are worth, before the pass in which an acquisition needs it for every pixel.
+
+    J and U are those of at most SAMPLE images, evenly spread over those left, U scaled up to all of them. That is exact
+    for a pool no larger, and an estimate for a larger one: good for common classes; a class that the sample misses has
+    its smoothing for a union. The pass itself counts all images, and what is written of the pool is their total: so
+    the map of an image, drawn with that, sums to its gain up to the error of the estimate.
+
+    Raises:
+        UserError: probabilities are not finite, or a class has no union and there is no smoothing.
+    """
+    places = np.unique(np.linspace(0, len(left) - 1, SAMPLE).round().astype(int))
+    sample = [left[place] for place in places]
+    name = f"score {scorer.round_name}, J and U"
+    results = inference.outputs(fabric, scorer.network, sample, model.size, compute, name)
+    plain = scorer._replace(acquisition=ACQUISITIONS["shortfall"], heads=None)
+    sums = plain.statistics(fabric, results, sample)
+    with scorer.about_smoothing():
+        return worth(sums.sum(0) * len(left) / len(sample), scorer.smooth)
+
+
+def statistics(
+    fabric: Fabric,
+    results: Iterator[Output],
+    temperature: float,
+    observe: Callable[[Tensor, Output], Tensor],
+    total: int,
+) -> Float64[Tensor, "m c s"]:
+    """Per-image sums of the cooled probabilities of `outputs`, of all processes, in the items' order.
+
+    `observe` is given the probabilities of a batch and what else there is of it, but for the logits: they are used up.
+    """
+    rows: list[Tensor] = []
+    probabilities = torch.empty(0)
+    with torch.inference_mode():
+        for out in results:
+            # In place and into one tensor for all batches: on the CPU, fresh ones of this size cost as much in page
+            # faults as the softmax does in arithmetic.
+            if probabilities.shape != out.logits.shape:
+                probabilities = torch.empty_like(out.logits)
+            torch.softmax(out.logits.div_(temperature), 1, out=probabilities)
+            rows.append(observe(probabilities, out).double().cpu())
+    if not rows:
+        raise ValueError("a process without images: use fewer processes than there are images")
+    return batches.gather(fabric, torch.cat(rows), total)
+
+
+def pooling(
+    fabric: Fabric, scorer: Scorer, results: Iterator[Output], classes: int, seed: int, into: list[Pooled]
+) -> Iterator[Output]:
+    """The results as they come; on the way, the features of every batch are pooled."""
+    run_rng = torch.Generator().manual_seed(seed)
+    width = scorer.network.last_layer().in_channels
+    projected = features.projection(classes, width, run_rng).to(fabric.device)
+    for out in results:
+        if out.grid is None:
+            raise AssertionError("features come with `outputs(..., grid=True)`")
+        with torch.inference_mode():
+            probabilities = (out.grid.logits / scorer.temperature).softmax(1)
+            pixels = Posterior(probabilities[None], out.grid.rows, out.grid.cols).pixels()
+            found = features.pool(out.grid.features, probabilities, pixels, projected)
+        into.append(Pooled(*(part.cpu() for part in found)))
+        yield out
+
+
+def vectors(fabric: Fabric, pooled: Sequence[Pooled], keys: list[str], left: int, smooth: float) -> Features:
+    """Of all processes, in the order of the keys, of which the first `left` make up the pool."""
+    whole = Pooled(*(batches.gather(fabric, torch.cat(parts), len(keys)) for parts in zip(*pooled, strict=True)))
+    iou = expected_iou(whole.statistics[:left].sum(0), smooth)
+    by_class = features.by_class(whole.parts, whole.statistics, iou)
+    return Features(keys, whole.image.numpy(), by_class.numpy(), whole.gradient.numpy())

@@ -1,0 +1,182 @@
+"""The stage `score` against what its parts say of one image at a time; members and features of the pool."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import (
+    acquisitions,
+    artifacts,
+    batches,
+    datasets,
+    features,
+    inference,
+    labels,
+    paths,
+    score,
+    scoring,
+    training,
+)
+from pipeline.acquisitions import ACQUISITIONS
+from pipeline.errors import UserError
+from pipeline.params import Compute
+from tests import repo
+
+CLASSES = labels.CLASS_SETS["cityscapes19"]
+TEMPERATURE = 0.5
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    repo.write(tmp_path)
+    source_model()
+
+
+def source_model(name: str = "small") -> None:
+    settings = repo.params(model={"name": name, "size": [16, 32], "width": 32}).model
+    network = training.new_network(settings, CLASSES, torch.Generator().manual_seed(3))
+    for part in network.parts.head:
+        network.body.get_submodule(part).weight.data *= 8  # an untrained network says the same of every class
+    artifacts.save_model("r00", network.state_dict(), training.describe(settings, CLASSES, TEMPERATURE))
+
+
+def run(round_name: str = "r01", batch: int = 3, model: str = "small", **changes: Any) -> np.ndarray:
+    """Run the stage; the gains by class, in the pool's order."""
+    settings = repo.params(score=changes, model={"name": model, "size": [16, 32], "width": 32})
+    compute = Compute(accelerator="cpu", workers=0, batch=batch)
+    line = settings.budget[round_name].model_copy(update={"after": "r00"})
+    score.run(
+        round_name, line, seed=1, prepare=settings.prepare, model=settings.model, score=settings.score, compute=compute
+    )
+    scores = artifacts.load_scores(round_name)
+    gains = scores[[f"gain_{name}" for name in CLASSES.names]].to_numpy()
+    np.testing.assert_allclose(gains.sum(1), scores["gain"], rtol=1e-6)
+    return gains
+
+
+def buy(*rounds: int) -> list[str]:
+    """Labels of so many images in each round; the keys."""
+    keys = list(artifacts.load_manifest("pool")["key"])[: sum(rounds)]
+    names = [f"r{number:02d}" for number, count in enumerate(rounds, 1) for _ in range(count)]
+    rows = [{"key": key, "round": name, "minutes": 4, "sha256": ""} for key, name in zip(keys, names, strict=True)]
+    artifacts.save_labels("r00", rows)
+    return keys
+
+
+def outputs() -> list[inference.Output]:
+    """Of every image of the pool on its own."""
+    settings = repo.params(model={"name": "small", "size": [16, 32], "width": 32})
+    network, temperature = training.open_network("r00", settings.model, CLASSES)
+    assert temperature == TEMPERATURE
+    frame = artifacts.load_manifest("pool").assign(mask="")
+    items = batches.items(frame, datasets.table("cityscapes", Path("pool"), CLASSES))
+    compute = Compute(accelerator="cpu", workers=0, batch=1)
+    fabric = training.start(compute)
+    return list(inference.outputs(fabric, network, items, settings.model.size, compute, "all", grid=True))
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_gains_do_not_depend_on_the_batch_nor_on_what_else_is_written(name: str) -> None:
+    gains = run(acquisition=name)
+    assert (gains >= 0).all()
+    assert gains.any()
+    kept = paths.scores("r01").read_bytes(), paths.pool("r01").read_bytes()
+    np.testing.assert_allclose(run(batch=1, acquisition=name), gains, rtol=1e-3, atol=1e-6)
+    run(acquisition=name, features=True)
+    assert kept == (paths.scores("r01").read_bytes(), paths.pool("r01").read_bytes())
+
+
+@pytest.mark.parametrize("name", ["evpi", "bald"])
+def test_members_are_drawn_for_the_round_and_more_dropout_tells_them_further_apart(name: str) -> None:
+    gains = run(acquisition=name)
+    assert np.array_equal(run(acquisition=name), gains)
+    assert not np.array_equal(run("r02", acquisition=name), gains)
+    assert run(acquisition=name, dropout=0.0).sum() < 1e-3 * gains.sum()
+    assert run(acquisition=name, dropout=0.5).sum() > gains.sum()
+
+
+def test_blend_falls_with_the_rounds_that_have_bought() -> None:
+    schedule = {"blend_end": 0.2, "blend_rounds": 2}
+    np.testing.assert_allclose(run(acquisition="gain", **schedule), run(acquisition="shortfall"), rtol=1e-6)
+    for rounds, blend in (((2,), 0.6), ((2, 1), 0.2), ((2, 1, 1), 0.2)):
+        buy(*rounds)
+        missing, learnt = run(acquisition="shortfall"), run(acquisition="evpi")
+        expected = blend * missing + (1 - blend) * learnt
+        np.testing.assert_allclose(run(acquisition="gain", **schedule), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_worth_comes_from_a_sample_and_the_pool_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = run(acquisition="evpi")
+    pool = artifacts.load_pool("r01")
+    shortfalls = [ACQUISITIONS["shortfall"].observe((out.logits / TEMPERATURE).softmax(1)) for out in outputs()]
+    np.testing.assert_allclose(pool[:, :3], torch.cat(shortfalls).sum(0), rtol=1e-4, atol=1e-3)
+    asked = []
+    original = acquisitions.worth
+    monkeypatch.setattr(scoring, "worth", lambda pool, smooth: asked.append(pool) or original(pool, smooth))
+    monkeypatch.setattr(scoring, "SAMPLE", 3)
+    estimated = run(acquisition="evpi")
+    (total,) = asked
+    spread = torch.cat([shortfalls[place] for place in (0, 4, 7)]).sum(0) * 8 / 3  # of eight images
+    torch.testing.assert_close(total, spread, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(artifacts.load_pool("r01")[:, :3], pool[:, :3], rtol=1e-6)
+    assert not np.array_equal(estimated, exact)
+    assert np.corrcoef(estimated.sum(1), exact.sum(1))[0, 1] > 0.9
+
+
+def test_features_are_of_what_is_left_and_of_what_was_bought() -> None:
+    bought = buy(2, 1)
+    run(features=True)
+    found = artifacts.load_features("r01")
+    keys = list(artifacts.load_manifest("pool")["key"])
+    assert found.keys == [*keys[3:], *bought]
+    assert [found.image.dtype, found.by_class.dtype, found.gradient.dtype] == [np.float32, np.float16, np.float32]
+    every = outputs()
+    order = [keys.index(key) for key in found.keys]
+    said = [(every[place].grid.features, (every[place].grid.logits / TEMPERATURE).softmax(1)) for place in order]
+    np.testing.assert_allclose(found.image, [f.mean((0, 2, 3)).numpy() for f, _ in said], rtol=1e-4, atol=1e-5)
+    projected = features.projection(19, said[0][0].shape[1], torch.Generator().manual_seed(1))
+    statistics = torch.cat([ACQUISITIONS["shortfall"].observe(p) for _, p in said[:5]])  # the pool is what is left
+    iou = acquisitions.expected_iou(statistics.sum(0), 0.01)
+    for row, (feature, p) in enumerate(said):
+        pooled = features.pool(feature, p, torch.full(p.shape[2:], 4.0), projected)  # cells of 2 x 2 pixels
+        np.testing.assert_allclose(found.gradient[row], pooled.gradient[0], rtol=1e-3, atol=1e-5)
+        alone = features.by_class(pooled.parts, pooled.statistics, iou)[0]
+        np.testing.assert_allclose(found.by_class[row].astype(float), alone.double(), rtol=5e-3, atol=5e-3)
+    before = paths.features("r01").read_bytes()
+    run(features=True, batch=8)
+    again = artifacts.load_features("r01")
+    np.testing.assert_allclose(again.gradient, found.gradient, rtol=1e-3, atol=1e-5)
+    run(features=True)
+    assert paths.features("r01").read_bytes() == before
+
+
+def test_features_that_were_not_asked_for_are_a_sentence() -> None:
+    run()
+    with pytest.raises(UserError, match=r"r01/features\.npz has no images: set score\.features to true and run `dvc"):
+        artifacts.load_features("r01")
+
+
+def test_model_without_one_last_layer_is_scored_by_what_it_can_do() -> None:
+    source_model("lraspp_mobilenet_v3_large")
+    assert run(model="lraspp_mobilenet_v3_large").any()
+    for asked in ({"acquisition": "evpi"}, {"acquisition": "bald"}, {"features": True}):
+        with pytest.raises(UserError, match="this model has 2 last layers"):
+            run(model="lraspp_mobilenet_v3_large", **asked)
+
+
+@pytest.mark.parametrize("name", ["shortfall", "evpi", "gain", "entropy", "bald"])
+def test_outputs_that_are_not_finite_are_a_sentence(name: str) -> None:
+    state, about = artifacts.load_model("r00")
+    for weight in state.values():
+        if weight.dim() == 4:
+            weight.fill_(3e38)
+    artifacts.save_model("r00", state, about)
+    first = artifacts.load_manifest("pool")["key"].iloc[0]
+    with pytest.raises(UserError, match=f"r01: the probabilities that data/models/r00 gives for '{first}' are not fin"):
+        run(acquisition=name, features=True)
+    assert not paths.scores("r01").exists()
+    assert not paths.features("r01").exists()
