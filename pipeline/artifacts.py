@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
 SCORE_COLUMNS = ("key", "gain", "minutes")
-SELECTION_COLUMNS = ("key", "gain", "minutes", "probability")
-TEXT_COLUMNS = ("key", "image", "mask", "sha256")
+SELECTION_COLUMNS = ("key", "gain", "minutes", "probability", "method")
+AUDIT_COLUMNS = ("key", "probability", "predicted")
+TEXT_COLUMNS = ("key", "image", "mask", "sha256", "method")
 
 
 def write(path: Path, data: bytes) -> None:
@@ -129,7 +130,7 @@ def save_selection(round_name: str, frame: pd.DataFrame) -> None:
 
 
 def load_selection(round_name: str) -> pd.DataFrame:
-    """Columns key, gain, minutes, probability."""
+    """Columns key, gain, minutes, probability, and the method that chose the image (empty: not on record)."""
     return _load_table(paths.selection(round_name), SELECTION_COLUMNS, f"select@{round_name}")
 
 
@@ -147,6 +148,24 @@ def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     frame = _load_table(paths.pool(round_name), ("key",), f"score@{round_name}")
     sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
     return sums
+
+
+def save_audit(round_name: str, frame: pd.DataFrame, content: Mapping[str, Any]) -> None:
+    """Write what a round's labels say of its score: one row per image that came back, and the conclusion."""
+    _save_table(paths.audit_table(round_name), frame, AUDIT_COLUMNS)
+    save_json(paths.audit(round_name), content)
+
+
+def load_audit_table(round_name: str) -> pd.DataFrame:
+    """Columns key, probability, predicted and `predicted_<class>`; also realised ones where they can be computed."""
+    return _load_table(paths.audit_table(round_name), AUDIT_COLUMNS, f"audit@{round_name}")
+
+
+def load_audit(round_name: str) -> dict[str, Any]:
+    """The conclusion; `signal` is null where there is no verdict. That of r00 comes from the stage `prepare`."""
+    maker = "prepare" if round_name == paths.SOURCE_ROUND else f"audit@{round_name}"
+    content: dict[str, Any] = load_json(paths.audit(round_name), maker)
+    return content
 
 
 def save_metrics(

@@ -229,6 +229,8 @@ class Select(Section):
     """Exponent on the gain: 0 is uniform, large is best first."""
     uniform_share: Share = 0.1
     """Share of the drawing probability that is spread evenly, so that every image can be drawn."""
+    fallback: bool = True
+    """Whether a round is drawn class-stratified instead if the last audit found no signal in the score."""
 
 
 class Annotate(Section):

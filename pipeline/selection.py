@@ -80,7 +80,28 @@ def best_first(
     return Choice(indices, np.ones(len(indices)))
 
 
-METHODS: dict[str, Callable[..., Choice]] = {"draw": draw, "best_first": best_first}
+def class_stratified(
+    gains: Float64[np.ndarray, " m"],
+    minutes: Float64[np.ndarray, " m"],
+    *,
+    images: int | None,
+    minutes_budget: float | None,
+    power: float,
+    uniform_share: float,
+    rng: np.random.Generator,
+) -> Choice:
+    """Every image alike: gains without their parts by class do not say which stratum an image is of.
+
+    Arguments and errors as for `draw`; `power` and `uniform_share` play no part.
+    """
+    return draw(gains, minutes, images=images, minutes_budget=minutes_budget, power=0.0, uniform_share=1.0, rng=rng)
+
+
+METHODS: dict[str, Callable[..., Choice]] = {
+    "draw": draw,
+    "best_first": best_first,
+    "class_stratified": class_stratified,
+}
 
 
 def inclusion(log_q: Float64[np.ndarray, " m"], k: int) -> Float64[np.ndarray, " m"]:

@@ -90,7 +90,7 @@ def test_a_budget_is_in_images_or_in_minutes(method: Method) -> None:
             choose(method, np.ones(3), np.ones(3), **budget)
 
 
-@every
+@pytest.mark.parametrize("method", [METHODS["draw"], METHODS["best_first"]], ids=["draw", "best_first"])
 def test_gain_is_what_is_looked_for(method: Method) -> None:
     gains = np.array([1.0] * 20 + [100.0] * 5)
     found = np.concatenate([choose(method, gains, np.ones(25), seed, images=5).indices for seed in range(50)])
