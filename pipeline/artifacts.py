@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
 SCORE_COLUMNS = ("key", "gain", "minutes")
 SELECTION_COLUMNS = ("key", "gain", "minutes", "probability", "method")
+COST_COLUMNS = ("key", "regions", "boundary", "corrections")
 AUDIT_COLUMNS = ("key", "probability", "predicted")
 TEXT_COLUMNS = ("key", "image", "mask", "sha256", "method")
 
@@ -120,8 +121,14 @@ def save_scores(round_name: str, frame: pd.DataFrame) -> None:
 
 
 def load_scores(round_name: str) -> pd.DataFrame:
-    """Columns key, gain, minutes and `gain_<class>`."""
+    """Columns key, gain, minutes, `gain_<class>`, and what the minutes are predicted from."""
     return _load_table(paths.scores(round_name), SCORE_COLUMNS, f"score@{round_name}")
+
+
+def load_costs(round_name: str) -> pd.DataFrame:
+    """The scores' columns key, regions, boundary and corrections."""
+    frame = _load_table(paths.scores(round_name), COST_COLUMNS, f"score@{round_name}")
+    return frame[list(COST_COLUMNS)]
 
 
 def save_selection(round_name: str, frame: pd.DataFrame) -> None:

@@ -105,7 +105,8 @@ def _sentence(verdict: Verdict, content: dict[str, Any], acquisition: str) -> st
     level = f"gain {content['predicted']:.2f} predicted, {content['realised']:.2f} realised; "
     rank = "nothing to rank" if verdict.rank.spearman is None else f"rank correlation {verdict.rank.spearman:.2f}"
     found = {True: "a signal", False: "no signal", None: f"no verdict below {auditing.FEWEST} images"}[verdict.signal]
+    over = f"{verdict.images} images" + (f" of {verdict.rounds} rounds" if verdict.rounds > 1 else "")
     return (
-        f"{level if acquisition in IN_POINTS else ''}{rank} over {verdict.images} images of {verdict.rounds} rounds "
+        f"{level if acquisition in IN_POINTS else ''}{rank} over {over} "
         f"(p = {verdict.rank.p_value:.2g}): {found} in {acquisition}"
     )

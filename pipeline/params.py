@@ -217,7 +217,7 @@ class Score(Section):
     calibrate: bool = True
     """Whether probabilities are cooled by the temperature that was fitted beside the model."""
     minutes_per_image: Positive = 10.0
-    """Predicted minutes of an image until labels with measured minutes have come back."""
+    """Predicted minutes of an image until labels with measured minutes have come back; then they are fitted to."""
 
 
 class Select(Section):

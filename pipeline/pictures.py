@@ -156,7 +156,7 @@ def audit(
     right.set_title("Classes", loc="left", fontsize=10)
     right.legend(frameon=False, fontsize=9, loc="lower right")
     for axes in (left, right):
-        axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return _saved(figure)
