@@ -175,6 +175,12 @@ def load_audit(round_name: str) -> dict[str, Any]:
     return content
 
 
+def load_forecast(round_name: str) -> dict[str, Any]:
+    """The mIoU that the round may be expected to end with, and its interval: expected, low, high, in [0, 1]."""
+    content: dict[str, Any] = load_json(paths.forecast(round_name), f"forecast@{round_name}")
+    return content
+
+
 def save_metrics(
     round_name: str, content: Mapping[str, Any], names: Sequence[str], confusion: Int64[np.ndarray, "c c"]
 ) -> None:

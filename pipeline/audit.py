@@ -11,14 +11,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pipeline import acquisitions, artifacts, auditing, batches, datasets, inference, metrics, paths, training
-from pipeline.auditing import Verdict
+from pipeline.auditing import IN_POINTS, Verdict
 from pipeline.batches import Item
 from pipeline.errors import UserError, choose
 from pipeline.labels import IGNORE
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 
-IN_POINTS = ("shortfall", "evpi", "gain")
-"""Acquisitions that predict mIoU points, whose level can be compared with what was realised."""
 BINS = 15
 """Of the expected calibration error."""
 

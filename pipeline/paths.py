@@ -58,6 +58,11 @@ def selection(round_name: str) -> Path:
     return ROUNDS / round_name / "selection.csv"
 
 
+def forecast(round_name: str) -> Path:
+    """The mIoU that a round may be expected to end with."""
+    return ROUNDS / round_name / "forecast.json"
+
+
 def audit(round_name: str) -> Path:
     """What a round's labels say of the score that the round was bought by."""
     return ROUNDS / round_name / "audit.json"

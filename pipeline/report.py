@@ -53,6 +53,7 @@ def run(
 def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
     measures = artifacts.load_json(paths.metrics(name), f"evaluate@{name}")
     audit = artifacts.load_audit(name)
+    forecast = {} if name == paths.SOURCE_ROUND else artifacts.load_forecast(name)
     # Gains in another unit than points of mIoU are not for a table.
     in_points = "through_origin" in audit
     return {
@@ -60,6 +61,8 @@ def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "labels": len(bought),
         "minutes": sum(row["minutes"] for row in bought),
         "miou": measures["miou"],
+        "forecast_low": forecast.get("low"),
+        "forecast_high": forecast.get("high"),
         "gain_predicted": audit["predicted"] if in_points else None,
         "gain_realised": audit["realised"] if in_points else None,
         "rank_correlation": audit.get("spearman"),

@@ -177,7 +177,7 @@ def test_few_images_wait_for_a_verdict_with_the_rounds_before_them() -> None:
     assert (content["tested_images"], content["tested_rounds"], content["signal"]) == (8, 2, False)
 
 
-@pytest.mark.parametrize("acquisition", sorted(set(ACQUISITIONS) - set(audit.IN_POINTS)))
+@pytest.mark.parametrize("acquisition", sorted(set(ACQUISITIONS) - set(auditing.IN_POINTS)))
 def test_what_cannot_be_realised_is_said_and_not_invented(acquisition: str) -> None:
     scored(acquisition)
     deliver(truth(shares(descending=False)))

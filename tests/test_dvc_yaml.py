@@ -72,7 +72,7 @@ def stages(project: Path) -> list[Stage]:
 
 def test_stages_are_those_of_the_command_line_once_a_round(stages: list[Stage]) -> None:
     once = [(stage, paths.SOURCE_ROUND) for stage in ("prepare", "pretrain", "evaluate", "report")]
-    of_a_round = ("score", "select", "predict", "annotate", "audit", "tune", "evaluate")
+    of_a_round = ("score", "select", "forecast", "predict", "annotate", "audit", "tune", "evaluate")
     every = [(stage, name) for name in ("r01", "r02") for stage in of_a_round]
     assert sorted((stage.name, stage.round) for stage in stages) == sorted(once + every)
     assert {stage.name for stage in stages} == set(__main__.STAGES)
@@ -134,6 +134,7 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
         "pretrain": ({source}, {paths.model(r)}),
         "score": ({pool, paths.model(after), paths.labels(after)}, {paths.scores(r), paths.pool(r)}),
         "select": ({paths.scores(r), paths.audit(after)}, {paths.selection(r)}),
+        "forecast": ({paths.selection(r), paths.labels(after), paths.metrics(after)}, {paths.forecast(r)}),
         "predict": ({pool, paths.selection(r), paths.pool(r), paths.model(after)}, {paths.predictions(r)}),
         "annotate": (
             {
@@ -142,7 +143,7 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
                 paths.predictions(r),
                 paths.scores(r),
                 paths.labels(after),
-                paths.metrics(after),
+                paths.forecast(r),
             },
             {paths.labels(r)},
         ),
