@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from pipeline import annotate, evaluate, params_file, paths, prepare, pretrain, score, select, tune
+from pipeline import annotate, audit, evaluate, forecast, params_file, paths, prepare, pretrain, score, select, tune
 from pipeline.params import BudgetLine, Params
 
 NAME = "loop_camvid"
@@ -112,7 +112,11 @@ def loop(p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name
                     round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute
                 )
                 select.run(round_name, line, seed=p.seed, select=p.select)
+                forecast.run(round_name, line, score=p.score)
                 annotate.run(round_name, line, prepare=p.prepare, score=p.score, annotate=p.annotate)
+                audit.run(
+                    round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute
+                )
                 tune.run(
                     round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, tune=p.tune, compute=p.compute
                 )

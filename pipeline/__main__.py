@@ -16,7 +16,19 @@ from pipeline.params import BudgetLine, Params
 # Read by torch, which the stages import: threads that spin while they wait would stall the readers.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-STAGES = ("prepare", "pretrain", "score", "select", "predict", "annotate", "tune", "evaluate", "report")
+STAGES = (
+    "prepare",
+    "pretrain",
+    "score",
+    "select",
+    "forecast",
+    "predict",
+    "annotate",
+    "audit",
+    "tune",
+    "evaluate",
+    "report",
+)
 WAITING = 75
 STOPPED = 130
 """As a shell has it after Ctrl-C."""

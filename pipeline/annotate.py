@@ -183,8 +183,9 @@ def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, prepare: 
                 f"{round_name} wants {key!r}, which {elsewhere[key]} has bought already: "
                 f"run `dvc repro -s -f select@{round_name}`, then `dvc repro`"
             )
+    annotator = annotate.annotator
     new = [
-        Order(round_name, r.key, annotate.annotator, prepare.classes, r.gain, r.minutes, r.probability, ledger.now())
+        Order(round_name, r.key, annotator, prepare.classes, r.gain, r.minutes, r.probability, ledger.now(), r.method)
         for r in wanted.itertuples()
     ]
     if new:

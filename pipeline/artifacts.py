@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
 SCORE_COLUMNS = ("key", "gain", "minutes")
-SELECTION_COLUMNS = ("key", "gain", "minutes", "probability")
-TEXT_COLUMNS = ("key", "image", "mask", "sha256")
+SELECTION_COLUMNS = ("key", "gain", "minutes", "probability", "method")
+COST_COLUMNS = ("key", "regions", "boundary", "corrections")
+AUDIT_COLUMNS = ("key", "probability", "predicted")
+TEXT_COLUMNS = ("key", "image", "mask", "sha256", "method")
 
 
 def write(path: Path, data: bytes) -> None:
@@ -120,7 +122,7 @@ def save_scores(round_name: str, frame: pd.DataFrame) -> None:
 
 
 def load_scores(round_name: str) -> pd.DataFrame:
-    """Columns key, gain, minutes and `gain_<class>`."""
+    """Columns key, gain, minutes, `gain_<class>`, and what the minutes are predicted from."""
     return _load_table(paths.scores(round_name), SCORE_COLUMNS, f"score@{round_name}")
 
 
@@ -180,13 +182,19 @@ def _check_features(path: Path, features: Features) -> None:
             raise UserError(f"{path}: a value in {name} of {keys[finite.index(False)]!r} is not finite")
 
 
+def load_costs(round_name: str) -> pd.DataFrame:
+    """The scores' columns key, regions, boundary and corrections."""
+    frame = _load_table(paths.scores(round_name), COST_COLUMNS, f"score@{round_name}")
+    return frame[list(COST_COLUMNS)]
+
+
 def save_selection(round_name: str, frame: pd.DataFrame) -> None:
     """Write the images that a round buys."""
     _save_table(paths.selection(round_name), frame, SELECTION_COLUMNS)
 
 
 def load_selection(round_name: str) -> pd.DataFrame:
-    """Columns key, gain, minutes, probability."""
+    """Columns key, gain, minutes, probability, and the method that chose the image (empty: not on record)."""
     return _load_table(paths.selection(round_name), SELECTION_COLUMNS, f"select@{round_name}")
 
 
@@ -204,6 +212,30 @@ def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     frame = _load_table(paths.pool(round_name), ("key",), f"score@{round_name}")
     sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
     return sums
+
+
+def save_audit(round_name: str, frame: pd.DataFrame, content: Mapping[str, Any]) -> None:
+    """Write what a round's labels say of its score: one row per image that came back, and the conclusion."""
+    _save_table(paths.audit_table(round_name), frame, AUDIT_COLUMNS)
+    save_json(paths.audit(round_name), content)
+
+
+def load_audit_table(round_name: str) -> pd.DataFrame:
+    """Columns key, probability, predicted and `predicted_<class>`; also realised ones where they can be computed."""
+    return _load_table(paths.audit_table(round_name), AUDIT_COLUMNS, f"audit@{round_name}")
+
+
+def load_audit(round_name: str) -> dict[str, Any]:
+    """The conclusion; `signal` is null where there is no verdict. That of r00 comes from the stage `prepare`."""
+    maker = "prepare" if round_name == paths.SOURCE_ROUND else f"audit@{round_name}"
+    content: dict[str, Any] = load_json(paths.audit(round_name), maker)
+    return content
+
+
+def load_forecast(round_name: str) -> dict[str, Any]:
+    """The mIoU that the round may be expected to end with, and its interval: expected, low, high, in [0, 1]."""
+    content: dict[str, Any] = load_json(paths.forecast(round_name), f"forecast@{round_name}")
+    return content
 
 
 def save_metrics(

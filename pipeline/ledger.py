@@ -30,6 +30,8 @@ class Order(NamedTuple):
     """Probability with which it was drawn; makes later averages over bought images unbiased."""
     at: str
     """When, UTC."""
+    method: str = ""
+    """The selection method that chose it; empty in a ledger of before this was on record."""
 
 
 class Delivery(NamedTuple):

@@ -217,7 +217,7 @@ class Score(Section):
     calibrate: bool = True
     """Whether probabilities are cooled by the temperature that was fitted beside the model."""
     minutes_per_image: Positive = 10.0
-    """Predicted minutes of an image until labels with measured minutes have come back."""
+    """Predicted minutes of an image until labels with measured minutes have come back; then they are fitted to."""
     members: Count = 4
     """Of the posterior, for evpi, gain and bald: last layers that are each blind to other features."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -252,6 +252,8 @@ class Select(Section):
     uniform_share: Share = 0.1
     """Share of the drawing probability that is spread evenly, so that every image can be drawn (draw,
     drawn_coverage)."""
+    fallback: bool = True
+    """Whether a round is drawn class-stratified instead if the last audit found no signal in the score."""
 
 
 class Annotate(Section):

@@ -24,6 +24,7 @@ ROUNDS = Path("data/rounds")
 REPORTS = Path("reports")
 SAMPLES = Path("reports/samples")
 TRAINING = Path("reports/training")
+AUDITS = Path("reports/audit")
 CURVE = Path("reports/curve.png")
 ROUNDS_TABLE = Path("reports/rounds.csv")
 SUMMARY = Path("reports/summary.json")
@@ -60,6 +61,21 @@ def features(round_name: str) -> Path:
 def selection(round_name: str) -> Path:
     """The images that a round buys."""
     return ROUNDS / round_name / "selection.csv"
+
+
+def forecast(round_name: str) -> Path:
+    """The mIoU that a round may be expected to end with."""
+    return ROUNDS / round_name / "forecast.json"
+
+
+def audit(round_name: str) -> Path:
+    """What a round's labels say of the score that the round was bought by."""
+    return ROUNDS / round_name / "audit.json"
+
+
+def audit_table(round_name: str) -> Path:
+    """Predicted and realised gain of every image that came back in a round."""
+    return ROUNDS / round_name / "audit.csv"
 
 
 def predictions(round_name: str) -> Path:
@@ -110,6 +126,11 @@ def log(round_name: str) -> Path:
 def training_curves(round_name: str) -> Path:
     """The same as a picture."""
     return TRAINING / f"{round_name}.png"
+
+
+def audit_picture(round_name: str) -> Path:
+    """The audit as a picture."""
+    return AUDITS / f"{round_name}.png"
 
 
 def sample(round_name: str, rank: int, key: str) -> Path:

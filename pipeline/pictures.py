@@ -121,6 +121,47 @@ def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str]) ->
     return _saved(figure)
 
 
+def audit(
+    frame: Mapping[str, Float[np.ndarray, " n"]], classes: ClassSet, fit: tuple[float, float] | None, title: str
+) -> bytes:
+    """Predicted against realised gain of a round's images, and of its classes, as a PNG file.
+
+    Args:
+        frame: `predicted` and `realised` of n images, and `predicted_<class>` and `realised_<class>` of every class.
+        classes: the classes.
+        fit: intercept and slope of the line through the images, if there is one.
+        title: what the audit concludes.
+    """
+    figure = Figure(figsize=(10, 4.4), dpi=130, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    x, y = frame["predicted"], frame["realised"]
+    top = 1.05 * max(float(x.max()), float(y.max()), 1e-9)
+    left.plot([0, top], [0, top], color="0.6", linestyle=":", label="as predicted")
+    if fit is not None:
+        fitted = fit[0] + fit[1] * np.array([0, top])
+        left.plot([0, top], fitted, color=STAGES[1][1], linewidth=1.6, label=f"fitted, slope {fit[1]:.2f}")
+    left.plot(x, y, "o", color=STAGES[0][1], alpha=0.8, markersize=5)
+    left.set(xlim=(0, top), ylim=(0, top), xlabel="gain predicted, mIoU points", ylabel="gain realised, mIoU points")
+    left.set_title("Images", loc="left", fontsize=10)
+    left.legend(frameon=False, fontsize=9)
+
+    sums = {name: [float(frame[f"{name}_{c}"].sum()) for c in classes.names] for name in ("predicted", "realised")}
+    order = np.argsort([max(pair) for pair in zip(*sums.values(), strict=True)], kind="stable")
+    places = np.arange(len(order))
+    for offset, (name, values), colour in zip((0.2, -0.2), sums.items(), (STAGES[0][1], STAGES[1][1]), strict=True):
+        right.barh(places + offset, np.array(values)[order], 0.38, color=colour, label=name)
+    right.set_yticks(places, [classes.names[place] for place in order], fontsize=8)
+    right.set(xlabel="gain of the round's images, mIoU points")
+    right.set_title("Classes", loc="left", fontsize=10)
+    right.legend(frameon=False, fontsize=9, loc="lower right")
+    for axes in (left, right):
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure)
+
+
 def training_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
     """Every signal of a training log in a panel of its own over the steps, as a PNG file.
 

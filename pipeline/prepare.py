@@ -20,7 +20,7 @@ SPLITS = ("source", "pool", "test")
 
 
 def run(*, prepare: Prepare) -> None:
-    """Write data/town, data/manifests/*.csv and the empty list of labels of round r00.
+    """Write data/town, data/manifests/*.csv and the empty list of labels and the empty audit of round r00.
 
     Raises:
         UserError: data is missing or damaged, masks do not fit, or two of the sets share an image.
@@ -36,6 +36,7 @@ def run(*, prepare: Prepare) -> None:
     for split, found in usable.items():
         artifacts.save_manifest(split, frame(found, classes if split == "source" else None))
     artifacts.save_labels(paths.SOURCE_ROUND, [])
+    artifacts.save_json(paths.audit(paths.SOURCE_ROUND), {"signal": None})  # nothing was bought
 
 
 def draw(prepare: Prepare) -> None:

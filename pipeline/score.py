@@ -1,10 +1,16 @@
 """Stage: the expected reward gain of every pool image that has no label yet, in one pass over the pool."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float64
+from torch import Tensor
 
-from pipeline import artifacts, batches, datasets, inference, paths, scoring, training
+from pipeline import artifacts, batches, costs, datasets, inference, paths, scoring, training
 from pipeline.errors import UserError
 from pipeline.features import Pooled
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
@@ -45,15 +51,38 @@ def run(
     pooled: list[Pooled] = []
     if score.features:
         results = scoring.pooling(fabric, scorer, results, len(classes.names), seed, pooled)
-    sums = scorer.statistics(fabric, results, items, of_pixel)[: len(left)]
+    work: list[Tensor] = []
+    sums = scorer.statistics(fabric, results, items, of_pixel, lambda p: work.append(costs.observe(p)))[: len(left)]
     gains = scorer.gain(sums).numpy()
+    effort = batches.gather(fabric, torch.cat(work), len(items)).numpy()[: len(left)]
     vectors = scoring.vectors(fabric, pooled, list(seen["key"]), len(left), score.smooth) if pooled else None
-    minutes = [row["minutes"] for row in bought]
     if fabric.is_global_zero:
         frame = pd.DataFrame({"key": left["key"].to_numpy(), "gain": gains.sum(1)})
-        frame["minutes"] = sum(minutes) / len(minutes) if minutes else score.minutes_per_image
+        frame["minutes"] = _minutes(effort, bought, score.minutes_per_image)
+        frame[list(costs.FEATURES)] = effort
         parts = pd.DataFrame(gains, columns=[f"gain_{name}" for name in classes.names])
         artifacts.save_features(round_name, vectors or artifacts.Features.none())
         artifacts.save_scores(round_name, pd.concat([frame, parts], axis=1))
         artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, sums.sum(0).numpy())
         print(f"{round_name}: {len(frame)} images scored by {score.acquisition}, {paths.scores(round_name)}")
+
+
+def _minutes(
+    effort: Float64[np.ndarray, "m 3"], bought: Sequence[dict[str, Any]], until_known: float
+) -> Float64[np.ndarray, " m"]:
+    """Predicted minutes, from those of the labels that have come back and what was said of their images before."""
+    if not bought:
+        return np.full(len(effort), until_known)
+    seen = []
+    for name in dict.fromkeys(row["round"] for row in bought):
+        keys = [row["key"] for row in bought if row["round"] == name]
+        table = artifacts.load_costs(name).set_index("key")
+        lacking = [key for key in keys if key not in table.index]
+        if lacking:
+            raise UserError(
+                f"{paths.scores(name)} lacks {lacking[0]!r}, which {name} bought: run `dvc repro score@{name}`"
+            )
+        seen.append(pd.DataFrame(table.loc[keys]).assign(minutes=[r["minutes"] for r in bought if r["round"] == name]))
+    labelled = pd.concat(seen)
+    coefficients = costs.fit(labelled[list(costs.FEATURES)].to_numpy(float), labelled["minutes"].to_numpy(float))
+    return costs.predict(effort, coefficients)

@@ -51,15 +51,22 @@ class Scorer(NamedTuple):
         return Posterior(members, out.grid.rows, out.grid.cols, of_pixel)
 
     def statistics(
-        self, fabric: Fabric, results: Iterator[Output], items: Sequence[Item], of_pixel: Worth | None = None
+        self,
+        fabric: Fabric,
+        results: Iterator[Output],
+        items: Sequence[Item],
+        of_pixel: Worth | None = None,
+        look: Callable[[Tensor], None] | None = None,
     ) -> Float64[Tensor, "m c s"]:
-        """The acquisition's statistics of all items, of all processes, in their order.
+        """The acquisition's statistics of all items, of all processes, in their order; `look` sees the probabilities.
 
         Raises:
             UserError: probabilities are not finite.
         """
 
         def observe(probabilities: Tensor, out: Output) -> Tensor:
+            if look:
+                look(probabilities)
             return self.acquisition.observe(probabilities, self.posterior(out, of_pixel))
 
         sums = statistics(fabric, results, self.temperature, observe, len(items))

@@ -1,11 +1,14 @@
-"""Stage: which images a round buys. What the round has ordered before stays; the rest is drawn by gain."""
+"""Stage: which images a round buys. What the round has ordered before stays; the rest is drawn by gain.
+
+Where the last audit found no signal in the score, the rest is drawn class-stratified (`select.fallback`).
+"""
 
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from pipeline import artifacts, ledger, paths
+from pipeline import artifacts, auditing, ledger, paths
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Order
 from pipeline.params import BudgetLine, Select
@@ -35,7 +38,13 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
                 f"lower it in {paths.PARAMS}"
             )
         round_rng = np.random.default_rng([seed, *round_name.encode()])
-        method = choose("select.method", METHODS, select.method)
+        name = auditing.method(select.method, artifacts.load_audit(line.after)["signal"], select.fallback)
+        if name != select.method:
+            print(
+                f"{round_name}: drawn by {name} instead of {select.method}, since the labels of {line.after} "
+                f"showed no signal in the score ({paths.audit(line.after)})"
+            )
+        method = choose("select.method", METHODS, name)
         try:
             choice = method(
                 _candidates(round_name, left, book.orders, NEEDS.get(select.method)),
@@ -45,8 +54,8 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
             )
         except ValueError as error:
             raise UserError(f"{round_name}: {error}; see {paths.scores(round_name)} and the section select") from None
-        drawn = left.iloc[choice.indices][["key", "gain", "minutes"]].assign(probability=choice.probabilities)
-        rows += drawn.to_dict("records")
+        drawn = left.iloc[choice.indices][["key", "gain", "minutes"]]
+        rows += drawn.assign(probability=choice.probabilities, method=name).to_dict("records")
     if not rows:
         raise UserError(
             f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
@@ -80,4 +89,10 @@ def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], ne
 
 
 def _kept(order: Order) -> dict[str, str | float]:
-    return {"key": order.key, "gain": order.gain, "minutes": order.minutes, "probability": order.probability}
+    return {
+        "key": order.key,
+        "gain": order.gain,
+        "minutes": order.minutes,
+        "probability": order.probability,
+        "method": order.method,
+    }

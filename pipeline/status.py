@@ -21,6 +21,7 @@ def collect(params: Params) -> dict[str, Any]:
         row = {"round": name, "budget": str(line), "ordered": images, "labelled": labelled, "skipped": skipped}
         rounds.append(row | {"minutes": minutes})
     for has in rounds:
+        has["forecast"] = _forecast(has["round"])
         has["miou"] = _miou(has["round"])
         has["state"] = _state(has, params)
     spent = [book.spent(name) for name in {entry.round for entry in book.entries}]
@@ -76,6 +77,14 @@ def _miou(round_name: str) -> float | None:
     return float(artifacts.load_json(path, f"evaluate@{round_name}")["miou"]) if path.is_file() else None
 
 
+def _forecast(round_name: str) -> list[float] | None:
+    """The interval that the round's mIoU was expected in before it was bought."""
+    if not paths.forecast(round_name).is_file():
+        return None
+    has = artifacts.load_forecast(round_name)
+    return [has["low"], has["high"]]
+
+
 def _state(row: dict[str, Any], params: Params) -> str:
     missing = row["ordered"] - row["labelled"]
     if missing:
@@ -93,12 +102,16 @@ def run(params: Params, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    print(f"{'round':<7}{'budget':<13}{'ordered':>8}{'labelled':>10}{'skipped':>9}{'minutes':>9}{'mIoU':>8}  state")
+    print(
+        f"{'round':<7}{'budget':<13}{'ordered':>8}{'labelled':>10}{'skipped':>9}{'minutes':>9}"
+        f"{'forecast':>14}{'mIoU':>8}  state"
+    )
     for row in content["rounds"]:
+        forecast = "-" if row["forecast"] is None else " to ".join(f"{100 * end:.1f}" for end in row["forecast"])
         miou = "-" if row["miou"] is None else f"{100 * row['miou']:.1f}"
         print(
             f"{row['round']:<7}{row['budget']:<13}{row['ordered']:>8}{row['labelled']:>10}{row['skipped']:>9}"
-            f"{row['minutes']:>9.4g}{miou:>8}  {row['state']}"
+            f"{row['minutes']:>9.4g}{forecast:>14}{miou:>8}  {row['state']}"
         )
     spent = content["spent"]
     print(f"\nspent: {spent['images']} images, {spent['minutes']:.4g} minutes; next: {content['next']}")

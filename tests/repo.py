@@ -45,6 +45,8 @@ def write(folder: Path, *, pool: int = 8) -> None:
         frame = frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32)
         artifacts.save_manifest("pool", frame)
         artifacts.save_labels(paths.SOURCE_ROUND, [])
+        for name in (paths.SOURCE_ROUND, "r01"):
+            artifacts.save_json(paths.audit(name), {"signal": None})
         select("r01", list(frame["key"][:3]))
         select("r02", list(frame["key"][3:5]))
 
@@ -52,7 +54,7 @@ def write(folder: Path, *, pool: int = 8) -> None:
 def select(round_name: str, keys: list[str]) -> None:
     """Write a selection, as the stage before `annotate` would."""
     gains = np.linspace(0.9, 0.5, len(keys))
-    frame = pd.DataFrame({"key": keys, "gain": gains, "minutes": 10.0, "probability": 0.25})
+    frame = pd.DataFrame({"key": keys, "gain": gains, "minutes": 10.0, "probability": 0.25, "method": "draw"})
     artifacts.save_selection(round_name, frame)
 
 

@@ -101,7 +101,7 @@ def scores(keys: list[str]) -> pd.DataFrame:
 
 
 def selection(keys: list[str]) -> pd.DataFrame:
-    return scores(keys).assign(probability=0.25)
+    return scores(keys).assign(probability=0.25, method="draw")
 
 
 TABLES = {

@@ -72,7 +72,7 @@ def stages(project: Path) -> list[Stage]:
 
 def test_stages_are_those_of_the_command_line_once_a_round(stages: list[Stage]) -> None:
     once = [(stage, paths.SOURCE_ROUND) for stage in ("prepare", "pretrain", "evaluate", "report")]
-    of_a_round = ("score", "select", "predict", "annotate", "tune", "evaluate")
+    of_a_round = ("score", "select", "forecast", "predict", "annotate", "audit", "tune", "evaluate")
     every = [(stage, name) for name in ("r01", "r02") for stage in of_a_round]
     assert sorted((stage.name, stage.round) for stage in stages) == sorted(once + every)
     assert {stage.name for stage in stages} == set(__main__.STAGES)
@@ -82,7 +82,7 @@ def test_commands_are_understood_and_agree_with_the_table(stages: list[Stage], p
     settings = params_file.load(project / "params.yaml")
     for stage in stages:
         start = stage.command.index("pipeline") + 1
-        network = stage.name in ("pretrain", "score", "predict", "tune", "evaluate", "report")
+        network = stage.name in ("pretrain", "score", "predict", "audit", "tune", "evaluate", "report")
         assert stage.command[:start] == (settings.launch if network else "python -m pipeline").split()
         given = __main__.arguments(stage.command[start:])
         assert given.command == stage.name
@@ -130,10 +130,11 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
     pool, source = paths.manifest("pool"), paths.manifest("source")
     r, after = stage.round, stage.after
     table: dict[str, tuple[set[Path], set[Path]]] = {
-        "prepare": (set(), {paths.TOWN, paths.MANIFESTS, paths.labels(r)}),
+        "prepare": (set(), {paths.TOWN, paths.MANIFESTS, paths.labels(r), paths.audit(r)}),
         "pretrain": ({source}, {paths.model(r)}),
         "score": ({pool, paths.model(after), paths.labels(after)}, {paths.scores(r), paths.features(r), paths.pool(r)}),
-        "select": ({paths.scores(r), paths.features(r)}, {paths.selection(r)}),
+        "select": ({paths.scores(r), paths.features(r), paths.audit(after)}, {paths.selection(r)}),
+        "forecast": ({paths.selection(r), paths.labels(after), paths.metrics(after)}, {paths.forecast(r)}),
         "predict": (
             {pool, paths.selection(r), paths.pool(r), paths.model(after), paths.labels(after)},
             {paths.predictions(r)},
@@ -145,15 +146,19 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
                 paths.predictions(r),
                 paths.scores(r),
                 paths.labels(after),
-                paths.metrics(after),
+                paths.forecast(r),
             },
             {paths.labels(r)},
+        ),
+        "audit": (
+            {pool, paths.selection(r), paths.pool(r), paths.labels(r), paths.model(after), paths.audit(after)},
+            {paths.audit_table(r), paths.audit(r)},
         ),
         "tune": ({source, pool, paths.selection(r), paths.labels(r), paths.model(after)}, {paths.model(r)}),
         "evaluate": ({paths.manifest("test"), pool, paths.model(r)}, {paths.metrics(r), paths.confusion(r)}),
         "report": (
             {pool, paths.METRICS, paths.MODELS, paths.ROUNDS},
-            {paths.ROUNDS_TABLE, paths.SUMMARY, paths.CURVE, paths.SAMPLES, paths.TRAINING},
+            {paths.ROUNDS_TABLE, paths.SUMMARY, paths.CURVE, paths.SAMPLES, paths.TRAINING, paths.AUDITS},
         ),
     }
     return table[stage.name]

@@ -120,6 +120,25 @@ def test_the_same_curve_is_the_same_file() -> None:
     assert one == other
 
 
+def audit(gain: float, fit: tuple[float, float] | None) -> np.ndarray:
+    x = np.linspace(0.1, 0.4, 12)
+    frame = {"predicted": x, "realised": gain * x}
+    frame |= {f"{side}_{name}": frame[side] / 11 for side in tuple(frame) for name in CLASSES.names}
+    return opened(pictures.audit(frame, CLASSES, fit, "r01: what was found"))
+
+
+def test_audit_shows_images_classes_and_the_line_if_there_is_one() -> None:
+    with_line, without = audit(0.5, (0.0, 0.5)), audit(0.5, None)
+    assert with_line.shape == without.shape == (572, 1300, 3)
+    images, classes = np.split(with_line, [580], axis=1)
+    assert painted(images, RED).sum() > 300 > 30 > painted(without[:, :580], RED).sum()
+    assert painted(classes, BLUE).sum() > 1.7 * painted(classes, RED).sum() > 1000  # predicted is twice the realised
+
+
+def test_audit_of_nothing_to_gain_is_drawn_and_the_same_file() -> None:
+    assert np.array_equal(audit(0.0, None), audit(0.0, None))
+
+
 BLUE, RED = (0x1F, 0x6F, 0x8B), (0xC8, 0x55, 0x3D)
 """Of likelihood and reward."""
 

@@ -17,6 +17,7 @@ KEYS = [f"{number:03}" for number in range(40)]
 @pytest.fixture(autouse=True)
 def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    artifacts.save_json(paths.audit("r00"), {"signal": None})
     for name in ("r01", "r02"):
         score(name, KEYS)
 
@@ -26,9 +27,11 @@ def score(round_name: str, keys: list[str], minutes: float = 10.0) -> None:
     artifacts.save_scores(round_name, pd.DataFrame({"key": keys, "gain": gains, "minutes": minutes}))
 
 
-def run(round_name: str = "r01", *, seed: int = 1, method: str = "draw", **amount: float) -> list[str]:
+def run(
+    round_name: str = "r01", *, seed: int = 1, method: str = "draw", fallback: bool = True, **amount: float
+) -> list[str]:
     line = BudgetLine.model_validate({"after": "r00"} | amount)
-    select.run(round_name, line, seed=seed, select=Select.model_validate({"method": method}))
+    select.run(round_name, line, seed=seed, select=Select.model_validate({"method": method, "fallback": fallback}))
     return list(artifacts.load_selection(round_name)["key"])
 
 
@@ -42,7 +45,7 @@ def look(round_name: str, keys: list[str], vectors: np.ndarray) -> None:
 
 
 def order(key: str, round_name: str = "r01") -> Order:
-    return Order(round_name, key, "oracle", "cityscapes19", 0.7, 7.0, 0.25, "")
+    return Order(round_name, key, "oracle", "cityscapes19", 0.7, 7.0, 0.25, "", "draw")
 
 
 def test_fills_the_line_with_rows_of_the_scores() -> None:
@@ -159,6 +162,29 @@ def test_classes_are_the_columns_of_the_scores() -> None:
     chosen = run(images=8, method="class_stratified")
     assert np.bincount([int(key) % 4 for key in chosen]).tolist() == [2, 2, 2, 2]
     np.testing.assert_allclose(artifacts.load_selection("r01")["probability"], 0.2)
+
+
+@pytest.mark.parametrize(
+    ("signal", "fallback", "used"),
+    [(False, True, "class_stratified"), (False, False, "draw"), (None, True, "draw"), (True, True, "draw")],
+)
+def test_score_without_a_signal_no_longer_chooses(
+    signal: bool | None, fallback: bool, used: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.append([order("007")])
+    artifacts.save_json(paths.audit("r00"), {"signal": signal})
+    run(images=5, fallback=fallback)
+    assert list(artifacts.load_selection("r01")["method"]) == ["draw"] + [used] * 4  # what is ordered keeps its own
+    said = capsys.readouterr().out
+    assert ("r01: drawn by class_stratified instead of draw, since the labels of r00" in said) == (used != "draw")
+
+
+def test_fallback_takes_no_notice_of_the_gains() -> None:
+    gains = np.array([1e-9] * 20 + [1.0] * 20)
+    artifacts.save_scores("r01", pd.DataFrame({"key": KEYS, "gain": gains, "minutes": 10.0}))
+    assert sum(key < "020" for key in run(images=20)) <= 3
+    artifacts.save_json(paths.audit("r00"), {"signal": False})
+    assert sum(key < "020" for key in run(images=20)) >= 5
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -75,13 +75,26 @@ def test_agreement_of_several_annotators_is_reported(params: Params, capsys: pyt
 
 def test_table_shows_rounds_spending_and_what_is_outside(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     artifacts.save_json(paths.metrics("r00"), {"miou": 0.2539})
+    artifacts.save_json(paths.forecast("r01"), {"expected": 0.4, "low": 0.301, "high": 0.5})
     ledger.append([order("a", "r01"), order("b", "r07")])
     deliver("a")
     status.run(params, as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["round", "budget", "ordered", "labelled", "skipped", "minutes", "mIoU", "state"]
-    assert lines[1].split() == ["r00", "-", "0", "0", "0", "0", "25.4", "done"]
-    assert lines[2].split(maxsplit=8) == ["r01", "3", "images", "1", "1", "0", "4", "-", "to be trained and measured"]
+    assert lines[0].split() == [
+        "round",
+        "budget",
+        "ordered",
+        "labelled",
+        "skipped",
+        "minutes",
+        "forecast",
+        "mIoU",
+        "state",
+    ]
+    assert lines[1].split() == ["r00", "-", "0", "0", "0", "0", "-", "25.4", "done"]
+    found = lines[2].split(maxsplit=11)
+    assert found[:9] == ["r01", "3", "images", "1", "1", "0", "4", "30.1", "to"]
+    assert found[9:] == ["50.0", "-", "to be trained and measured"]
     assert "spent: 2 images, 14 minutes; next: r01: to be trained and measured" in lines
     assert "bought in rounds that the budget table no longer has: r07" in lines
 

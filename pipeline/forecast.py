@@ -1,0 +1,38 @@
+"""Stage: the mIoU that the round may be expected to end with, before it is paid for.
+
+It alone looks at the test set's mIoU of the rounds before, so that what selects, trains and stops never does.
+"""
+
+import itertools
+
+from pipeline import artifacts, forecasting, paths
+from pipeline.auditing import IN_POINTS
+from pipeline.forecasting import Round
+from pipeline.params import BudgetLine, Score
+
+
+def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
+    """Write forecast.json: expected mIoU after the round, and the interval that holds it with a probability of 0.8."""
+    labels = artifacts.load_labels(line.after)
+    names = [paths.SOURCE_ROUND, *dict.fromkeys(row["round"] for row in labels)]
+    bought = [0, *itertools.accumulate(sum(row["round"] == name for row in labels) for name in names[1:])]
+    mious = [100 * artifacts.load_json(paths.metrics(name), f"evaluate@{name}")["miou"] for name in names]
+
+    def gain(name: str) -> float:
+        return float(artifacts.load_selection(name)["gain"].sum()) if score.acquisition in IN_POINTS else 0.0
+
+    rounds = [
+        Round(before, after, gain(name))
+        for name, (before, after) in zip(names[1:], itertools.pairwise(bought), strict=True)
+    ]
+    changes = [after - before for before, after in itertools.pairwise(mious)]
+    images = len(artifacts.load_selection(round_name))
+    following = Round(len(labels), len(labels) + images, gain(round_name))
+    found = forecasting.forecast(list(zip(rounds, changes, strict=True)), following, mious[-1])
+    shares = {name: value / 100 for name, value in found._asdict().items()}
+    content = {"round": round_name, "images": images, "miou_before": mious[-1] / 100, **shares}
+    artifacts.save_json(paths.forecast(round_name), content | {"level": forecasting.LEVEL})
+    print(
+        f"{round_name}: {images} more labels; mIoU {mious[-1]:.1f} now, {found.expected:.1f} expected, "
+        f"{found.low:.1f} to {found.high:.1f} with a probability of {forecasting.LEVEL:g}"
+    )

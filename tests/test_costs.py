@@ -1,0 +1,190 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage, optimize
+
+from pipeline import artifacts, costs, labels, paths, score, training
+from pipeline.errors import UserError
+from tests import repo
+
+QUICK = settings(max_examples=40, deadline=None)
+FEATURES = hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.just(3)), elements=st.floats(0, 1e5))
+
+
+def images(n: int, seed: int = 0) -> np.ndarray:
+    """Regions, boundary and corrections that go together, as they do."""
+    rng = np.random.default_rng(seed)
+    regions = rng.poisson(30, n) + 1.0
+    boundary = regions * rng.uniform(20, 60, n)
+    return np.column_stack([regions, boundary, rng.gamma(2, 3000, n)])
+
+
+# what is read off a prediction
+
+
+@QUICK
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3)))
+def test_regions_are_scipys_class_by_class(labelling: np.ndarray) -> None:
+    assert costs.count_regions(labelling) == sum(ndimage.label(labelling == c)[1] for c in range(4))
+
+
+def test_diagonal_neighbours_are_two_regions() -> None:
+    assert costs.count_regions(np.eye(2, dtype=np.uint8)) == 4
+    assert costs.count_regions(np.zeros((5, 7), np.uint8)) == 1
+
+
+def test_features_of_a_picture_of_known_shape() -> None:
+    """Left half and right half, and a square of 16 x 16 in the left one, all with confidence 3/4."""
+    claim = torch.zeros(64, 64, dtype=torch.int64)
+    claim[:, 32:] = 1
+    claim[8:24, 8:24] = 2
+    p = torch.nn.functional.one_hot(claim, 4).movedim(-1, 0)[None] * 0.75 + 0.25 / 3 * (
+        claim != torch.arange(4)[:, None, None]
+    )
+    regions, boundary, corrections = costs.observe(torch.cat([p, torch.full_like(p, 0.25)]).float())[0].tolist()
+    assert regions == 3
+    assert boundary == 64 + 4 * 16
+    assert corrections == pytest.approx(0.25 * 64 * 64)
+
+
+@pytest.mark.parametrize("size", [(16, 32), (17, 30), (3, 5)])
+def test_corrections_are_all_expected_wrong_pixels_on_the_grid(size: tuple[int, int]) -> None:
+    p = (3 * torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(0))).softmax(1)
+    wrong = (1 - p.amax(1))[:, ::4, ::4].double().mean((1, 2)) * size[0] * size[1]
+    found = costs.observe(p)
+    torch.testing.assert_close(found[:, 2], wrong, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(costs.observe(p[1:]), found[1:])  # an image's are its own
+
+
+# the fit
+
+
+@QUICK
+@given(FEATURES, st.floats(0.1, 1e3), FEATURES)
+def test_constant_minutes_are_predicted_for_every_image(seen: np.ndarray, minutes: float, other: np.ndarray) -> None:
+    """The oracle's; from one label on, whatever the images are like."""
+    coefficients = costs.fit(seen, np.full(len(seen), minutes))
+    # far beyond what was seen, rounding shows in the last of the 9 digits that are kept on disk
+    np.testing.assert_allclose(costs.predict(other, coefficients), minutes, rtol=1e-9)
+
+
+@QUICK
+@given(FEATURES, st.data())
+def test_no_coefficient_is_negative_and_none_nearby_is_better(seen: np.ndarray, data: st.DataObject) -> None:
+    minutes = np.array(data.draw(st.lists(st.floats(0, 100), min_size=len(seen), max_size=len(seen))))
+    found = costs.fit(seen, minutes)
+    assert (found >= 0).all()
+    assert (costs.predict(seen, found) > 0).all()
+    mean = seen.mean(0)
+
+    def loss(coefficients: np.ndarray) -> float:
+        residual = minutes - coefficients[0] - seen @ coefficients[1:]
+        return float(residual @ residual + costs.PRIOR_IMAGES * ((coefficients[1:] * mean) ** 2).sum())
+
+    unit = np.append(1.0, 1 / np.where(mean > 0, mean, 1))
+    for step in (*np.eye(4), *-np.eye(4)):
+        nearby = found + 1e-3 * step * unit
+        assert (nearby < 0).any() or loss(nearby) >= loss(found) - 1e-9 * (1 + loss(found))
+
+
+def test_fit_is_that_of_another_solver() -> None:
+    seen = images(9)
+    minutes = 2 + seen @ [0.1, 0.002, 0.0005] + np.random.default_rng(1).normal(size=9)
+    mean = seen.mean(0)
+    a = np.vstack([np.column_stack([np.ones(9), seen]), np.column_stack([np.zeros(3), 2 * np.diag(mean)])])
+    bounded = optimize.lsq_linear(a, np.append(minutes, np.zeros(3)), (0, np.inf), tol=1e-14)
+    np.testing.assert_allclose(costs.fit(seen, minutes), bounded.x, rtol=1e-4, atol=1e-6)
+
+
+def test_many_labels_outweigh_the_prior() -> None:
+    seen, other = images(400), images(50, seed=1)
+    true = np.array([1.5, 0.1, 0.003, 0.0004])
+    minutes = true[0] + seen @ true[1:] + np.random.default_rng(2).normal(0, 1, 400)
+    wanted = true[0] + other @ true[1:]
+    error = np.abs(costs.predict(other, costs.fit(seen, minutes)) / wanted - 1)
+    assert error.max() < 0.15
+    constant = np.abs(minutes.mean() / wanted - 1)
+    assert error.mean() < 0.2 * constant.mean()
+    few = np.abs(costs.predict(other, costs.fit(seen[:3], minutes[:3])) / wanted - 1)
+    assert few.mean() < 2 * constant.mean()  # and three do not run away
+
+
+def test_minutes_without_time_still_cost_some() -> None:
+    assert costs.predict(images(3), costs.fit(images(2), np.zeros(2))).tolist() == [costs.SHORTEST] * 3
+
+
+@pytest.mark.parametrize(
+    ("seen", "minutes", "says"),
+    [
+        (np.zeros((0, 3)), np.zeros(0), "one labelled image at least"),
+        (np.full((1, 3), np.nan), np.ones(1), "finite features"),
+        (np.full((1, 3), -1.0), np.ones(1), "finite features"),
+        (np.ones((1, 3)), np.array([np.inf]), "minutes must be finite"),
+        (np.ones((1, 3)), np.array([-1.0]), "minutes must be finite"),
+    ],
+)
+def test_bad_values_are_refused(seen: np.ndarray, minutes: np.ndarray, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        costs.fit(seen, minutes)
+
+
+# in the stage `score`
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    repo.write(tmp_path)
+    of = repo.params()
+    network = training.new_network(of.model, labels.CLASS_SETS["cityscapes19"], torch.Generator().manual_seed(3))
+    for name in ("r00", "r01"):
+        about = training.describe(of.model, labels.CLASS_SETS["cityscapes19"], 0.2)
+        artifacts.save_model(name, network.state_dict(), about)
+
+
+def scored(round_name: str) -> np.ndarray:
+    of = repo.params()
+    line = of.budget[round_name]
+    score.run(round_name, line, prepare=of.prepare, model=of.model, score=of.score, compute=of.compute)
+    return artifacts.load_scores(round_name)["minutes"].to_numpy(float)
+
+
+def bought(keys: list[str], minutes: list[float]) -> None:
+    of = zip(keys, minutes, strict=True)
+    artifacts.save_labels("r01", [{"key": k, "round": "r01", "minutes": m, "sha256": ""} for k, m in of])
+
+
+@pytest.mark.usefixtures("project")
+def test_stage_refits_from_the_minutes_of_what_came_back() -> None:
+    assert scored("r01").tolist() == [10.0] * 8  # score.minutes_per_image: nothing has come back
+    table = artifacts.load_costs("r01")
+    assert (table["corrections"] > 0).all()
+    assert table["regions"].min() >= 1
+    keys = list(table["key"][:4])
+    bought(keys, [7.0] * 4)
+    assert scored("r02").tolist() == [7.0] * 4
+    minutes = (1 + table["regions"][:4] * 0.5).tolist()
+    bought(keys, minutes)
+    expected = costs.fit(table[list(costs.FEATURES)].to_numpy(float)[:4], np.array(minutes))
+    found = scored("r02")
+    np.testing.assert_allclose(
+        found, costs.predict(table[list(costs.FEATURES)].to_numpy(float)[4:], expected), rtol=1e-6
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_label_whose_look_is_not_on_record_is_a_sentence() -> None:
+    scored("r01")
+    bought(["a stranger"], [7.0])
+    with pytest.raises(UserError, match=r"r01/scores\.csv lacks 'a stranger', which r01 bought: run `dvc repro score@"):
+        scored("r02")
+    table = artifacts.load_scores("r01").drop(columns="boundary")
+    artifacts.save_scores("r01", table)
+    with pytest.raises(UserError, match="lacks the columns boundary"):
+        scored("r02")
+    assert not paths.scores("r02").exists()
