@@ -56,7 +56,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def scored(acquisition: str, round_name: str = "r01") -> None:
     of = settings(acquisition)
     line = of.budget["r01"]
-    score.run(round_name, line, prepare=of.prepare, model=of.model, score=of.score, compute=of.compute)
+    score.run(round_name, line, seed=1, prepare=of.prepare, model=of.model, score=of.score, compute=of.compute)
 
 
 def audited(acquisition: str = "shortfall") -> tuple[pd.DataFrame, dict]:

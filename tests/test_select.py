@@ -172,6 +172,8 @@ def test_score_without_a_signal_no_longer_chooses(
     signal: bool | None, fallback: bool, used: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger.append([order("007")])
+    scores = artifacts.load_scores("r01")
+    artifacts.save_scores("r01", scores.assign(gain_road=scores["gain"]))
     artifacts.save_json(paths.audit("r00"), {"signal": signal})
     run(images=5, fallback=fallback)
     assert list(artifacts.load_selection("r01")["method"]) == ["draw"] + [used] * 4  # what is ordered keeps its own
@@ -181,7 +183,7 @@ def test_score_without_a_signal_no_longer_chooses(
 
 def test_fallback_takes_no_notice_of_the_gains() -> None:
     gains = np.array([1e-9] * 20 + [1.0] * 20)
-    artifacts.save_scores("r01", pd.DataFrame({"key": KEYS, "gain": gains, "minutes": 10.0}))
+    artifacts.save_scores("r01", pd.DataFrame({"key": KEYS, "gain": gains, "minutes": 10.0, "gain_road": gains}))
     assert sum(key < "020" for key in run(images=20)) <= 3
     artifacts.save_json(paths.audit("r00"), {"signal": False})
     assert sum(key < "020" for key in run(images=20)) >= 5
