@@ -17,8 +17,8 @@ and the next change has a Student t distribution in closed form (Gelman et al. 2
 Where the prior's numbers come from: CamVid from the rendered town, docs/results/loop_camvid.json, three rounds of six
 runs. OFFSET = 0.1 is where rounds after the first lie on the line through all (mean residual 0.0); there beta is 4.5,
 1.1 from run to run, widened to 2 for other data and networks; the residuals over sqrt(x) have a spread of 2.1, taken
-for as many degrees of freedom as there are runs. Nothing is known of gamma: 0, with a spread of 0.1 points per predicted
-point, so that one surprising round is not laid to the score. The demo town has no part in these numbers.
+for as many degrees of freedom as there are runs. Nothing is known of gamma: 0, with a spread of 0.1 points per
+predicted point, so that one surprising round is not laid to the score. The demo town has no part in these numbers.
 """
 
 from collections.abc import Sequence
