@@ -6,7 +6,7 @@ People who correct a prediction open an image, look at its regions, follow their
 The coefficients are fitted to the minutes of the labels that have come back (ridge regression, Hoerl and Kennard 1970,
 under the constraint of Lawson and Hanson 1974, that none is negative):
 
-    sum_i (minutes_i - predicted_i)^2 + PRIOR_IMAGES sum_{k = a, b, c} (coefficient_k max(mean of feature k, 1))^2 -> min
+    sum_i (minutes_i - predicted_i)^2 + PRIOR_IMAGES sum_{k = a, b, c} (coefficient_k max(mean feature k, 1))^2 -> min
 
 The prior: every image takes the same time, the mean of those seen, until minutes say otherwise. We know of no measured
 split of the time between the parts, and this one is right from the first label on where minutes do not vary. Its weight
