@@ -122,7 +122,9 @@ def _centred_ranks(values: Float[np.ndarray, " n"]) -> Values:
     return centred
 
 
-def judge(audits: Sequence[tuple[Values, Values]], rng: np.random.Generator) -> Verdict:
+def judge(
+    audits: Sequence[tuple[Float64[np.ndarray, " _"], Float64[np.ndarray, " _"]]], rng: np.random.Generator
+) -> Verdict:
     """The verdict on the last of some audits; as many as it needs of those before are pooled with it.
 
     Args:

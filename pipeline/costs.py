@@ -6,7 +6,7 @@ People who correct a prediction open an image, look at its regions, follow their
 The coefficients are fitted to the minutes of the labels that have come back (ridge regression, Hoerl and Kennard 1970,
 under the constraint of Lawson and Hanson 1974, that none is negative):
 
-    sum_i (minutes_i - predicted_i)^2 + PRIOR_IMAGES * sum_{k = a, b, c} (coefficient_k * mean of feature k)^2 -> min
+    sum_i (minutes_i - predicted_i)^2 + PRIOR_IMAGES sum_{k = a, b, c} (coefficient_k max(mean feature k, 1))^2 -> min
 
 The prior: every image takes the same time, the mean of those seen, until minutes say otherwise. We know of no measured
 split of the time between the parts, and this one is right from the first label on where minutes do not vary. Its weight
@@ -76,7 +76,8 @@ def fit(features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]
         raise ValueError("minutes are fitted to finite features, not negative, of one labelled image at least")
     if not (np.isfinite(minutes) & (minutes >= 0)).all():
         raise ValueError(f"minutes must be finite and not negative, not {minutes[~(minutes >= 0)][:5]}")
-    scale = np.where(features.any(0), features.mean(0), 1.0)  # in minutes of a mean image, all parts weigh alike
+    # In minutes of a mean image all parts weigh alike. Of less than one region or pixel only rounding would be fitted.
+    scale = np.maximum(features.mean(0), 1.0)
     seen = np.column_stack([np.ones(len(minutes)), features / scale])
     prior = np.sqrt(PRIOR_IMAGES) * np.eye(4)[1:]
     parts = nnls(np.vstack([seen, prior]), np.append(minutes, np.zeros(3)))[0]

@@ -80,13 +80,13 @@ def test_no_coefficient_is_negative_and_none_nearby_is_better(seen: np.ndarray, 
     found = costs.fit(seen, minutes)
     assert (found >= 0).all()
     assert (costs.predict(seen, found) > 0).all()
-    mean = seen.mean(0)
+    mean = np.maximum(seen.mean(0), 1)
 
     def loss(coefficients: np.ndarray) -> float:
         residual = minutes - coefficients[0] - seen @ coefficients[1:]
         return float(residual @ residual + costs.PRIOR_IMAGES * ((coefficients[1:] * mean) ** 2).sum())
 
-    unit = np.append(1.0, 1 / np.where(mean > 0, mean, 1))
+    unit = np.append(1.0, 1 / mean)
     for step in (*np.eye(4), *-np.eye(4)):
         nearby = found + 1e-3 * step * unit
         assert (nearby < 0).any() or loss(nearby) >= loss(found) - 1e-9 * (1 + loss(found))
