@@ -16,12 +16,33 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import results
-from pipeline import annotate, audit, evaluate, forecast, params_file, paths, prepare, pretrain, score, select, tune
+from pipeline import (
+    acquisitions,
+    annotate,
+    artifacts,
+    audit,
+    batches,
+    datasets,
+    evaluate,
+    forecast,
+    inference,
+    params_file,
+    paths,
+    prepare,
+    pretrain,
+    score,
+    select,
+    training,
+    tune,
+)
 from pipeline.params import BudgetLine, Params
 
 NAME = "loop_camvid"
@@ -48,7 +69,7 @@ def main() -> None:
         with folder(start):
             source_model(settings)
             rows.append(row("-", seed, "r00"))
-        pool = len(json.loads((start / "pool.json").read_text()))
+            pool = pool_size()
         for acquisition in given.acquisitions:
             changed = settings.model_copy(
                 update={"score": settings.score.model_copy(update={"acquisition": acquisition})}
@@ -89,18 +110,23 @@ def longer(p: Params) -> Params:
 
 def source_model(p: Params) -> None:
     """Manifests, the source model, and its mIoU."""
-    if not Path("pool.json").is_file():
+    if not paths.labels("r00").is_file():
         prepare.run(prepare=p.prepare)
-        keys = paths.manifest("pool").read_text().splitlines()[1:]
-        Path("pool.json").write_text(json.dumps([line.split(",")[0] for line in keys]))
     if not (paths.model("r00") / "model.pt").is_file():
         pretrain.run(seed=p.seed, prepare=p.prepare, model=p.model, pretrain=p.pretrain, compute=p.compute)
     if not paths.metrics("r00").is_file():
         evaluate.run("r00", prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
 
 
-def loop(p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name: str) -> list[dict[str, Any]]:
-    """All rounds of one run, from the source model in `start`."""
+def pool_size() -> int:
+    """Images that may be bought; runs in the folder of a source model."""
+    return len(artifacts.load_manifest("pool"))
+
+
+def loop(
+    p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name: str, oracle: bool = False
+) -> list[dict[str, Any]]:
+    """All rounds of one run, from the source model in `start`; an oracle's gains are those of the pool's own masks."""
     with folder(here):
         if not Path("data").is_dir():
             shutil.copytree(start / "data", "copying", ignore=shutil.ignore_patterns("town"))
@@ -108,10 +134,14 @@ def loop(p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name
             Path("data/town").symlink_to(start / "data/town")
         for round_name, line in budget.items():
             if not paths.metrics(round_name).is_file():
+                began = time.perf_counter()
                 score.run(
                     round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute
                 )
+                if oracle:
+                    look_up(p, round_name, line)
                 select.run(round_name, line, seed=p.seed, select=p.select)
+                artifacts.save_json(seconds(round_name), time.perf_counter() - began)
                 forecast.run(round_name, line, score=p.score)
                 annotate.run(round_name, line, prepare=p.prepare, score=p.score, annotate=p.annotate)
                 audit.run(
@@ -122,6 +152,30 @@ def loop(p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name
                 )
                 evaluate.run(round_name, prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
         return [row(name, p.seed, round_name) for round_name in budget]
+
+
+def seconds(round_name: str) -> Path:
+    """How long scoring and selecting took."""
+    return paths.ROUNDS / round_name / "seconds.json"
+
+
+def look_up(p: Params, round_name: str, line: BudgetLine) -> None:
+    """Put the true shortfall of the images left, as the masks of the pool show it, in the place of their gains."""
+    classes = datasets.class_set(p.prepare.classes)
+    scores = artifacts.load_scores(round_name)
+    pool = artifacts.load_manifest("pool").set_index("key", drop=False).loc[scores["key"]]
+    items = batches.items(pool, datasets.table(p.prepare.pool.dataset, Path(p.prepare.pool.root), classes))
+    network, _ = training.open_network(line.after, p.model, classes)
+    outputs = inference.outputs(training.start(p.compute), network, items, p.model.size, p.compute, "oracle")
+    rows = [
+        acquisitions.observe_truth(
+            out.logits.argmax(1), inference.small_masks(out.batch, p.model.size), len(classes.names)
+        )
+        for out in outputs
+    ]
+    gains = acquisitions.oracle(torch.cat(rows), p.score.smooth).numpy()
+    parts = {f"gain_{name}": gains[:, number] for number, name in enumerate(classes.names)}
+    artifacts.save_scores(round_name, scores.assign(gain=gains.sum(1), **parts))
 
 
 def row(acquisition: str, seed: int, round_name: str) -> dict[str, Any]:
@@ -136,6 +190,7 @@ def row(acquisition: str, seed: int, round_name: str) -> dict[str, Any]:
         "minutes": sum(label["minutes"] for label in labels),
         "miou": measures["miou"],
         "iou": measures["iou"],
+        "select_seconds": json.loads(seconds(round_name).read_text()) if seconds(round_name).is_file() else None,
     }
 
 

@@ -189,17 +189,24 @@ def start_of(study: Study, labels: int, seed: int) -> Network:
     if not path.is_file():
         items = bought(study, labels, seed)
         groups = [(items, 6), (study.source, 2)]
-        plan = _plan(study, f"likelihood {labels} {seed}", LIKELIHOOD_STEPS, 1e-3, seed)
-        fit(study, network, groups, training.likelihood(weights_of(study, items), study.settings.tune.likelihood), plan)
+        schedule = plan(study, f"likelihood {labels} {seed}", LIKELIHOOD_STEPS, 1e-3, seed)
+        fit(
+            study,
+            network,
+            groups,
+            training.likelihood(weights_of(study, items), study.settings.tune.likelihood),
+            schedule,
+        )
         torch.save(network.state_dict(), path)
     network.load_state_dict(torch.load(path, weights_only=True))
     return network
 
 
-def _plan(study: Study, name: str, steps: int, lr: float, seed: int, **more: Any) -> training.Plan:
+def plan(study: Study, name: str, steps: int, lr: float, seed: int, **more: Any) -> training.Plan:
+    """Of a training by likelihood, or of one that goes on from it."""
     settings = study.settings.tune.likelihood.model_copy(update={"steps": steps, "lr": lr})
-    plan = training.likelihood_plan(settings, name, seed, study.settings.compute, name)
-    return plan._replace(checkpoint=study.work / f"training {name}.pt", checkpoint_seconds=1e9, **more)
+    schedule = training.likelihood_plan(settings, name, seed, study.settings.compute, name)
+    return schedule._replace(checkpoint=study.work / f"training {name}.pt", checkpoint_seconds=1e9, **more)
 
 
 def fit(study: Study, network: Network, groups: Any, loss: Any, plan: training.Plan, times: int = 1) -> None:
@@ -221,17 +228,17 @@ def go_on(study: Study, method: Method, setting: Setting, labels: int, seed: int
     """The start, trained further by a method."""
     network, items = start_of(study, labels, seed), bought(study, labels, seed)
     weights = weights_of(study, items)
-    plan = _plan(study, f"{labels} {seed}", STEPS, setting.lr, seed + 1000, frozen=method.weighted is None)
+    schedule = plan(study, f"{labels} {seed}", STEPS, setting.lr, seed + 1000, frozen=method.weighted is None)
     if method.weighted is not None:
-        plan = plan._replace(frozen=not setting.anchor)
+        schedule = schedule._replace(frozen=not setting.anchor)
         wanted = weights if method.weighted else torch.ones_like(weights)
         loss = training.likelihood(wanted, study.settings.tune.likelihood)
-        fit(study, network, [(items, 8)], loss, plan)
+        fit(study, network, [(items, 8)], loss, schedule)
         return network
     reward = _reward(method, setting)
     function = reward_tuning.reward_function(reward, weights, CLASSES)
     loss = reward_tuning.loss_function(reward, function, weights, network, None, study.fabric)
-    fit(study, network, [(items, 8)], loss, plan._replace(clip=reward.clip), reward.epochs)
+    fit(study, network, [(items, 8)], loss, schedule._replace(clip=reward.clip), reward.epochs)
     return network
 
 

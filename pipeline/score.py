@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float64
-from torch import Tensor
 
-from pipeline import artifacts, batches, costs, datasets, inference, paths, scoring, training
+from pipeline import artifacts, batches, costs, datasets, paths, scoring, training
 from pipeline.errors import UserError
-from pipeline.features import Pooled
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 
 
@@ -43,27 +40,15 @@ def run(
     network, temperature = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in bought})
     scorer = scoring.start(round_name, line.after, network, temperature, score, seed=seed, rounds=rounds)
-    of_pixel = None
-    if scorer.acquisition.worth:
-        of_pixel = scoring.sampled_worth(fabric, scorer, items[: len(left)], model, compute)
-    grid = scorer.acquisition.members or score.features
-    results = inference.outputs(fabric, network, items, model.size, compute, f"score {round_name}", grid)
-    pooled: list[Pooled] = []
-    if score.features:
-        results = scoring.pooling(fabric, scorer, results, len(classes.names), seed, pooled)
-    work: list[Tensor] = []
-    sums = scorer.statistics(fabric, results, items, of_pixel, lambda p: work.append(costs.observe(p)))[: len(left)]
-    gains = scorer.gain(sums).numpy()
-    effort = batches.gather(fabric, torch.cat(work), len(items)).numpy()[: len(left)]
-    vectors = scoring.vectors(fabric, pooled, list(seen["key"]), len(left), score.smooth) if pooled else None
+    found = scoring.run(fabric, scorer, items, len(left), model, compute, seed if score.features else None)
     if fabric.is_global_zero:
-        frame = pd.DataFrame({"key": left["key"].to_numpy(), "gain": gains.sum(1)})
-        frame["minutes"] = _minutes(effort, bought, score.minutes_per_image)
-        frame[list(costs.FEATURES)] = effort
-        parts = pd.DataFrame(gains, columns=[f"gain_{name}" for name in classes.names])
-        artifacts.save_features(round_name, vectors or artifacts.Features.none())
+        frame = pd.DataFrame({"key": left["key"].to_numpy(), "gain": found.gains.sum(1)})
+        frame["minutes"] = _minutes(found.effort, bought, score.minutes_per_image)
+        frame[list(costs.FEATURES)] = found.effort
+        parts = pd.DataFrame(found.gains, columns=[f"gain_{name}" for name in classes.names])
+        artifacts.save_features(round_name, found.features)
         artifacts.save_scores(round_name, pd.concat([frame, parts], axis=1))
-        artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, sums.sum(0).numpy())
+        artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, found.pool)
         print(f"{round_name}: {len(frame)} images scored by {score.acquisition}, {paths.scores(round_name)}")
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import batches, features, inference, paths
+from pipeline import batches, costs, features, inference, paths
 from pipeline.acquisitions import ACQUISITIONS, Acquisition, Posterior, Worth, expected_iou, faded, worth
 from pipeline.artifacts import Features
 from pipeline.batches import Item
@@ -135,6 +135,55 @@ def start(
     return Scorer(round_name, after, acquisition, network, cooled, score.smooth, blend, heads)
 
 
+class Scored(NamedTuple):
+    """What one pass says of the m images left."""
+
+    gains: Float64[np.ndarray, "m c"]
+    """Expected gain by class."""
+    pool: Float64[np.ndarray, "c s"]
+    """Totals of the acquisition's statistics, which the gains are relative to."""
+    effort: Float64[np.ndarray, "m 3"]
+    """What predicts the minutes: `costs.FEATURES`."""
+    features: Features
+    """Of the images left and of those bought; of none where they are not asked for."""
+
+
+def run(
+    fabric: Fabric,
+    scorer: Scorer,
+    items: Sequence[Item],
+    left: int,
+    model: Model,
+    compute: Compute,
+    features_seed: int | None = None,
+) -> Scored:
+    """Score the first `left` items; the others, bought already, are only looked at for their features.
+
+    Args:
+        fabric: launched.
+        scorer: of the round.
+        items: the images left, then those bought.
+        left: how many are left.
+        model: at which size the network works.
+        compute: batch size and readers.
+        features_seed: draws the projection of the features; None for no features.
+
+    Raises:
+        UserError: probabilities are not finite, or a class has no union and there is no smoothing.
+    """
+    of_pixel = sampled_worth(fabric, scorer, items[:left], model, compute) if scorer.acquisition.worth else None
+    grid = scorer.acquisition.members or features_seed is not None
+    results = inference.outputs(fabric, scorer.network, items, model.size, compute, f"score {scorer.round_name}", grid)
+    pooled: list[Pooled] = []
+    if features_seed is not None:
+        results = pooling(fabric, scorer, results, features_seed, pooled)
+    work: list[Tensor] = []
+    sums = scorer.statistics(fabric, results, items, of_pixel, lambda p: work.append(costs.observe(p)))[:left]
+    effort = batches.gather(fabric, torch.cat(work), len(items))[:left]
+    found = vectors(fabric, pooled, [item.key for item in items], left, scorer.smooth) if pooled else Features.none()
+    return Scored(scorer.gain(sums).numpy(), sums.sum(0).numpy(), effort.numpy(), found)
+
+
 def sampled_worth(fabric: Fabric, scorer: Scorer, left: Sequence[Item], model: Model, compute: Compute) -> Worth:
     """What right and wrong claims are worth, before the pass in which an acquisition needs it for every pixel.
 
@@ -183,12 +232,12 @@ def statistics(
 
 
 def pooling(
-    fabric: Fabric, scorer: Scorer, results: Iterator[Output], classes: int, seed: int, into: list[Pooled]
+    fabric: Fabric, scorer: Scorer, results: Iterator[Output], seed: int, into: list[Pooled]
 ) -> Iterator[Output]:
     """The results as they come; on the way, the features of every batch are pooled."""
     run_rng = torch.Generator().manual_seed(seed)
-    width = scorer.network.last_layer().in_channels
-    projected = features.projection(classes, width, run_rng).to(fabric.device)
+    last = scorer.network.last_layer()
+    projected = features.projection(last.out_channels, last.in_channels, run_rng).to(fabric.device)
     for out in results:
         if out.grid is None:
             raise AssertionError("features come with `outputs(..., grid=True)`")

