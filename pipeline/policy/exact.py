@@ -82,14 +82,16 @@ class _Expectation(torch.autograd.Function):
             torch.mul(p, gain - expected[:, None], out=out)
             total += expected.sum()
             squares += expected.square().sum()
-        ctx.save_for_backward(gradient)
+        ctx.gradient = gradient
         ctx.mark_non_differentiable(squares)
         return total.float(), squares.float()
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0], None, None
+        gradient, ctx.gradient = ctx.gradient, None  # changed in place, so there is only one
+        if gradient is None:
+            raise RuntimeError("the gradient of an expectation is used up: ask the estimator again")
+        return gradient.mul_(outputs[0]), None, None
 
 
 def _gain_table(
