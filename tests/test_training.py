@@ -117,8 +117,12 @@ def test_fit_is_plain_adamw() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for one, other in zip(network.state_dict().values(), mine.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other)
+    # A bias before a batch norm changes nothing: its gradient is rounding alone, which Adam makes a step of.
+    for name, value in network.state_dict().items():
+        if name not in ("body.0.bias", "body.1.running_mean"):
+            torch.testing.assert_close(value, mine.state_dict()[name])
+    images = draw(STEPS).images
+    torch.testing.assert_close(network.train()(images), mine.train()(images), rtol=1e-4, atol=1e-4)
     assert log[-1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert log[-1]["lr"] == pytest.approx(0.05 * rate(STEPS - 1, STEPS, 0.1, 0.9))
 
