@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from benchmarks import loop_camvid, results
+from benchmarks.reward_camvid import interval
 from pipeline import params_file
 from pipeline.params import BudgetLine, Params
 
@@ -187,16 +187,14 @@ def compared(areas: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, st
         if name == BASELINE or len(seeds) < 2:
             continue
         one, other = ([side[seed] for seed in seeds] for side in (by_seed, areas[BASELINE]))
-        differences = np.subtract(one, other)
-        half = student.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / len(seeds) ** 0.5
-        found[name] = (differences.mean(), half, float(ttest_rel(one, other).pvalue))
+        found[name] = (interval(np.subtract(one, other).tolist()), float(ttest_rel(one, other).pvalue))
     corrected, highest = {}, 0.0
-    for place, name in enumerate(sorted(found, key=lambda name: found[name][2])):
-        highest = max(highest, min(1.0, (len(found) - place) * found[name][2]))
+    for place, name in enumerate(sorted(found, key=lambda name: found[name][1])):
+        highest = max(highest, min(1.0, (len(found) - place) * found[name][1]))
         corrected[name] = highest
     return {
-        name: {"area - class_stratified": f"{mean:+.2f} ± {half:.2f}", "Holm p": f"{corrected[name]:.2f}"}
-        for name, (mean, half, _) in found.items()
+        name: {"area - class_stratified": difference, "Holm p": f"{corrected[name]:.2f}"}
+        for name, (difference, _) in found.items()
     }
 
 

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from scipy.stats import t as student
 from torch import Tensor
 
 from benchmarks import results
@@ -417,16 +418,12 @@ def _by_seed(flat: Sequence[Mapping[str, Any]], labels: int, method: str, decode
     return {row["seed"]: 100 * row["miou"] for row in flat if all(row[k] == v for k, v in wanted.items())}
 
 
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Two-sided 95 % quantile of Student's t for the mean of so many differences."""
-
-
 def interval(differences: Sequence[float]) -> str:
     """Mean and 95 % interval of paired differences."""
     n = len(differences)
     if n < 2:
         return "-"
-    half = STUDENT[min(n, 10)] * statistics.stdev(differences) / n**0.5
+    half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
     return f"{statistics.mean(differences):+.2f} ± {half:.2f}"
 
 

@@ -224,6 +224,18 @@ def test_small_changes_of_a_large_pool_are_not_lost_in_rounding() -> None:
     assert float(gains[0, 1, 0]) == pytest.approx(float(slope), rel=1e-4)
 
 
+def test_the_counterfactual_gradient_is_given_once_and_not_wrongly_twice() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 4, 4, generator=rng).requires_grad_()
+    truth = torch.randint(0, 3, (1, 4, 4), generator=rng).to(torch.uint8)
+    reward = REWARDS["pooled_miou"](Settings(3, torch.ones(3), 1 - torch.eye(3), 1, 0.5))
+    asked = Asked(truth, reward, torch.zeros(9, dtype=torch.float64), rng)
+    loss = ESTIMATORS["counterfactual"](logits, asked).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up: ask the estimator again"):
+        loss.backward()
+
+
 def test_samples_follow_the_probabilities() -> None:
     rng = torch.Generator().manual_seed(0)
     wanted = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
