@@ -5,33 +5,45 @@
     python -m benchmarks.gain --setup imagenet --camvid PATH --weights PATH
 
 Runs the very stages that `dvc repro` runs, in one process, round by round, up to each number of `--budgets` images.
-`all` is the bound: every label of the pool at once, as many steps as all rounds together. Setups: CamVid from the
-rendered town, the demo town, CamVid from nothing but ImageNet weights. Each run has its folder under --work; what is
-there is not made again, so a killed study goes on where it was, and commands with other --seeds may share it.
+`all` is the bound: every label of the pool at once, as many steps as all rounds together. All rows start from one
+source model; a seed is that of the draws and of the training. Setups: CamVid from the rendered town, the demo town,
+CamVid from nothing but ImageNet weights; CamVid is copied at the network's size first, and measured at that size.
+
+Each run has its folder under --work, and what is there is not made again: a killed study goes on where it was. The same
+command may run as often as there are cores (OMP_NUM_THREADS=1) or devices: each takes the runs that no other has.
 
 Written: the rows, a table (area under the curve over log images, paired difference to class-stratified random with its
-95 % interval and Holm-corrected p, labels needed for a share of the bound), and a plot.
+95 % interval and Holm-corrected p, labels needed for a share of the bound), a plot, and how many forecasts held.
 """
 
 import argparse
+import contextlib
+import fcntl
 import itertools
+import json
+import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from benchmarks import loop_camvid, results
 from benchmarks.reward_camvid import interval
-from pipeline import params_file
+from pipeline import artifacts, datasets, params_file, transforms
+from pipeline.datasets import camvid
 from pipeline.params import BudgetLine, Params
 
 SHARES = (0.9, 0.95, 0.99)
 """Of the bound, for which the labels needed are counted."""
 BASELINE = "class_stratified"
+SOURCE_SEED = 1
+FIELDS = ("acquisition", "seed", "images", "minutes", "miou", "iou", "select_seconds", "forecast")
+"""Of a row that is published; `forecast` is what the stage said before the purchase: low, expected, high."""
 
 
 class Way(NamedTuple):
@@ -77,6 +89,8 @@ ACQUISITIONS = {
     "gain": _drawn("gain"),
     "coverage": _by_features("gain", "coverage"),
     "drawn_coverage": _by_features("gain", "drawn_coverage"),
+    "representative": _by_features("random", "representative"),
+    "representative_gain": _by_features("shortfall", "representative"),
     "oracle": Way({"acquisition": "shortfall"}, {"method": "draw"}, oracle=True),
 }
 
@@ -90,34 +104,61 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--acquisitions", nargs="+", choices=ACQUISITIONS, default=list(ACQUISITIONS))
     parser.add_argument("--budgets", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="images, together")
-    parser.add_argument("--steps", type=int, default=60, help="of likelihood training in a round")
+    parser.add_argument("--steps", type=int, default=40, help="of likelihood training in a round")
     parser.add_argument("--size", type=int, nargs=2, default=(120, 160), help="height and width of the network's input")
     parser.add_argument("--work", type=Path, default=Path("data/bench/gain"))
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for seed in given.seeds:
-        settings = parameters(given, seed)
-        work = given.work.resolve() / given.setup
-        start = work / f"start-{seed}"
+    work = given.work.resolve() / given.setup
+    work.mkdir(parents=True, exist_ok=True)
+    start = work / "start"
+    with alone(work / "start.lock", wait=True):
+        settings = parameters(given, work, SOURCE_SEED)
         with loop_camvid.folder(start):
             loop_camvid.source_model(settings)
             pool = loop_camvid.pool_size()
+            source = loop_camvid.row("source", SOURCE_SEED, "r00")
+    runs = list(itertools.product(given.seeds, ("all", *given.acquisitions)))
+    for seed, name in runs:
+        with alone(work / f"{name}-{seed}.lock") as mine:
+            if mine and not (work / f"{name}-{seed}.json").is_file():
+                print(f"seed {seed}: {name}", flush=True)
+                rows = run(parameters(given, work, seed), name, start, work / f"{name}-{seed}", pool)
+                artifacts.save_json(work / f"{name}-{seed}.json", rows)
+                shutil.rmtree(work / f"{name}-{seed}")
+    done = [path for seed, name in runs if (path := work / f"{name}-{seed}.json").is_file()]
+    save(given.setup, source["miou"], [row for path in done for row in json.loads(path.read_text())])
+
+
+@contextlib.contextmanager
+def alone(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether no other process is at this; the lock goes with the process that holds it."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def run(settings: Params, name: str, start: Path, here: Path, pool: int) -> list[dict[str, Any]]:
+    """The rows of one run."""
+    if name == "all":
         bound = {"all": BudgetLine(after="r00", images=pool)}
-        rows += of("all", loop_camvid.loop(loop_camvid.longer(settings), start, work / f"all-{seed}", bound, "all"))
-        for name in given.acquisitions:
-            way = ACQUISITIONS[name]
-            changed = settings.model_copy(
-                update={
-                    "score": settings.score.model_copy(update=dict(way.score)),
-                    "select": settings.select.model_copy(update=dict(way.select) | {"fallback": False}),
-                }
-            )
-            run = loop_camvid.loop(changed, start, work / f"{name}-{seed}", settings.budget, name, way.oracle)
-            rows += of(name, run)
-            save(given.setup, rows)
+        settings, way, budget = loop_camvid.longer(settings), ACQUISITIONS["random"], bound
+    else:
+        way, budget = ACQUISITIONS[name], settings.budget
+    changed = settings.model_copy(
+        update={
+            "score": settings.score.model_copy(update=dict(way.score)),
+            "select": settings.select.model_copy(update=dict(way.select) | {"fallback": False}),
+        }
+    )
+    rows = loop_camvid.loop(changed, start, here, budget, name, way.oracle)
+    return [{field: row[field] for field in FIELDS} for row in rows]
 
 
-def parameters(given: argparse.Namespace, seed: int) -> Params:
+def parameters(given: argparse.Namespace, work: Path, seed: int) -> Params:
     """The setup's parameters, with the study's rounds."""
     example = "params.yaml" if given.setup == "town" else "examples/camvid/params.yaml"
     raw = params_file.read_yaml(results.ROOT / example)
@@ -126,11 +167,13 @@ def parameters(given: argparse.Namespace, seed: int) -> Params:
     lines = zip(itertools.pairwise(names), itertools.pairwise([0, *given.budgets]), strict=True)
     raw["budget"] = {name: {"after": after, "images": now - before} for (after, name), (before, now) in lines}
     raw["tune"]["likelihood"]["steps"] = given.steps
+    raw["evaluate"]["decode_images"] = 1  # the decoder is not looked at
     raw["tune"]["reward"]["steps"] = 0  # what labels are worth, not what a reward makes of them
     if given.setup != "town":
         if given.camvid is None or given.weights is None:
             raise SystemExit(f"--setup {given.setup} needs --camvid and --weights")
-        raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(given.camvid.resolve())
+        small = shrunk(given.camvid, tuple(given.size), work)
+        raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(small)
         raw["model"] |= {"weights": str(given.weights.resolve()), "size": list(given.size)}
     if given.setup == "imagenet":
         raw["pretrain"]["steps"] = 0
@@ -138,13 +181,26 @@ def parameters(given: argparse.Namespace, seed: int) -> Params:
     return params_file.parse(raw, example)
 
 
-def of(name: str, run: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a run as they are published."""
-    kept = ("seed", "images", "minutes", "miou", "iou", "select_seconds")
-    return [{"acquisition": name, **{field: row[field] for field in kept}} for row in run]
+def shrunk(root: Path, size: tuple[int, int], work: Path) -> Path:
+    """A copy of CamVid's `train` and `val` at the network's size: reading large images would take much of a round."""
+    small = work / "camvid-{}x{}".format(*size)
+    for split in () if small.is_dir() else ("train", "val"):
+        for sample in camvid.find(root, split):
+            if sample.mask is None:
+                raise SystemExit(f"{sample.image} has no mask in {split}annot")
+            for path, made in (
+                (sample.image, transforms.resize(datasets.read_image(sample.image), size)[..., ::-1]),
+                (sample.mask, transforms.resize_mask(artifacts.load_mask(sample.mask), size)),
+            ):
+                where = small.with_suffix(".part") / path.parent.name / path.name
+                where.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(where), made)
+    if not small.is_dir():
+        small.with_suffix(".part").rename(small)
+    return small
 
 
-def save(setup: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def save(setup: str, source: float, rows: Sequence[Mapping[str, Any]]) -> None:
     """docs/results/gain_SETUP.json, .md and .png."""
     curves: dict[str, dict[int, dict[int, float]]] = {}  # acquisition -> seed -> images -> mIoU in points
     for row in rows:
@@ -166,7 +222,15 @@ def save(setup: str, rows: Sequence[Mapping[str, Any]]) -> None:
         seconds = [row["select_seconds"] for row in rows if row["acquisition"] == name]
         line["seconds to select"] = f"{statistics.mean(seconds):.1f}"
         table.append(line)
-    content = {"bound": {str(seed): miou for seed, miou in bound.items()}, "areas": areas, "rows": list(rows)}
+    told = [row for row in rows if row["forecast"] and row["acquisition"] != "all"]
+    content = {
+        "source_miou": source,
+        "forecasts": len(told),
+        "forecasts_held": sum(row["forecast"][0] <= row["miou"] <= row["forecast"][2] for row in told),
+        "bound": {str(seed): miou for seed, miou in bound.items()},
+        "areas": areas,
+        "rows": list(rows),
+    }
     results.save(f"gain_{setup}", content, table)
     plot(curves, statistics.mean(bound.values())).savefig(results.RESULTS / f"gain_{setup}.png", dpi=120)
 

@@ -35,7 +35,7 @@ from pipeline.scoring import Scored
 from pipeline.selection import Candidates, Options
 from pipeline.selection.coverage import Covering
 
-STEPS, LR = 40, 1e-3
+STEPS, LR = 30, 1e-3
 REPEATED = 10
 """Every so manieth subset is trained twice."""
 BANK_SEED = 11
@@ -159,15 +159,23 @@ def scores(study: Study) -> dict[str, SetScore]:
         "coverage by image features": functools.partial(spread_cover, looks.image),
         "distance between features": functools.partial(mean_distance, looks.image),
         "distance between gradients": functools.partial(mean_distance, looks.gradient),
-        "evenness of shortfall over classes": functools.partial(evenness, parts),
-        "evenness of claimed pixels over classes": functools.partial(evenness, flat.parts),
+        "likeness to the pool's features": functools.partial(likeness, looks.image),
+        "volume of features": functools.partial(volume, looks.image),
+        "volume of gradients": functools.partial(volume, looks.gradient),
     }
     labels = truth(study)
     oracle = acquisitions.oracle(labels, study.settings.score.smooth).numpy()
-    made |= {
-        "truth: sum of the real shortfall": functools.partial(total, oracle.sum(1)),
-        "truth: evenness of labelled pixels over classes": functools.partial(evenness, true_shares(study)),
-    }
+    made["truth: sum of the real shortfall"] = functools.partial(total, oracle.sum(1))
+    for name, table in {
+        "shortfall": parts,
+        "claimed pixels": flat.parts,
+        "truth: labelled pixels": true_shares(study),
+        "truth: real shortfall": oracle,
+    }.items():
+        made[f"{name}, evenness over classes"] = functools.partial(evenness, table)
+        made[f"{name}, sum of logs over classes"] = functools.partial(logs, table)
+        made[f"{name}, roots over classes"] = functools.partial(roots, table)
+        made[f"{name}, likeness of shares to the pool's"] = functools.partial(same_shares, table)
     return made
 
 
@@ -228,6 +236,35 @@ def evenness(parts: Float64[np.ndarray, "m c"], places: Int64[np.ndarray, " k"])
     of = parts[places].sum(0)
     share = of[of > 0] / of.sum()
     return float(-(share * np.log(share)).sum())
+
+
+def likeness(features: np.ndarray, places: Int64[np.ndarray, " k"]) -> float:
+    """Minus the squared distance of the set's mean feature to the pool's: kernel herding (Chen et al. 2010), linear."""
+    return -float(((features[places].mean(0) - features.mean(0)) ** 2).sum())
+
+
+def volume(features: np.ndarray, places: Int64[np.ndarray, " k"]) -> float:
+    """Log-determinant of the set's cosines plus a ridge: a determinantal point process (Kulesza and Taskar 2012)."""
+    of = features[places] / np.maximum(np.linalg.norm(features[places], axis=1, keepdims=True), 1e-12)
+    return float(np.linalg.slogdet(of @ of.T + 0.1 * np.eye(len(of)))[1])
+
+
+def logs(parts: Float64[np.ndarray, "m c"], places: Int64[np.ndarray, " k"]) -> float:
+    """Sum over classes of the log of the set's share of the pool; a thousandth of an image's share is added."""
+    share = parts[places].sum(0) / np.maximum(parts.sum(0), 1e-12)
+    return float(np.log(share + 1e-3 / len(parts)).sum())
+
+
+def roots(parts: Float64[np.ndarray, "m c"], places: Int64[np.ndarray, " k"]) -> float:
+    """Sum over classes of the root of the set's share of the pool: the more of a class, the less another image adds."""
+    return float(np.sqrt(parts[places].sum(0) / np.maximum(parts.sum(0), 1e-12)).sum())
+
+
+def same_shares(parts: Float64[np.ndarray, "m c"], places: Int64[np.ndarray, " k"]) -> float:
+    """Minus the Kullback-Leibler divergence of the set's class shares from the pool's, in nats."""
+    pool, of = (rows.sum(0) + 1e-6 * parts.sum() / len(parts) for rows in (parts, parts[places]))
+    pool, of = pool / pool.sum(), of / of.sum()
+    return -float((pool * np.log(pool / of)).sum())
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Every choice is a process of its own, on one thread, of random gains of 19 class
 vector of 64 per image and one per image and class, a gradient embedding of 256. The largest pool is chosen from at full
 purchase; for the growth, which is the exponent p of seconds = a * pool^p, a tenth of it is bought from pools of every
 size. Seconds are the processor's, which are those of the clock where nothing else runs (`clock` has what passed here).
-Making the pool is not timed; its memory counts. `ratio_to_forward` and `ratio_to_baal`, of scoring, are kept if
-they are in the file.
+Making the pool is not timed; its memory counts. `ratio_to_forward` and `ratio_to_baal` are those of the last
+`python -m benchmarks.scoring --baal DIR`.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from benchmarks import results
 from pipeline.selection import METHODS, Budget, Candidates, Options
 
 NAME = "gain_scale"
-KEPT = ("ratio_to_forward", "ratio_to_baal")
-"""What others measure and add to the file."""
+SCORING = ("ratio_to_forward", "ratio_to_baal")
+"""Taken over from benchmarks/scoring.py, so that all that a choice costs is in one file."""
 CLASSES, DEPTH, GRADIENT, GROUPS = 19, 64, 256, 200
 ROWS = 4096
 LEAST = 0.05
@@ -47,9 +47,9 @@ def main() -> None:
     full = [row for row in rows if (row["pool"], row["images"]) == (largest, given.images)]
     slowest = max(full, key=lambda row: row["seconds"])["method"]
     growth = {method: exponent([row for row in rows if row["method"] == method]) for method in METHODS}
-    before = results.load(NAME)
+    scoring = results.load("scoring")
     content = {
-        **{name: before[name] for name in KEPT if name in before},
+        **{name: scoring[name] for name in SCORING},
         "pool": largest,
         "images": given.images,
         "select_100k_seconds": max(row["seconds"] for row in full),

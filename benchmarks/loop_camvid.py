@@ -144,9 +144,18 @@ def loop(
                 artifacts.save_json(seconds(round_name), time.perf_counter() - began)
                 forecast.run(round_name, line, score=p.score)
                 annotate.run(round_name, line, prepare=p.prepare, score=p.score, annotate=p.annotate)
-                audit.run(
-                    round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute
-                )
+                if not p.select.fallback:  # nobody heeds it
+                    artifacts.save_json(paths.audit(round_name), {"signal": None})
+                else:
+                    audit.run(
+                        round_name,
+                        line,
+                        seed=p.seed,
+                        prepare=p.prepare,
+                        model=p.model,
+                        score=p.score,
+                        compute=p.compute,
+                    )
                 tune.run(
                     round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, tune=p.tune, compute=p.compute
                 )
@@ -182,6 +191,8 @@ def row(acquisition: str, seed: int, round_name: str) -> dict[str, Any]:
     """One measured model; runs in the run's folder."""
     measures = json.loads(paths.metrics(round_name).read_text())
     labels = json.loads(paths.labels(round_name).read_text())
+    said = paths.forecast(round_name)
+    forecast = json.loads(said.read_text()) if said.is_file() else {}  # of r00 there is none
     return {
         "acquisition": acquisition,
         "seed": seed,
@@ -190,6 +201,7 @@ def row(acquisition: str, seed: int, round_name: str) -> dict[str, Any]:
         "minutes": sum(label["minutes"] for label in labels),
         "miou": measures["miou"],
         "iou": measures["iou"],
+        "forecast": [forecast["low"], forecast["expected"], forecast["high"]] if forecast else None,
         "select_seconds": json.loads(seconds(round_name).read_text()) if seconds(round_name).is_file() else None,
     }
 

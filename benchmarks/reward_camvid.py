@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from matplotlib.figure import Figure
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -380,13 +381,14 @@ def save(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Setting]) -> No
         for decode in ("argmax", "expected_iou"):
             by_seed = _by_seed(flat, labels, method, decode)
             base = _by_seed(flat, labels, "weighted_cross_entropy", decode)
-            line |= {decode: f"{statistics.mean(by_seed.values()):.1f}"}
+            line |= {decode: f"{statistics.mean(by_seed.values()):.1f}", f"{decode} - weighted": "-"}
             if len(by_seed) > 1:
                 line[decode] += f" (sd {statistics.stdev(by_seed.values()):.1f})"
                 both = [by_seed[seed] - base[seed] for seed in by_seed if seed in base]
                 line[f"{decode} - weighted"] = interval(both)
         table.append(line)
     results.save("reward_camvid", {"settings": settings, "rows": flat}, table)
+    plot(flat).savefig(results.RESULTS / "reward_camvid.png", dpi=120)
     others = [
         {"reward": reward, "method": row["method"], "seed": row["seed"], "value": row["rewards"][reward]}
         | {"miou": row["decoders"]["argmax"]["miou"]}
@@ -413,6 +415,44 @@ def save(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Setting]) -> No
     results.save("reward_other", {"settings": settings, "rows": others}, table)
 
 
+def plot(flat: Sequence[Mapping[str, Any]]) -> Figure:
+    """Paired difference to weighted cross-entropy by number of labels, under both decoders; and where Lovász wins."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplot_mosaic([["argmax", "expected_iou"], ["class", "class"]], height_ratios=(3, 2))
+    labels = list(dict.fromkeys(row["labels"] for row in flat))
+    methods = [name for name in METHODS if name != "weighted_cross_entropy"]
+    for decode in ("argmax", "expected_iou"):
+        part = axes[decode]
+        for number, name in enumerate(methods):
+            means, errors = [], []
+            for count in labels:
+                base = _by_seed(flat, count, "weighted_cross_entropy", decode)
+                ours = _by_seed(flat, count, name, decode)
+                mean, half = mean_and_half([ours[seed] - base[seed] for seed in ours if seed in base])
+                means.append(mean)
+                errors.append(half or 0)
+            places = np.arange(len(labels)) + (number - len(methods) / 2) / (len(methods) + 3)
+            part.errorbar(places, means, errors, fmt="o", markersize=4, capsize=2, label=name)
+        part.axhline(0, color="0.3", linewidth=1)
+        part.set(title=f"decode: {decode}", xticks=range(len(labels)), xticklabels=[f"{n} labels" for n in labels])
+    axes["argmax"].set_ylabel("mIoU points above weighted cross-entropy, 95 %")
+    axes["argmax"].legend(fontsize=8)
+    wide = axes["class"]
+    names = list(flat[0]["iou"])
+    for number, count in enumerate(labels):
+        of = [row for row in flat if row["decode"] == "argmax" and row["labels"] == count]
+        iou = {
+            method: np.mean([list(row["iou"].values()) for row in of if row["method"] == method], axis=0)
+            for method in ("lovasz", "weighted_cross_entropy")
+        }
+        places = np.arange(len(names)) + 0.25 * (number - (len(labels) - 1) / 2)
+        wide.bar(places, 100 * (iou["lovasz"] - iou["weighted_cross_entropy"]), 0.23, label=f"{count} labels")
+    wide.axhline(0, color="0.3", linewidth=1)
+    wide.set(xticks=range(len(names)), xticklabels=names, ylabel="IoU points, lovasz above weighted", title="by class")
+    wide.legend(fontsize=8)
+    return figure
+
+
 def _by_seed(flat: Sequence[Mapping[str, Any]], labels: int, method: str, decode: str) -> dict[int, float]:
     wanted = {"labels": labels, "method": method, "decode": decode}
     return {row["seed"]: 100 * row["miou"] for row in flat if all(row[k] == v for k, v in wanted.items())}
@@ -420,11 +460,15 @@ def _by_seed(flat: Sequence[Mapping[str, Any]], labels: int, method: str, decode
 
 def interval(differences: Sequence[float]) -> str:
     """Mean and 95 % interval of paired differences."""
+    mean, half = mean_and_half(differences)
+    return "-" if half is None else f"{mean:+.2f} ± {half:.2f}"
+
+
+def mean_and_half(differences: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and half of its 95 % interval by Student's t; None of less than two."""
     n = len(differences)
-    if n < 2:
-        return "-"
-    half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
-    return f"{statistics.mean(differences):+.2f} ± {half:.2f}"
+    half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5 if n > 1 else None
+    return statistics.mean(differences), half
 
 
 if __name__ == "__main__":

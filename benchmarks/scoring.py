@@ -1,10 +1,14 @@
 """What scoring a pool costs beside the bare forward pass of the same network, and whether its memory grows.
 
-    python -m benchmarks.scoring [--images 48] [--size 256 512] [--model fpn]
+    python -m benchmarks.scoring [--images 48] [--size 256 512] [--model fpn] [--baal DIR]
 
 Both run over as many pixels of image files, in batches of 8, alternating, three times each; the ratio is that of
 the medians. Scoring includes reading, decoding and resizing the files, softmax, and all statistics. The peak memory is
 that of fresh processes which score the pool once and four times over.
+
+With --baal, BALD by the library Baal runs over the same files with the same network, too: 20 passes with dropout, as
+its documentation has it. Its numpy and ours differ, so it is installed beside: `uv pip install --target DIR --no-deps
+baal structlog==22.3.0 torchmetrics lightning-utilities scikit-learn joblib threadpoolctl narwhals h5py`.
 """
 
 import argparse
@@ -19,15 +23,19 @@ from pathlib import Path
 import torch
 
 from benchmarks import results
-from pipeline import datasets, inference, scoring, training
+from pipeline import datasets, inference, scoring, training, transforms
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.batches import Item, stored
 from pipeline.datasets.town import draw_town
 from pipeline.labels import CLASS_SETS
+from pipeline.models import Network
 from pipeline.params import Compute, Model
 
 NAME = "scoring"
 REPEATS = 3
+BAAL_PASSES = 20
+BAAL_SHARE = 4
+"""Baal scores one image in so many, once; the time counts so many times."""
 ACQUISITION = ACQUISITIONS["shortfall"]
 
 
@@ -37,6 +45,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--size", type=int, nargs=2, default=(256, 512), help="height and width")
     parser.add_argument("--model", default="fpn")
+    parser.add_argument("--baal", type=Path, help="where Baal is installed")
     parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)  # a fresh process that scores and prints its peak
     parser.add_argument("--times", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -70,6 +79,9 @@ def main() -> None:
         for _ in range(REPEATS):
             seconds["forward"].append(timed(forward))
             seconds["score"].append(timed(lambda: score(items)))
+        if given.baal:
+            some = items[: len(items) // BAAL_SHARE]
+            seconds["baal"] = [timed(lambda: bald_by_baal(given.baal, network, some, size)) * BAAL_SHARE]
         peaks = [peak(Path(folder), times, given.model, size) for times in (1, 4)]
 
     forward_rate, score_rate = (len(items) / statistics.median(seconds[name]) for name in ("forward", "score"))
@@ -94,6 +106,9 @@ def main() -> None:
             "peak MiB, 4x the pool": f"{peaks[1]:.0f}",
         }
     ]
+    if given.baal:
+        content["ratio_to_baal"] = score_rate / (len(items) / seconds["baal"][0])
+        table[0]["times as fast as BALD by Baal"] = f"{content['ratio_to_baal']:.1f}"
     results.save(NAME, content, table)
     print(table[0])
 
@@ -102,6 +117,29 @@ def pool(root: Path) -> list[Item]:
     """The town's pool as items."""
     table = stored(19)
     return [Item(s.key, s.image, None, table) for s in datasets.find("cityscapes", root / "cityscapes", "train")]
+
+
+def bald_by_baal(installed: Path, network: Network, items: list[Item], size: tuple[int, int]) -> None:
+    """The scores of Baal's BALD: every image as often as there are passes in a batch of its own."""
+    sys.path.append(str(installed))
+    from baal.active.heuristics import BALD
+    from baal.bayesian.dropout import patch_module
+    from baal.modelwrapper import ModelWrapper, TrainingArgs
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(items)
+
+        def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
+            image = transforms.resize(datasets.read_image(items[place].image), size)
+            return torch.from_numpy(image).movedim(2, 0), 0
+
+    wrapper = ModelWrapper(patch_module(network, inplace=False), TrainingArgs(batch_size=1, workers=1))
+    with torch.inference_mode():
+        predictions = wrapper.predict_on_dataset_generator(Files(), iterations=BAAL_PASSES)
+        scores = BALD(reduction="mean").get_uncertainties_generator(predictions)
+    assert len(scores) == len(items)
+    assert scores.min() > 0
 
 
 def timed(run: Callable[[], None]) -> float:

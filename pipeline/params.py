@@ -243,10 +243,12 @@ class Select(Section):
         "clue",
         "coverage",
         "drawn_coverage",
+        "representative",
     ] = "draw"
     """draw: in proportion to gain (Gumbel top-k on log gain); best_first: the highest gains; class_stratified: random,
     as many for every class; class_balanced: the highest gains, balanced over classes. By features (score.features):
-    coreset, badge, clue, coverage (what covers the pool's gain), drawn_coverage (the same by chance)."""
+    coreset, badge, clue, coverage (what covers the pool's gain), drawn_coverage (the same by chance), representative
+    (what the pool's images resemble most, weighted by gain)."""
     power: NotNegative = 1.0
     """Exponent on the gain: 0 is uniform, large is best first (draw, drawn_coverage)."""
     uniform_share: Share = 0.1

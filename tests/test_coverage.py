@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.selection import Budget, Candidates, Options
-from pipeline.selection.coverage import Covering, coverage, drawn_coverage, lazy, sample_terms
+from pipeline.selection.coverage import Covering, coverage, drawn_coverage, lazy, representative, sample_terms
 
 QUICK = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -197,3 +197,29 @@ def test_what_shows_nothing_of_a_class_cannot_be_covered_in_it() -> None:
     candidates = pool(0, bought=2)._replace(by_class=np.zeros((14, 3, 4)), bought_by_class=np.ones((2, 3, 4)))
     assert covering_of(candidates, [1, 2]).value() == 0
     assert len(choose(candidates, images=5)) == 5
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_representative_is_the_weighted_k_medoids_by_cosine(weighted: bool) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        features = rng.standard_normal((9, 3)).astype(np.float32)
+        bought = rng.standard_normal((2, 3)).astype(np.float32)
+        gains = rng.gamma(0.5, size=9) if weighted else np.ones(9)
+        candidates = Candidates(gains, np.ones(9), rng.random((9, 4)), features, bought_features=bought)
+
+        def value(chosen: tuple[int, ...], features=features, bought=bought, gains=gains) -> float:
+            near = np.concatenate([features[list(chosen)], bought]).astype(float)
+            cosines = near @ features.T / np.linalg.norm(near, axis=1)[:, None] / np.linalg.norm(features, axis=1)
+            return float(gains @ np.maximum(cosines, 0).max(0))
+
+        choice = representative(candidates, Budget(3), Options(), np.random.default_rng(0))
+        best = max(value(chosen) for chosen in combinations(range(9), 3))
+        assert value(tuple(choice.indices)) >= 0.99 * best
+
+
+def test_representative_without_features_is_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"compares images by features, .* score\.features: true"):
+        representative(
+            Candidates(np.ones(3), np.ones(3), np.ones((3, 2))), Budget(1), Options(), np.random.default_rng(0)
+        )

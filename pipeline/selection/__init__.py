@@ -8,11 +8,12 @@ coreset           the farthest from all that are chosen: Sener and Savarese 2018
 badge             k-means++ on gradient embeddings: Ash et al. 2020
 clue              the centres of gain-weighted k-means: Prabhu et al. 2021
 coverage          those that together cover most gain of the pool, per predicted minute
+representative    the same by whole images instead of classes: Wei et al. 2015
 drawn_coverage    in proportion to the coverage that they add
 """
 
 from pipeline.selection.contract import Budget, Candidates, Choice, Method, Options
-from pipeline.selection.coverage import coverage, drawn_coverage
+from pipeline.selection.coverage import coverage, drawn_coverage, representative
 from pipeline.selection.distances import badge, clue, coreset
 from pipeline.selection.draws import class_stratified, draw
 from pipeline.selection.rankings import best_first, class_balanced
@@ -29,6 +30,7 @@ METHODS: dict[str, Method] = {
     "clue": clue,
     "coverage": coverage,
     "drawn_coverage": drawn_coverage,
+    "representative": representative,
 }
 
 NEEDS: dict[str, str] = {
@@ -37,5 +39,6 @@ NEEDS: dict[str, str] = {
     "clue": "features",
     "coverage": "by_class",
     "drawn_coverage": "by_class",
+    "representative": "features",
 }
 """The field of `Candidates` without which a method refuses; the others make do with the scores."""

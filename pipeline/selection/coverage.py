@@ -95,6 +95,25 @@ def drawn_coverage(candidates: Candidates, budget: Budget, options: Options, rng
     return Choice(indices, stepwise(shares[: len(indices)]))
 
 
+def representative(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+    """The images that the others resemble most: `coverage` by the mean feature of whole images, classes put aside.
+
+        F(S) = sum_j g_j max_{x in S u L} max(0, cos(f_x, f_j))
+
+    k-medoids by cosine, weighted by gain; with the acquisition `random` every image counts the same. Facility location
+    on one vector per image: Wei et al. 2015, "Submodularity in Data Subset Selection and Active Learning". That few
+    labels are best spent on typical images, many on doubtful ones, is found by Hacohen et al. 2022, "Active Learning
+    on a Budget: Opposite Strategies Suit High and Low Budgets".
+
+    Raises:
+        ValueError: numbers are out of range, or there are no features.
+    """
+    check(candidates, budget)
+    own, bought = compared(candidates, "features")
+    as_one_class = {"by_class": own[:, None], "bought_by_class": bought[:, None], "parts": candidates.gains[:, None]}
+    return coverage(candidates._replace(**as_one_class), budget, options, rng)
+
+
 def sample_size(m: int, k: float, epsilon: float) -> int:
     """How many of m candidates each of k steps looks at."""
     return int(np.ceil(m / max(k, 1) * np.log(1 / epsilon)))

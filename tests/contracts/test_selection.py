@@ -12,8 +12,8 @@ QUICK = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 CLASSES = 3
-AFTER_GAIN = ("draw", "best_first", "class_balanced", "clue", "coverage", "drawn_coverage")
-CERTAIN = ("best_first", "class_balanced", "coreset", "clue", "coverage")
+AFTER_GAIN = ("draw", "best_first", "class_balanced", "clue", "coverage", "drawn_coverage", "representative")
+CERTAIN = ("best_first", "class_balanced", "coreset", "clue", "coverage", "representative")
 SAMPLED = {"whole": 0, "terms": 10}  # large pools, in small
 
 
