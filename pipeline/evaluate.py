@@ -23,11 +23,11 @@ def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, 
     classes = datasets.class_set(prepare.classes)
     table = datasets.table(prepare.test.dataset, Path(prepare.test.root), classes)
     items = batches.items(artifacts.load_manifest("test"), table)
-    network, temperature = training.open_network(round_name, model, classes)
+    network, calibration = training.open_network(round_name, model, classes)
     pool = artifacts.load_manifest("pool").assign(mask="")  # the pool's own masks are none of the model's business
     places = np.linspace(0, len(pool) - 1, min(evaluate.decode_images, len(pool))).round().astype(int)
     seen = batches.items(pool.iloc[places], table)
-    pixels = inference.probabilities(fabric, network, seen, model.size, compute, temperature)
+    pixels = inference.probabilities(fabric, network, seen, model.size, compute, calibration)
     try:
         decoders = {"argmax": decoding.argmax(len(classes.names)), "expected_iou": decoding.fit(pixels)}
     except ValueError as error:
@@ -40,7 +40,7 @@ def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, 
                 raise AssertionError("prepare lets no test image without a mask pass")
             full = inference.upsample(logits, (mask.shape[0], mask.shape[1]))[None]
             truth = mask[None].to(full.device)
-            probabilities = (full / temperature).softmax(1)
+            probabilities = calibration.apply(full).softmax(1)
             for name, decoder in decoders.items():
                 prediction = decoding.decode(probabilities, decoder)
                 confusions[name] += metrics.confusion(prediction, truth, len(classes.names)).cpu()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline import artifacts, batches, datasets, decoding, evaluate, inference, labels, metrics, paths, training
+from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from tests import fakes, repo
 
@@ -34,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         artifacts.save_manifest("test", frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32))
         settings = repo.params()
         network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
-        artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, TEMPERATURE))
+        artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, of_temperature(TEMPERATURE)))
     return folder
 
 

@@ -55,12 +55,28 @@ def trained(stage: str, **knobs: Any) -> tuple[dict[str, torch.Tensor], pd.DataF
     of = repo.params()
     settings = Training.model_validate(of.pretrain.model_dump() | knobs)
     if stage == "pretrain":
-        pretrain.run(seed=1, prepare=of.prepare, model=of.model, pretrain=settings, compute=of.compute)
+        pretrain.run(
+            seed=1,
+            prepare=of.prepare,
+            model=of.model,
+            pretrain=settings,
+            calibration=of.calibration,
+            compute=of.compute,
+        )
         name = paths.SOURCE_ROUND
     else:
         changed = of.tune.model_copy(update={"likelihood": settings, "reward": of.tune.reward})
         line = BudgetLine(after="r00", images=3)
-        tune.run("r01", line, seed=1, prepare=of.prepare, model=of.model, tune=changed, compute=of.compute)
+        tune.run(
+            "r01",
+            line,
+            seed=1,
+            prepare=of.prepare,
+            model=of.model,
+            calibration=of.calibration,
+            tune=changed,
+            compute=of.compute,
+        )
         name = "r01"
     return artifacts.load_model(name)[0], pd.read_csv(paths.model(name) / "log.csv")
 
