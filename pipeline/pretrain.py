@@ -58,7 +58,9 @@ def run(
 
     held_out = source[HELD_OUT - 1 :: HELD_OUT]
     if calibration.start == "pseudo_target":
-        images = artifacts.load_manifest("pool").assign(mask="")  # the pool's own masks are none of the model's business
+        images = artifacts.load_manifest("pool").assign(
+            mask=""
+        )  # the pool's own masks are none of the model's business
         pool = batches.items(images, table)
         fitted = inference.mixed(fabric, network, pool, model.size, compute, seed).fit(calibration.method)
     elif held_out:

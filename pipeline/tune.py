@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import artifacts, batches, datasets, inference, losses, paths, reward_tuning, training
 from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
-from pipeline.models import Network
 from pipeline.params import BudgetLine, Calibration, Compute, Model, Prepare, Tune
 
 

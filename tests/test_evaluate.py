@@ -35,7 +35,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         artifacts.save_manifest("test", frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32))
         settings = repo.params()
         network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
-        artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, of_temperature(TEMPERATURE)))
+        artifacts.save_model(
+            "r00", network.state_dict(), training.describe(settings.model, CLASSES, of_temperature(TEMPERATURE))
+        )
     return folder
 
 
