@@ -218,9 +218,10 @@ def main() -> None:
     for setup, study in studies:
         seen = look(setup, setup.network, setup.pool)
         before += before_any_label(setup, seen)
+        save(before, after)
         for labels, seed in itertools.product(given.labels, given.seeds):
             after += after_a_round(setup, seen, labels, seed, study)
-        save(before, after)
+            save(before, after)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def run(
         gains = scorer.gain_map(out, scaled.softmax(1), reference).float().cpu().numpy()
         for place, index in enumerate(out.batch.indices):
             if not broken[-1][place]:
-                _write(round_name, items[index], scaled[place], gains[place])
+                _write(round_name, items[index], out.logits[place], gains[place])
     anywhere = batches.gather(fabric, torch.cat(broken), len(items))  # by now, every process has written its files
     if anywhere.any():
         raise UserError(

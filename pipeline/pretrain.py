@@ -10,7 +10,8 @@ from pipeline.calibration import NONE
 from pipeline.params import Calibration, Compute, Model, Prepare, Training
 
 HELD_OUT = 20
-"""One source image in so many is kept from training, to calibrate on."""
+"""One source image in so many is kept from training, to calibrate on; so that what is learnt is the same
+whatever it is calibrated on."""
 
 
 def run(
@@ -56,17 +57,15 @@ def run(
     with training.auxiliary_head(network, pretrain, seed):
         log = training.fit(fabric, network, draws, training.likelihood(weights, pretrain), plan)
 
-    held_out = source[HELD_OUT - 1 :: HELD_OUT]
-    if calibration.start == "pseudo_target":
+    fitted, held_out = NONE, source[HELD_OUT - 1 :: HELD_OUT]
+    if calibration.start == "source" and held_out:
+        fitted = inference.labelled(fabric, network, held_out, model.size, compute).fit(calibration.method)
+    elif calibration.start == "pseudo_target":
         images = artifacts.load_manifest("pool").assign(
             mask=""
         )  # the pool's own masks are none of the model's business
         pool = batches.items(images, table)
         fitted = inference.mixed(fabric, network, pool, model.size, compute, seed).fit(calibration.method)
-    elif held_out:
-        fitted = inference.labelled(fabric, network, held_out, model.size, compute).fit(calibration.method)
-    else:
-        fitted = NONE
     if fabric.is_global_zero:
         artifacts.save_log(paths.SOURCE_ROUND, log)
         artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), training.describe(model, classes, fitted))

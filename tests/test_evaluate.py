@@ -92,6 +92,16 @@ def test_both_decoders_are_measured_and_the_chosen_one_leads(images: int) -> Non
         )
 
 
+def test_class_wise_calibration_moves_probabilities_and_not_the_labels() -> None:
+    plain = run()
+    state, about = artifacts.load_model("r00")
+    bias = [2.0, -2.0, 1.0, *[0.0] * 16]
+    artifacts.save_model("r00", state, about | {"calibration": {"scale": [1 / TEMPERATURE] * 19, "bias": bias}})
+    moved = run()
+    assert moved["miou_argmax"] == plain["miou_argmax"]
+    assert moved["calibration_error"] != plain["calibration_error"]
+
+
 def test_argmax_unless_chosen_otherwise() -> None:
     found = run()
     assert found["miou"] == found["miou_argmax"]

@@ -26,7 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repo.write(tmp_path)
     for mask in artifacts.load_manifest("pool")["mask"]:
         Path(mask).unlink()
-    fakes.write("gta5", Path("source"))
+    fakes.write("gta5", Path("source"), count=20)
     samples = datasets.find("gta5", Path("source"), "train")
     frame = pd.DataFrame({"key": [s.key for s in samples], "image": [str(s.image) for s in samples]})
     frame["mask"] = [str(sample.mask) for sample in samples]
@@ -82,9 +82,7 @@ def test_one_claim_for_all_is_a_sentence() -> None:
     network = untrained()
     with torch.no_grad():
         network.last_layer().bias[4] = 1e3
-    with pytest.raises(
-        UserError, match=r"the model claims the same of '.*' and 7 more .* set calibration.start to sou"
-    ):
+    with pytest.raises(UserError, match=r"the model claims the same of '.*' and 7 more .* set calibration.start"):
         mixed(network)
 
 
@@ -94,7 +92,7 @@ def test_logits_that_are_not_finite_are_a_sentence() -> None:
         pixels.fit("vector")
 
 
-@pytest.mark.parametrize("start", ["source", "pseudo_target"])
+@pytest.mark.parametrize("start", ["none", "source", "pseudo_target"])
 def test_the_stage_calibrates_on_what_it_is_told(start: str) -> None:
     of = repo.params(calibration={"method": "vector", "start": start})
     pretrain.run(
@@ -106,4 +104,28 @@ def test_the_stage_calibrates_on_what_it_is_told(start: str) -> None:
         compute=of.compute,
     )
     network, fitted = training.open_network(paths.SOURCE_ROUND, of.model, CLASSES)
-    assert fitted == (NONE if start == "source" else mixed(network).fit("vector"))  # four source images: none held out
+    table = datasets.table("gta5", Path("source"), CLASSES)
+    held_out = batches.items(artifacts.load_manifest("source"), table)[pretrain.HELD_OUT - 1 :: pretrain.HELD_OUT]
+    assert len(held_out) == 1
+    expected = {
+        "none": lambda: NONE,
+        "source": lambda: inference.labelled(
+            training.start(of.compute), network, held_out, of.model.size, of.compute
+        ).fit("vector"),
+        "pseudo_target": lambda: mixed(network).fit("vector"),
+    }
+    assert fitted == expected[start]()
+
+
+def test_source_without_an_image_to_spare_calibrates_nothing() -> None:
+    artifacts.save_manifest("source", artifacts.load_manifest("source")[:4])
+    of = repo.params(calibration={"start": "source"})
+    pretrain.run(
+        seed=5,
+        prepare=of.prepare,
+        model=of.model,
+        pretrain=of.pretrain,
+        calibration=of.calibration,
+        compute=of.compute,
+    )
+    assert training.open_network(paths.SOURCE_ROUND, of.model, CLASSES)[1] == NONE
