@@ -172,9 +172,9 @@ def mixed(
     if not len(kept[1]):
         raise UserError(
             f"the model claims the same of {of[0].key!r} and {len(of) - 1} more images of the pool, so that nothing is "
-            f"learnt from mixing them: set calibration.start to source"
+            f"learnt from mixing them: set calibration.start to none"
         )
-    return Pixels(*kept, torch.ones(len(kept[1])))
+    return Pixels(kept[0], kept[1], torch.ones(len(kept[1])))
 
 
 def probabilities(
