@@ -44,7 +44,7 @@ from pipeline.pretrain import HELD_OUT
 NAME = "calibration"
 BINS = 15
 MIXING_SEED = 1
-SHRINKAGES = (100.0, 10_000.0)
+SHRINKAGES = (100.0, 1000.0)
 """Beside the one in use."""
 MEASURES = ("ece", "nll", "predicted", "realised", "true", "spearman", "miou")
 

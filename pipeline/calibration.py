@@ -22,7 +22,7 @@ from torch import Tensor
 COLDEST, HOTTEST = 0.25, 8.0
 """Range of T, and of 1/w_c. A fit at its end says that logits and truth have little to do with each other, or agree
 everywhere."""
-SHRINKAGE = 1000.0
+SHRINKAGE = 10_000.0
 """Of `vector`, in pixels: so many pixels must a class be labelled more often than predicted to gain a bias of 1 nat."""
 AGREEMENT = 1e-5
 """How well the fit of `vector` must have converged: the largest slope, as a share of the pixels."""
@@ -95,7 +95,7 @@ def fit_vector(
 
     At the minimum, shrinkage * b_c = labelled - predicted pixels of class c: a class that has been seen on a few pixels
     only stays where the temperature puts it. w_c stays in [1/8, 4]. Labels count in pixels, though those of an image
-    are alike: hence a shrinkage as large as an image (`inference.PIXELS_PER_IMAGE`).
+    are alike: hence a shrinkage of about ten images (of `inference.PIXELS_PER_IMAGE` each).
 
     Raises:
         ValueError: also, the fit does not converge.

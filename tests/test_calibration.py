@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.calibration import COLDEST, HOTTEST, NONE, Calibration, fit_temperature, fit_vector, of_temperature
+from pipeline.calibration import (
+    COLDEST,
+    HOTTEST,
+    NONE,
+    SHRINKAGE,
+    Calibration,
+    fit_temperature,
+    fit_vector,
+    of_temperature,
+)
 
 QUICK = settings(max_examples=10, deadline=None)
 KNOWN = Calibration((0.4, 0.7, 1.0, 0.5, 0.6), (-1.0, 0.0, 0.5, 1.5, -1.0))
@@ -117,7 +126,7 @@ def test_a_class_seen_on_a_few_pixels_stays_with_the_temperature() -> None:
     truth[truth == 4] = 0
     truth[:3] = 4  # and labelled on three pixels
     held, loose = fit_vector(logits, truth), fit_vector(logits, truth, shrinkage=1e-3)
-    assert 0 < held.bias[4] <= 3 / 1000 * 1.01
+    assert 0 < held.bias[4] <= 3 / SHRINKAGE * 1.01
     assert float(applied(held, logits).softmax(1)[:, 4].sum()) < 0.1
     assert float(applied(loose, logits).softmax(1)[:, 4].sum()) == pytest.approx(3, abs=0.1)
 
