@@ -113,7 +113,14 @@ def source_model(p: Params) -> None:
     if not paths.labels("r00").is_file():
         prepare.run(prepare=p.prepare)
     if not (paths.model("r00") / "model.pt").is_file():
-        pretrain.run(seed=p.seed, prepare=p.prepare, model=p.model, pretrain=p.pretrain, compute=p.compute)
+        pretrain.run(
+            seed=p.seed,
+            prepare=p.prepare,
+            model=p.model,
+            pretrain=p.pretrain,
+            calibration=p.calibration,
+            compute=p.compute,
+        )
     if not paths.metrics("r00").is_file():
         evaluate.run("r00", prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
 
@@ -157,7 +164,14 @@ def loop(
                         compute=p.compute,
                     )
                 tune.run(
-                    round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, tune=p.tune, compute=p.compute
+                    round_name,
+                    line,
+                    seed=p.seed,
+                    prepare=p.prepare,
+                    model=p.model,
+                    calibration=p.calibration,
+                    tune=p.tune,
+                    compute=p.compute,
                 )
                 evaluate.run(round_name, prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
         return [row(name, p.seed, round_name) for round_name in budget]

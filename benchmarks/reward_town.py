@@ -37,6 +37,7 @@ def main() -> None:
                 seed=settings.seed,
                 prepare=settings.prepare,
                 model=settings.model,
+                calibration=settings.calibration,
                 tune=without,
                 compute=settings.compute,
             )

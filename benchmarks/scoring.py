@@ -26,6 +26,7 @@ from benchmarks import results
 from pipeline import datasets, inference, scoring, training, transforms
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.batches import Item, stored
+from pipeline.calibration import NONE
 from pipeline.datasets.town import draw_town
 from pipeline.labels import CLASS_SETS
 from pipeline.models import Network
@@ -57,7 +58,7 @@ def main() -> None:
 
     def score(items: list[Item]) -> None:
         outputs = inference.outputs(fabric, network, items, size, compute, "score")
-        sums = scoring.statistics(fabric, outputs, 1.0, lambda p, _: ACQUISITION.observe(p), len(items))
+        sums = scoring.statistics(fabric, outputs, NONE, lambda p, _: ACQUISITION.observe(p), len(items))
         ACQUISITION.gain(sums, sums.sum(0), 0.01)
 
     if given.peak:

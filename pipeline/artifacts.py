@@ -327,7 +327,7 @@ def sha256(path: Path) -> str:
 
 
 def save_model(round_name: str, state: Mapping[str, "Tensor"], about: Mapping[str, Any]) -> None:
-    """Write a model: its weights, and what is needed to use them (architecture, classes, temperature)."""
+    """Write a model: its weights, and what is needed to use them (architecture, classes, calibration)."""
     import torch
 
     buffer = io.BytesIO()  # straight to a path, torch would write the temporary file's name into the archive

@@ -38,9 +38,9 @@ def run(
     table = batches.stored(len(classes.names))
     items = [Item(key, Path(str(images[key])), paths.mask(key), table) for key in keys]
     reference = torch.from_numpy(artifacts.load_pool(round_name))
-    network, temperature = training.open_network(line.after, model, classes)
+    network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in labels} - {round_name})
-    scorer = scoring.start(round_name, line.after, network, temperature, score, seed=seed, rounds=rounds)
+    scorer = scoring.start(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
     acquisition = scorer.acquisition
 
     shape = (0, len(classes.names))  # there may be fewer images than processes
@@ -49,7 +49,7 @@ def run(
     reliability = torch.zeros((BINS, 3), dtype=torch.float64)
     name = f"audit {round_name}"
     for out in inference.outputs(fabric, network, items, model.size, compute, name, acquisition.members):
-        probabilities = (out.logits / scorer.temperature).softmax(1)
+        probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size).to(probabilities.device)
         known = truth != IGNORE
         if acquisition.members:  # split by the claimed class, as such gains are

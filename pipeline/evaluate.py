@@ -23,16 +23,18 @@ def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, 
     classes = datasets.class_set(prepare.classes)
     table = datasets.table(prepare.test.dataset, Path(prepare.test.root), classes)
     items = batches.items(artifacts.load_manifest("test"), table)
-    network, temperature = training.open_network(round_name, model, classes)
+    network, calibration = training.open_network(round_name, model, classes)
     pool = artifacts.load_manifest("pool").assign(mask="")  # the pool's own masks are none of the model's business
     places = np.linspace(0, len(pool) - 1, min(evaluate.decode_images, len(pool))).round().astype(int)
     seen = batches.items(pool.iloc[places], table)
-    pixels = inference.probabilities(fabric, network, seen, model.size, compute, temperature)
+    pixels = inference.probabilities(fabric, network, seen, model.size, compute, calibration)
     try:
-        decoders = {"argmax": decoding.argmax(len(classes.names)), "expected_iou": decoding.fit(pixels)}
+        decoder = decoding.fit(pixels)
     except ValueError as error:
         raise UserError(f"{paths.model(round_name)}: {error}: train it with a lower lr, or in 32-true") from None
-    confusions = {name: torch.zeros((len(classes.names),) * 2, dtype=torch.int64) for name in decoders}
+    confusions = {
+        name: torch.zeros((len(classes.names),) * 2, dtype=torch.int64) for name in ("argmax", "expected_iou")
+    }
     reliability = torch.zeros((evaluate.calibration_bins, 3), dtype=torch.float64)
     for out in inference.outputs(fabric, network, items, model.size, compute, f"evaluate {round_name}"):
         for logits, mask in zip(out.logits, out.batch.masks, strict=True):
@@ -40,9 +42,10 @@ def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, 
                 raise AssertionError("prepare lets no test image without a mask pass")
             full = inference.upsample(logits, (mask.shape[0], mask.shape[1]))[None]
             truth = mask[None].to(full.device)
-            probabilities = (full / temperature).softmax(1)
-            for name, decoder in decoders.items():
-                prediction = decoding.decode(probabilities, decoder)
+            probabilities = calibration.apply(full).softmax(1)
+            # The network's own labels: a bias that was fitted to the model before must not change what is measured.
+            labellings = {"argmax": full.argmax(1), "expected_iou": decoding.decode(probabilities, decoder)}
+            for name, prediction in labellings.items():
                 confusions[name] += metrics.confusion(prediction, truth, len(classes.names)).cpu()
             reliability += metrics.reliability(probabilities, truth, evaluate.calibration_bins).cpu()
     confusions = {name: training.total(fabric, counts) for name, counts in confusions.items()}

@@ -207,6 +207,16 @@ class Reward(Section):
     """Looks without improvement after which the stage stops early; 0 never does."""
 
 
+class Calibration(Section):
+    """What makes the model's confidence match its accuracy; fitted beside every model."""
+
+    method: Literal["temperature", "vector"] = "temperature"
+    """temperature: one for all classes; vector: a scale and a bias of every class, held to the temperature."""
+    start: Literal["none", "source", "pseudo_target"] = "none"
+    """On what the source model is calibrated: nothing, held-out source images, or mixed images of the pool with the
+    model's own labels. Later models are calibrated on the labels that came back."""
+
+
 class Score(Section):
     """How gain is predicted."""
 
@@ -215,7 +225,7 @@ class Score(Section):
     smooth: NotNegative = 0.01
     """Share of all unions that is added to every class's union, so that absent classes do not dominate."""
     calibrate: bool = True
-    """Whether probabilities are cooled by the temperature that was fitted beside the model."""
+    """Whether probabilities are calibrated by what was fitted beside the model (section calibration)."""
     minutes_per_image: Positive = 10.0
     """Predicted minutes of an image until labels with measured minutes have come back; then they are fitted to."""
     members: Count = 4
@@ -374,6 +384,7 @@ class Params(Section):
     prepare: Prepare
     model: Model
     pretrain: Training
+    calibration: Calibration = Calibration()
     score: Score = Score()
     select: Select = Select()
     annotate: Annotate = Annotate()

@@ -26,9 +26,9 @@ def run(
     classes = datasets.class_set(prepare.classes)
     items = _items(round_name, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name)).to(fabric.device)
-    network, temperature = training.open_network(line.after, model, classes)
+    network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
-    scorer = scoring.start(round_name, line.after, network, temperature, score, seed=seed, rounds=rounds)
+    scorer = scoring.start(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
 
     folder = paths.predictions(round_name)
     if fabric.is_global_zero:
@@ -39,7 +39,7 @@ def run(
     broken = [torch.zeros(0, dtype=torch.bool)]  # there may be fewer images than processes
     grid = scorer.acquisition.members
     for out in inference.outputs(fabric, network, items, model.size, compute, f"predict {round_name}", grid):
-        scaled = out.logits / scorer.temperature
+        scaled = scorer.calibration.apply(out.logits)
         broken.append(~scaled.flatten(1).isfinite().all(1).cpu())
         gains = scorer.gain_map(out, scaled.softmax(1), reference).float().cpu().numpy()
         for place, index in enumerate(out.batch.indices):

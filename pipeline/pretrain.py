@@ -1,4 +1,4 @@
-"""Stage: trains the source model by class-weighted cross-entropy and fits its temperature on held-out source images."""
+"""Stage: trains the source model by class-weighted cross-entropy and calibrates it."""
 
 from pathlib import Path
 
@@ -6,17 +6,27 @@ import numpy as np
 import torch
 
 from pipeline import artifacts, batches, datasets, inference, losses, paths, training
-from pipeline.params import Compute, Model, Prepare, Training
+from pipeline.calibration import NONE
+from pipeline.params import Calibration, Compute, Model, Prepare, Training
 
 HELD_OUT = 20
-"""One source image in so many is kept from training, for the temperature."""
+"""One source image in so many is kept from training, to calibrate on; so that what is learnt is the same
+whatever it is calibrated on."""
 
 
-def run(*, seed: int, prepare: Prepare, model: Model, pretrain: Training, compute: Compute) -> None:
+def run(
+    *,
+    seed: int,
+    prepare: Prepare,
+    model: Model,
+    pretrain: Training,
+    calibration: Calibration,
+    compute: Compute,
+) -> None:
     """Write the model of round r00.
 
     Raises:
-        UserError: the loss is not finite, or the encoder's weights do not fit.
+        UserError: the loss is not finite, the encoder's weights do not fit, or the calibration fails.
     """
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
@@ -47,9 +57,16 @@ def run(*, seed: int, prepare: Prepare, model: Model, pretrain: Training, comput
     with training.auxiliary_head(network, pretrain, seed):
         log = training.fit(fabric, network, draws, training.likelihood(weights, pretrain), plan)
 
-    held_out = source[HELD_OUT - 1 :: HELD_OUT]
-    temperature = inference.temperature(fabric, network, held_out, model.size, compute) if held_out else 1.0
+    fitted, held_out = NONE, source[HELD_OUT - 1 :: HELD_OUT]
+    if calibration.start == "source" and held_out:
+        fitted = inference.labelled(fabric, network, held_out, model.size, compute).fit(calibration.method)
+    elif calibration.start == "pseudo_target":
+        images = artifacts.load_manifest("pool").assign(
+            mask=""
+        )  # the pool's own masks are none of the model's business
+        pool = batches.items(images, table)
+        fitted = inference.mixed(fabric, network, pool, model.size, compute, seed).fit(calibration.method)
     if fabric.is_global_zero:
         artifacts.save_log(paths.SOURCE_ROUND, log)
-        artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), training.describe(model, classes, temperature))
+        artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), training.describe(model, classes, fitted))
         plan.checkpoint.unlink(missing_ok=True)

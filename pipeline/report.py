@@ -104,15 +104,15 @@ def _panels(
     selection = artifacts.load_selection(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
     items = [Item(key, Path(str(pool.at[key, "image"])), paths.mask(key), table) for key in selection["key"]]
     reference = torch.from_numpy(artifacts.load_pool(name))
-    before, temperature = training.open_network(line.after, model, classes)
+    before, calibration = training.open_network(line.after, model, classes)
     after, _ = training.open_network(name, model, classes)
     rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
-    scorer = scoring.start(name, line.after, before, temperature, score, seed=seed, rounds=rounds)
+    scorer = scoring.start(name, line.after, before, calibration, score, seed=seed, rounds=rounds)
     grid = scorer.acquisition.members
     for out in inference.outputs(fabric, before, items, model.size, compute, f"report {name}", grid):
-        probabilities = (out.logits / scorer.temperature).softmax(1)
+        probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size)
-        now = probabilities.argmax(1)
+        now = out.logits.argmax(1)
         with torch.inference_mode():
             then = after.to(fabric.device).eval()(out.batch.images).argmax(1)
         gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))

@@ -37,9 +37,9 @@ def run(
     seen = pd.concat([left, pool[labelled]]) if score.features else left
     items = batches.items(seen.assign(mask=""), table)  # the pool's own masks are none of the model's business
 
-    network, temperature = training.open_network(line.after, model, classes)
+    network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in bought})
-    scorer = scoring.start(round_name, line.after, network, temperature, score, seed=seed, rounds=rounds)
+    scorer = scoring.start(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
     found = scoring.run(fabric, scorer, items, len(left), model, compute, seed if score.features else None)
     if fabric.is_global_zero:
         frame = pd.DataFrame({"key": left["key"].to_numpy(), "gain": found.gains.sum(1)})

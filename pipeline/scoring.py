@@ -14,6 +14,7 @@ from pipeline import batches, costs, features, inference, paths
 from pipeline.acquisitions import ACQUISITIONS, Acquisition, Posterior, Worth, expected_iou, faded, worth
 from pipeline.artifacts import Features
 from pipeline.batches import Item
+from pipeline.calibration import NONE, Calibration
 from pipeline.errors import UserError, choose
 from pipeline.features import Pooled
 from pipeline.inference import Output
@@ -32,8 +33,7 @@ class Scorer(NamedTuple):
     """The round whose network it is."""
     acquisition: Acquisition
     network: Network
-    temperature: float
-    """By which logits are cooled; 1 leaves them as they are."""
+    calibration: Calibration
     smooth: float
     blend: float
     """Share of the shortfall in `gain`."""
@@ -47,7 +47,7 @@ class Scorer(NamedTuple):
         if out.grid is None:
             raise AssertionError("members are asked with `outputs(..., grid=True)`")
         with torch.inference_mode():
-            members = (self.network.by_members(out.grid.features, self.heads) / self.temperature).softmax(2)
+            members = self.calibration.apply(self.network.by_members(out.grid.features, self.heads)).softmax(2)
         return Posterior(members, out.grid.rows, out.grid.cols, of_pixel)
 
     def statistics(
@@ -69,7 +69,7 @@ class Scorer(NamedTuple):
                 look(probabilities)
             return self.acquisition.observe(probabilities, self.posterior(out, of_pixel))
 
-        sums = statistics(fabric, results, self.temperature, observe, len(items))
+        sums = statistics(fabric, results, self.calibration, observe, len(items))
         broken = ~sums.flatten(1).isfinite().all(1)
         if broken.any():
             raise UserError(
@@ -109,7 +109,7 @@ class Scorer(NamedTuple):
 
 
 def start(
-    round_name: str, after: str, network: Network, temperature: float, score: Score, *, seed: int, rounds: int
+    round_name: str, after: str, network: Network, calibration: Calibration, score: Score, *, seed: int, rounds: int
 ) -> Scorer:
     """The round's scorer: the same in every stage of the round.
 
@@ -117,7 +117,7 @@ def start(
         round_name: the round that buys.
         after: the round before.
         network: of the round before.
-        temperature: that was fitted beside it.
+        calibration: that was fitted beside it.
         score: the section of params.yaml.
         seed: of the run; the members are drawn anew in each round.
         rounds: how many have bought before.
@@ -131,8 +131,8 @@ def start(
         round_seed = int(np.random.SeedSequence([seed, *round_name.encode()]).generate_state(1)[0])
         heads = network.thinned(score.members, score.dropout, torch.Generator().manual_seed(round_seed))
     blend = faded(rounds, score.blend_end, score.blend_rounds)
-    cooled = temperature if score.calibrate else 1.0
-    return Scorer(round_name, after, acquisition, network, cooled, score.smooth, blend, heads)
+    used = calibration if score.calibrate else NONE
+    return Scorer(round_name, after, acquisition, network, used, score.smooth, blend, heads)
 
 
 class Scored(NamedTuple):
@@ -208,11 +208,11 @@ def sampled_worth(fabric: Fabric, scorer: Scorer, left: Sequence[Item], model: M
 def statistics(
     fabric: Fabric,
     results: Iterator[Output],
-    temperature: float,
+    calibration: Calibration,
     observe: Callable[[Tensor, Output], Tensor],
     total: int,
 ) -> Float64[Tensor, "m c s"]:
-    """Per-image sums of the cooled probabilities of `outputs`, of all processes, in the items' order.
+    """Per-image sums of the calibrated probabilities of `outputs`, of all processes, in the items' order.
 
     `observe` is given the probabilities of a batch and what else there is of it, but for the logits: they are used up.
     """
@@ -224,7 +224,7 @@ def statistics(
             # faults as the softmax does in arithmetic.
             if probabilities.shape != out.logits.shape:
                 probabilities = torch.empty_like(out.logits)
-            torch.softmax(out.logits.div_(temperature), 1, out=probabilities)
+            torch.softmax(calibration.apply(out.logits, out=out.logits), 1, out=probabilities)
             rows.append(observe(probabilities, out).double().cpu())
     if not rows:
         raise ValueError("a process without images: use fewer processes than there are images")
@@ -242,7 +242,7 @@ def pooling(
         if out.grid is None:
             raise AssertionError("features come with `outputs(..., grid=True)`")
         with torch.inference_mode():
-            probabilities = (out.grid.logits / scorer.temperature).softmax(1)
+            probabilities = scorer.calibration.apply(out.grid.logits).softmax(1)
             pixels = Posterior(probabilities[None], out.grid.rows, out.grid.cols).pixels()
             found = features.pool(out.grid.features, probabilities, pixels, projected)
         into.append(Pooled(*(part.cpu() for part in found)))

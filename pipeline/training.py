@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from pipeline import artifacts, losses, models, paths, transforms
 from pipeline.batches import Batch
+from pipeline.calibration import Calibration, of_temperature
 from pipeline.errors import UserError, choose
 from pipeline.labels import ClassSet
 from pipeline.models import Network
@@ -370,19 +371,19 @@ def new_network(model: Model, classes: ClassSet, run_rng: torch.Generator) -> Ne
     )
 
 
-def describe(model: Model, classes: ClassSet, temperature: float) -> dict[str, Any]:
+def describe(model: Model, classes: ClassSet, calibration: Calibration) -> dict[str, Any]:
     """What is kept beside the weights: all that it takes to use them, and to refuse others."""
     return {
         "name": model.name,
         "encoder": model.encoder,
         "width": model.width,
         "classes": list(classes.names),
-        "temperature": temperature,
+        "calibration": {"scale": list(calibration.scale), "bias": list(calibration.bias)},
     }
 
 
-def open_network(round_name: str, model: Model, classes: ClassSet) -> tuple[Network, float]:
-    """A round's network, and the temperature that calibrates it.
+def open_network(round_name: str, model: Model, classes: ClassSet) -> tuple[Network, Calibration]:
+    """A round's network, and what calibrates it.
 
     Raises:
         UserError: the file was made with another architecture or class set, or a weight is not finite.
@@ -394,13 +395,16 @@ def open_network(round_name: str, model: Model, classes: ClassSet) -> tuple[Netw
             f"{paths.model(round_name)}: the weights {broken[0]} are not finite: run `dvc checkout -f "
             f"{paths.model(round_name)}`, or train it again with a lower lr"
         )
-    wanted = describe(model, classes, about["temperature"])
-    for name, value in wanted.items():
-        if about[name] != value:
+    if "calibration" in about:
+        calibration = Calibration(*(tuple(about["calibration"][name]) for name in Calibration._fields))
+    else:  # of a version that knew temperatures only
+        calibration = of_temperature(about["temperature"])
+    for name, value in describe(model, classes, calibration).items():
+        if name != "calibration" and about[name] != value:
             raise UserError(
                 f"{paths.model(round_name)} was made with {name} {about[name]!r}, but {paths.PARAMS} says {value!r}: "
                 f"run `dvc repro` to make it anew, or set {paths.PARAMS} back"
             )
     network = new_network(model.model_copy(update={"weights": None}), classes, torch.Generator().manual_seed(0))
     network.load_state_dict(state)
-    return network, float(about["temperature"])
+    return network, calibration

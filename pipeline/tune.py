@@ -8,24 +8,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import artifacts, batches, datasets, inference, losses, paths, reward_tuning, training
 from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
-from pipeline.models import Network
-from pipeline.params import BudgetLine, Compute, Model, Prepare, Tune
+from pipeline.params import BudgetLine, Calibration, Compute, Model, Prepare, Tune
 
 
 def run(
-    round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, tune: Tune, compute: Compute
+    round_name: str,
+    line: BudgetLine,
+    *,
+    seed: int,
+    prepare: Prepare,
+    model: Model,
+    calibration: Calibration,
+    tune: Tune,
+    compute: Compute,
 ) -> None:
     """Start from the model of the round before and write this round's.
 
     Raises:
-        UserError: a label is missing or was changed since it was delivered, or a loss is not finite.
+        UserError: a label is missing or was changed since it was delivered, a loss is not finite, or the calibration
+            fails.
     """
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
@@ -38,7 +45,8 @@ def run(
     network, _ = training.open_network(line.after, model, classes)
 
     # Fitted before training on them: to the model, this round's labels are still unseen.
-    temperature = _temperature(fabric, network, round_name, rows, target, model, compute)
+    new, importance = _returned(round_name, rows, target)
+    fitted = inference.labelled(fabric, network, new, model.size, compute, importance).fit(calibration.method)
 
     target, held_out = _hold_out(target, tune.held_out)
     weights = class_weights(target, source_manifest, classes, tune).to(fabric.device)
@@ -82,7 +90,7 @@ def run(
 
     if fabric.is_global_zero:
         artifacts.save_log(round_name, log)
-        artifacts.save_model(round_name, network.state_dict(), training.describe(model, classes, temperature))
+        artifacts.save_model(round_name, network.state_dict(), training.describe(model, classes, fitted))
         plan.checkpoint.unlink(missing_ok=True)
         reward_plan.checkpoint.unlink(missing_ok=True)
 
@@ -111,20 +119,13 @@ def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[It
     return [item for item in target if item not in shuffled[:held]], shuffled[:held]
 
 
-def _temperature(
-    fabric: Fabric,
-    network: Network,
-    round_name: str,
-    rows: Sequence[dict[str, Any]],
-    target: Sequence[Item],
-    model: Model,
-    compute: Compute,
-) -> float:
-    """Temperature on the round's new labels, weighted as if every pool image were equally likely to be among them."""
+def _returned(
+    round_name: str, rows: Sequence[dict[str, Any]], target: Sequence[Item]
+) -> tuple[list[Item], list[float]]:
+    """The round's new labels, and weights as if every pool image were equally likely to be among them."""
     drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
     new = [item for item, row in zip(target, rows, strict=True) if row["round"] == round_name]
-    importance = [1 / float(drawn[item.key]) for item in new]
-    return inference.temperature(fabric, network, new, model.size, compute, importance)
+    return new, [1 / float(drawn[item.key]) for item in new]
 
 
 def class_weights(target: Sequence[Item], source: Any, classes: ClassSet, tune: Tune) -> Tensor:

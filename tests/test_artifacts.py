@@ -292,7 +292,7 @@ def network(seed: int) -> dict[str, torch.Tensor]:
 
 
 def test_model_survives_and_is_the_same_bytes_when_saved_again() -> None:
-    about = {"name": "small", "classes": ["road", "NA"], "temperature": 1.25}
+    about = {"name": "small", "classes": ["road", "NA"], "calibration": {"scale": [0.8], "bias": []}}
     artifacts.save_model("r00", network(1), about)
     path = paths.model("r00") / "model.pt"
     first = path.read_bytes()

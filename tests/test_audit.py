@@ -12,6 +12,7 @@ import torch
 from pipeline import artifacts, audit, auditing, inference, labels, paths, score, select, training
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.batches import Item, stored
+from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from pipeline.params import Params
 from tests import repo
@@ -42,7 +43,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = training.new_network(of.model, CLASSES, torch.Generator().manual_seed(3))
         last = [weight for weight in network.parameters() if weight.dim() == 4][-1]
         last.data *= 8  # an untrained network says nearly the same of every class
-        artifacts.save_model("r00", network.state_dict(), training.describe(of.model, CLASSES, TEMPERATURE))
+        artifacts.save_model(
+            "r00", network.state_dict(), training.describe(of.model, CLASSES, of_temperature(TEMPERATURE))
+        )
     return folder
 
 

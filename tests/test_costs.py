@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage, optimize
 
 from pipeline import artifacts, costs, labels, paths, score, training
+from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from tests import repo
 
@@ -143,7 +144,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = repo.params()
     network = training.new_network(of.model, labels.CLASS_SETS["cityscapes19"], torch.Generator().manual_seed(3))
     for name in ("r00", "r01"):
-        about = training.describe(of.model, labels.CLASS_SETS["cityscapes19"], 0.2)
+        about = training.describe(of.model, labels.CLASS_SETS["cityscapes19"], of_temperature(0.2))
         artifacts.save_model(name, network.state_dict(), about)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline import artifacts, batches, datasets, decoding, evaluate, inference, labels, metrics, paths, training
+from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from tests import fakes, repo
 
@@ -34,7 +35,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         artifacts.save_manifest("test", frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32))
         settings = repo.params()
         network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
-        artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, TEMPERATURE))
+        artifacts.save_model(
+            "r00", network.state_dict(), training.describe(settings.model, CLASSES, of_temperature(TEMPERATURE))
+        )
     return folder
 
 
@@ -87,6 +90,16 @@ def test_both_decoders_are_measured_and_the_chosen_one_leads(images: int) -> Non
         assert found["iou"] == pytest.approx(
             {name: float(value) for name, value in zip(CLASSES.names, iou, strict=True) if value == value}
         )
+
+
+def test_class_wise_calibration_moves_probabilities_and_not_the_labels() -> None:
+    plain = run()
+    state, about = artifacts.load_model("r00")
+    bias = [2.0, -2.0, 1.0, *[0.0] * 16]
+    artifacts.save_model("r00", state, about | {"calibration": {"scale": [1 / TEMPERATURE] * 19, "bias": bias}})
+    moved = run()
+    assert moved["miou_argmax"] == plain["miou_argmax"]
+    assert moved["calibration_error"] != plain["calibration_error"]
 
 
 def test_argmax_unless_chosen_otherwise() -> None:

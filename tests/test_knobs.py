@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, datasets, paths, pretrain, tune
+from pipeline import artifacts, batches, datasets, inference, paths, pretrain, training, tune
+from pipeline.batches import Item
 from pipeline.labels import CLASS_SETS
 from pipeline.params import BudgetLine, Training
 from tests import fakes, repo
@@ -50,17 +51,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def trained(stage: str, **knobs: Any) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
+def trained(stage: str, method: str = "temperature", **knobs: Any) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
     """Weights and log of a stage with the knobs set."""
     of = repo.params()
     settings = Training.model_validate(of.pretrain.model_dump() | knobs)
+    calibration = of.calibration.model_copy(update={"method": method})
     if stage == "pretrain":
-        pretrain.run(seed=1, prepare=of.prepare, model=of.model, pretrain=settings, compute=of.compute)
+        pretrain.run(
+            seed=1,
+            prepare=of.prepare,
+            model=of.model,
+            pretrain=settings,
+            calibration=calibration,
+            compute=of.compute,
+        )
         name = paths.SOURCE_ROUND
     else:
         changed = of.tune.model_copy(update={"likelihood": settings, "reward": of.tune.reward})
         line = BudgetLine(after="r00", images=3)
-        tune.run("r01", line, seed=1, prepare=of.prepare, model=of.model, tune=changed, compute=of.compute)
+        tune.run(
+            "r01",
+            line,
+            seed=1,
+            prepare=of.prepare,
+            model=of.model,
+            calibration=calibration,
+            tune=changed,
+            compute=of.compute,
+        )
         name = "r01"
     return artifacts.load_model(name)[0], pd.read_csv(paths.model(name) / "log.csv")
 
@@ -75,3 +93,22 @@ def test_every_knob_reaches_the_training(stage: str, folder: Path, monkeypatch: 
         assert weights.keys() == plain.keys()
         assert any(not torch.equal(weights[key], plain[key]) for key in plain), name
         assert ("auxiliary" in log) == (name == "auxiliary")
+
+
+@pytest.mark.parametrize(("method", "numbers"), [("temperature", (1, 0)), ("vector", (19, 19))])
+def test_calibration_is_fitted_on_the_labels_by_the_method(
+    method: str, numbers: tuple[int, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    trained("tune", method)
+    settings = repo.params()
+    _, fitted = training.open_network("r01", settings.model, CLASS_SETS["cityscapes19"])
+    assert (len(fitted.scale), len(fitted.bias)) == numbers
+    before, _ = training.open_network("r00", settings.model, CLASS_SETS["cityscapes19"])
+    items = [
+        Item(key, Path(image), paths.mask(key), batches.stored(19))
+        for key, image in zip(*(artifacts.load_manifest("pool")[name][:3] for name in ("key", "image")), strict=True)
+    ]
+    fabric = training.start(settings.compute)
+    pixels = inference.labelled(fabric, before, items, settings.model.size, settings.compute, [4.0] * 3)
+    assert pixels.fit(method) == fitted  # of the model before, whose labels these still are new to

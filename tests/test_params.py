@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pipeline import datasets, params, params_file
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.annotators import ANNOTATORS
+from pipeline.calibration import CALIBRATIONS
 from pipeline.errors import UserError, choose
 from pipeline.models import MODELS
 from pipeline.params import Params
@@ -48,6 +49,7 @@ def test_shipped_files_load_and_every_name_in_them_is_known(path: Path) -> None:
 
 def test_names_offered_by_the_types_are_the_names_of_the_dicts() -> None:
     offered = {
+        params.Calibration.model_fields["method"]: CALIBRATIONS,
         params.Select.model_fields["method"]: METHODS,
         params.Training.model_fields["mix"]: MIXES,
         params.Augment.model_fields["preset"]: params.PRESETS,

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn.functional import conv2d
 
 from pipeline import __main__, acquisitions, artifacts, labels, paths, pictures, predict, score, training
+from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from pipeline.models import Network
 from pipeline.params import Compute, Params
@@ -45,7 +46,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
         last = [weight for weight in network.parameters() if weight.dim() == 4][-1]
         last.data *= 8  # an untrained network says nearly the same of every class
-        artifacts.save_model("r00", network.state_dict(), training.describe(settings.model, CLASSES, TEMPERATURE))
+        artifacts.save_model(
+            "r00", network.state_dict(), training.describe(settings.model, CLASSES, of_temperature(TEMPERATURE))
+        )
         line = settings.budget["r01"]
         score.run(
             "r01",

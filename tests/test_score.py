@@ -22,6 +22,7 @@ from pipeline import (
     training,
 )
 from pipeline.acquisitions import ACQUISITIONS
+from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from pipeline.params import Compute
 from tests import repo
@@ -42,7 +43,7 @@ def source_model(name: str = "small") -> None:
     network = training.new_network(settings, CLASSES, torch.Generator().manual_seed(3))
     for part in network.parts.head:
         network.body.get_submodule(part).weight.data *= 8  # an untrained network says the same of every class
-    artifacts.save_model("r00", network.state_dict(), training.describe(settings, CLASSES, TEMPERATURE))
+    artifacts.save_model("r00", network.state_dict(), training.describe(settings, CLASSES, of_temperature(TEMPERATURE)))
 
 
 def run(round_name: str = "r01", batch: int = 3, model: str = "small", **changes: Any) -> np.ndarray:
@@ -74,8 +75,8 @@ def buy(*rounds: int) -> list[str]:
 def outputs() -> list[inference.Output]:
     """Of every image of the pool on its own."""
     settings = repo.params(model={"name": "small", "size": [16, 32], "width": 32})
-    network, temperature = training.open_network("r00", settings.model, CLASSES)
-    assert temperature == TEMPERATURE
+    network, calibration = training.open_network("r00", settings.model, CLASSES)
+    assert calibration == of_temperature(TEMPERATURE)
     frame = artifacts.load_manifest("pool").assign(mask="")
     items = batches.items(frame, datasets.table("cityscapes", Path("pool"), CLASSES))
     compute = Compute(accelerator="cpu", workers=0, batch=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import artifacts, losses, training, transforms
 from pipeline.batches import Batch
+from pipeline.calibration import Calibration, of_temperature
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS
 from pipeline.models import Network, Parts
@@ -431,12 +432,21 @@ CAMVID = CLASS_SETS["camvid11"]
 SMALL = Model(name="small", size=(16, 16), width=4)
 
 
-def test_a_saved_network_is_opened_again() -> None:
+@pytest.mark.parametrize("calibration", [of_temperature(1.5), Calibration((0.5,) * 11, (0.0, 1.0) + (-0.25,) * 9)])
+def test_a_saved_network_is_opened_again(calibration: Calibration) -> None:
     network = training.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
-    artifacts.save_model("r01", network.state_dict(), training.describe(SMALL, CAMVID, 1.5))
-    opened, temperature = training.open_network("r01", SMALL, CAMVID)
-    assert temperature == 1.5
+    artifacts.save_model("r01", network.state_dict(), training.describe(SMALL, CAMVID, calibration))
+    opened, found = training.open_network("r01", SMALL, CAMVID)
+    assert found == calibration
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), network.parameters(), strict=True))
+
+
+def test_a_network_of_an_earlier_version_keeps_its_temperature() -> None:
+    network = training.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
+    about = training.describe(SMALL, CAMVID, of_temperature(1.0))
+    del about["calibration"]
+    artifacts.save_model("r01", network.state_dict(), about | {"temperature": 2.5})
+    assert training.open_network("r01", SMALL, CAMVID)[1] == of_temperature(2.5)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +459,7 @@ def test_a_saved_network_is_opened_again() -> None:
 )
 def test_a_network_of_other_settings_is_refused(model: Model, classes: Any, says: str) -> None:
     network = training.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
-    artifacts.save_model("r01", network.state_dict(), training.describe(SMALL, CAMVID, 1.0))
+    artifacts.save_model("r01", network.state_dict(), training.describe(SMALL, CAMVID, of_temperature(1.0)))
     with pytest.raises(UserError, match=rf"data/models/r01 was made with {says}"):
         training.open_network("r01", model, classes)
 

