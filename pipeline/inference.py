@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
@@ -22,10 +21,6 @@ from pipeline.params import Compute
 
 PIXELS_PER_IMAGE = 1024
 """About so many pixels of an image, evenly spread, are enough to fit a calibration or a decoder."""
-MIXED = 0.65
-"""Share of an image in its blend with another: Hu et al. 2024."""
-MIXED_IMAGES = 200
-"""Images that are blended, at most."""
 
 
 class Output(NamedTuple):
@@ -121,9 +116,9 @@ def labelled(
     logits, truth, weight = [], [], []
     for out in outputs(fabric, network, of, size, compute, "calibrate"):
         for index, one, mask in zip(out.batch.indices, out.logits, small_masks(out.batch, size), strict=True):
-            flat = _spread(mask)
+            flat = spread(mask)
             known = flat != IGNORE
-            logits.append(_spread(one).T.cpu()[known])
+            logits.append(spread(one).T.cpu()[known])
             truth.append(flat[known].long())
             weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
     kept = Pixels(*_everyone(fabric, logits, truth, weight))
@@ -132,49 +127,6 @@ def labelled(
             f"no pixel of the labels of {of[0].key!r} and {len(of) - 1} more is of a class: label them again"
         )
     return kept
-
-
-def mixed(
-    fabric: Fabric, network: Network, of: Sequence[Item], size: tuple[int, int], compute: Compute, seed: int
-) -> Pixels:
-    """Evenly spread pixels of mixed images with the network's own labels, to calibrate it where nothing is labelled.
-
-    Hu et al. 2024, "Pseudo-Calibration: Improving Predictive Uncertainty Estimation in Unsupervised Domain Adaptation":
-    an image is blended with another, MIXED parts of it and 1 - MIXED of the other, and what the network says of the
-    blend is held against what it claims of the image by itself. As in the paper only where its claims of the two
-    differ: that such blends are as often mistaken as images of the target is the paper's bet.
-
-    Args:
-        fabric: launched.
-        network: the network to calibrate.
-        of: items of the target; at most MIXED_IMAGES, evenly spread, are taken. Their masks are not looked at.
-        size: height and width at which the network works.
-        compute: batch size and readers.
-        seed: draws which images are blended.
-
-    Raises:
-        UserError: the network claims the same of every two images.
-    """
-    places = np.unique(np.linspace(0, len(of) - 1, min(MIXED_IMAGES, len(of))).round().astype(int))
-    order = np.random.default_rng([seed, *b"mixed"]).permutation(places)
-    own, other = ([of[place]._replace(mask=None) for place in each] for each in (order, np.roll(order, 1)))
-    partners = outputs(fabric, network, other, size, compute, "mix with")
-    logits, claims = [], []
-    for out, partner in zip(outputs(fabric, network, own, size, compute, "mix"), partners, strict=True):
-        blend = MIXED * out.batch.images + (1 - MIXED) * partner.batch.images
-        with torch.inference_mode(), fabric.autocast():
-            said = network(blend.round().to(torch.uint8)).float()
-        for one, claim, against in zip(said, out.logits.argmax(1), partner.logits.argmax(1), strict=True):
-            differ = _spread(claim) != _spread(against)
-            logits.append(_spread(one).T[differ].cpu())
-            claims.append(_spread(claim)[differ].cpu())
-    kept = _everyone(fabric, logits, claims)
-    if not len(kept[1]):
-        raise UserError(
-            f"the model claims the same of {of[0].key!r} and {len(of) - 1} more images of the pool, so that nothing is "
-            f"learnt from mixing them: set calibration.start to none"
-        )
-    return Pixels(kept[0], kept[1], torch.ones(len(kept[1])))
 
 
 def probabilities(
@@ -187,11 +139,11 @@ def probabilities(
 ) -> Float[Tensor, "m c"]:
     """Calibrated class probabilities of evenly spread pixels of the items, of all processes, on the CPU."""
     results = outputs(fabric, network, of, size, compute, "pixels")
-    rows = [_spread(calibration.apply(one).softmax(0)).T.cpu() for out in results for one in out.logits]
+    rows = [spread(calibration.apply(one).softmax(0)).T.cpu() for out in results for one in out.logits]
     return _everyone(fabric, rows)[0]
 
 
-def _spread(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
+def spread(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
     """The pixels of a square grid, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
     step = max(1, math.isqrt(maps.shape[-2] * maps.shape[-1] // PIXELS_PER_IMAGE))
     return maps[..., step // 2 :: step, step // 2 :: step].flatten(-2)

@@ -212,9 +212,9 @@ class Calibration(Section):
 
     method: Literal["temperature", "vector"] = "temperature"
     """temperature: one for all classes; vector: a scale and a bias of every class, held to the temperature."""
-    start: Literal["none", "source", "pseudo_target"] = "none"
-    """On what the source model is calibrated: nothing, held-out source images, or mixed images of the pool with the
-    model's own labels. Later models are calibrated on the labels that came back."""
+    start: Literal["none", "source"] = "none"
+    """On what the source model is calibrated: nothing, or held-out source images. Later models are calibrated on the
+    labels that came back."""
 
 
 class Score(Section):

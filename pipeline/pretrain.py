@@ -60,12 +60,6 @@ def run(
     fitted, held_out = NONE, source[HELD_OUT - 1 :: HELD_OUT]
     if calibration.start == "source" and held_out:
         fitted = inference.labelled(fabric, network, held_out, model.size, compute).fit(calibration.method)
-    elif calibration.start == "pseudo_target":
-        images = artifacts.load_manifest("pool").assign(
-            mask=""
-        )  # the pool's own masks are none of the model's business
-        pool = batches.items(images, table)
-        fitted = inference.mixed(fabric, network, pool, model.size, compute, seed).fit(calibration.method)
     if fabric.is_global_zero:
         artifacts.save_log(paths.SOURCE_ROUND, log)
         artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), training.describe(model, classes, fitted))
