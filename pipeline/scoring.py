@@ -312,8 +312,8 @@ def statistics(
     temperature: float,
     observe: Callable[[Tensor, Output], Tensor],
     total: int,
-) -> Float64[Tensor, "m c s"]:
-    """Per-image sums of the cooled probabilities of `outputs`, of all processes, in the items' order.
+) -> Float64[Tensor, "m *b c s"]:
+    """Sums, per image or block, of the cooled probabilities of `outputs`, of all processes, in the items' order.
 
     `observe` is given the probabilities of a batch and what else there is of it, but for the logits: they are used up.
     """
