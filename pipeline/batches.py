@@ -65,7 +65,7 @@ def items(frame: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> list[Item]:
     ]
 
 
-def labelled(keys: Iterable[str], images: "pd.Series[str]", classes: int) -> list[Item]:
+def labelled(keys: Iterable[str], images: pd.Series, classes: int) -> list[Item]:
     """An item for each delivered label, whole image or block.
 
     Args:
