@@ -193,8 +193,7 @@ def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, prepare: 
                 f"prepare.classes is {prepare.classes!r}, but labels were bought in {order.classes!r}: "
                 f"set it back, or start a new project for the new classes"
             )
-    if not selection.empty:
-        grid = blocks.grid_of(selection["key"].iloc[0])
+    for grid in set(map(blocks.grid_of, selection["key"])):
         blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
     elsewhere = {order.key: order.round for order in book.orders}
     asked = {entry.key for entry in book.entries if entry.round == round_name}

@@ -282,11 +282,11 @@ def sampled_worth(
 ) -> Worth:
     """What right and wrong claims are worth, before the pass in which an acquisition needs it for every pixel.
 
-    J and U are those of at most SAMPLE images (of blocks, what of them is left), evenly spread over those left, U
-    scaled up to all of them. That is exact
-    for a pool no larger, and an estimate for a larger one: good for common classes; a class that the sample misses has
-    its smoothing for a union. The pass itself counts all images, and what is written of the pool is their total: so
-    the map of an image, drawn with that, sums to its gain up to the error of the estimate.
+    J and U are those of at most SAMPLE images (of what is left of them, where blocks are bought), evenly spread over
+    those left, U scaled up to all of them. That is exact for a pool no larger, and an estimate for a larger one: good
+    for common classes; a class that the sample misses has its smoothing for a union. The pass itself counts all images,
+    and what is written of the pool is their total: so the map of an image, drawn with that, sums to its gain up to the
+    error of the estimate.
 
     Raises:
         UserError: probabilities are not finite, or a class has no union and there is no smoothing.
@@ -297,13 +297,13 @@ def sampled_worth(
     results = inference.outputs(fabric, scorer.network, sample, model.size, compute, name)
     plain = scorer._replace(acquisition=ACQUISITIONS["shortfall"], heads=None)
     if cut is None:
-        sums, of_all = plain.statistics(fabric, results, sample), len(left) / len(sample)
+        sums, all_of_them = plain.statistics(fabric, results, sample), len(left)
     else:
         kept = torch.from_numpy(cut.left[places])
         sums = plain.statistics(fabric, results, sample, boxes=[cut.boxes[place] for place in places])[kept]
-        of_all = int(cut.left.sum()) / len(sums)
+        all_of_them = int(cut.left.sum())
     with scorer.about_smoothing():
-        return worth(sums.sum(0) * of_all, scorer.smooth)
+        return worth(sums.sum(0) * all_of_them / len(sums), scorer.smooth)
 
 
 def statistics(

@@ -40,8 +40,11 @@ def known_label(key: str, pool: pd.DataFrame, prepare: Prepare) -> UInt8[np.ndar
             f"let people label it (annotate.annotator: label_studio)"
         )
     table = datasets.table(prepare.pool.dataset, root, datasets.class_set(prepare.classes))
-    whole, size = datasets.read_mask(Path(mask), table), (int(image["height"]), int(image["width"]))
-    if blocks.parse(key) is not None and whole.shape != size:  # of whole images, whoever takes the label sees that
+    whole = datasets.read_mask(Path(mask), table)
+    if blocks.parse(key) is None:
+        return whole
+    size = (int(image["height"]), int(image["width"]))
+    if whole.shape != size:  # of a whole image, whoever takes the label sees that
         raise UserError(
             f"the mask {mask} is {whole.shape[0]}x{whole.shape[1]}, its image {size[0]}x{size[1]} (height x width), so "
             f"the oracle cannot cut {key!r} out: mend it, or take the image out of the pool"
