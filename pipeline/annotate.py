@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from dvc.repo import Repo
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, datasets, ledger, paths
+from pipeline import artifacts, blocks, datasets, ledger, paths
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, HeldBack, Request, Skipped, Unreachable
 from pipeline.errors import UserError, WaitingForPeople, choose
@@ -45,7 +45,7 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, score: Score, an
     _check_store(ledger.load())
     with _dvc() as add:  # before anything is bought that could not be kept
         selection = artifacts.load_selection(round_name)
-        pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+        pool = _with_blocks(artifacts.load_manifest("pool").set_index("key", drop=False), round_name, selection["key"])
         _order(round_name, line, selection, prepare, annotate)
         waiting = _collect(annotator, Request(round_name, (), {}, pool, prepare, annotate, score.acquisition), add)
         _take_corrections(round_name, pool)
@@ -57,6 +57,25 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, score: Score, an
     if len({delivery.key for delivery in ledger.load().delivered(round_name)}) < len(orders):
         raise WaitingForPeople(f"{waiting}; run `dvc repro` again when they are done")
     _write_labels(round_name, line.after, [order.key for order in orders])
+
+
+def _with_blocks(pool: pd.DataFrame, round_name: str, selected: Iterable[str]) -> pd.DataFrame:
+    """The pool's manifest with a row for every block that the round selects or has ordered before: a small image."""
+    ordered = [entry.key for entry in ledger.load().entries if entry.round == round_name]
+    rows = []
+    for key in dict.fromkeys([*selected, *ordered]):
+        block = blocks.parse(key)
+        if block is None:
+            continue
+        if block.image not in pool.index:
+            raise UserError(
+                f"{round_name} is to buy {key!r}, a block of an image that {paths.manifest('pool')} has not: set "
+                f"prepare.pool in {paths.PARAMS} back to the data that the round was selected from"
+            )
+        image = pool.loc[block.image]
+        height, width = block.box((int(image["height"]), int(image["width"]))).size
+        rows.append({**image, "key": key, "height": height, "width": width})
+    return pd.concat([pool, pd.DataFrame(rows).set_index("key", drop=False)]) if rows else pool
 
 
 @contextlib.contextmanager
@@ -174,6 +193,8 @@ def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, prepare: 
                 f"prepare.classes is {prepare.classes!r}, but labels were bought in {order.classes!r}: "
                 f"set it back, or start a new project for the new classes"
             )
+    for grid in set(map(blocks.grid_of, selection["key"])):
+        blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
     elsewhere = {order.key: order.round for order in book.orders}
     asked = {entry.key for entry in book.entries if entry.round == round_name}
     wanted = selection[~selection["key"].isin(asked)]

@@ -1,6 +1,5 @@
 """Stage: the gain that a round was bought for against the gain that its labels show, before they are trained on."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
-from pipeline import acquisitions, artifacts, auditing, batches, datasets, inference, metrics, paths, scoring, training
+from pipeline import acquisitions, artifacts, auditing, batches, datasets, inference, metrics, scoring, training
 from pipeline.acquisitions.contract import by_claim
 from pipeline.auditing import IN_POINTS, Verdict
-from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
@@ -35,8 +33,7 @@ def run(
     labels = artifacts.load_labels(round_name)
     keys = [row["key"] for row in labels if row["round"] == round_name]
     images = artifacts.load_manifest("pool").set_index("key")["image"]
-    table = batches.stored(len(classes.names))
-    items = [Item(key, Path(str(images[key])), paths.mask(key), table) for key in keys]
+    items = batches.labelled(keys, images, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name))
     network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in labels} - {round_name})

@@ -5,7 +5,7 @@ starts. Work is dealt to processes card by card: process k of n takes items k, k
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +18,15 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline import datasets, transforms
+from pipeline import blocks, datasets, paths, transforms
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN
 from pipeline.params import Augment
 
 cv2.setNumThreads(0)  # the readers are processes already
+
+ATTEMPTS = 4
+"""So often an image of which blocks are labelled is cropped anew if the crop shows nothing of them."""
 
 
 class Item(NamedTuple):
@@ -34,6 +37,24 @@ class Item(NamedTuple):
     mask: Path | None
     table: UInt8[np.ndarray, "256"]
     """The mask's native ids -> class ids."""
+    blocks: tuple[tuple[str, Path], ...] = ()
+    """In the place of one mask, key and mask of each of some blocks; the rest is IGNORE."""
+
+    @property
+    def masks(self) -> list[Path]:
+        """All files that its labels lie in."""
+        return [path for _, path in self.blocks] if self.mask is None else [self.mask]
+
+    def read_mask(self, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"] | None:
+        """Its class ids and IGNORE; None if it has no label. `size` is that of its image, height and width.
+
+        Raises:
+            UserError: a file is damaged, or that of a block has not the block's size.
+        """
+        if self.mask is not None:
+            return datasets.read_mask(self.mask, self.table)
+        crops = [(key, datasets.read_mask(path, self.table)) for key, path in self.blocks]
+        return blocks.paste(crops, size) if crops else None
 
 
 def items(frame: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> list[Item]:
@@ -42,6 +63,33 @@ def items(frame: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> list[Item]:
         Item(key, Path(image), Path(mask) if mask else None, table)
         for key, image, mask in zip(frame["key"], frame["image"], frame["mask"], strict=True)
     ]
+
+
+def labelled(keys: Iterable[str], images: pd.Series, classes: int) -> list[Item]:
+    """An item for each delivered label, whole image or block.
+
+    Args:
+        keys: of the labels.
+        images: where the pool's images lie, by image key.
+        classes: how many there are.
+    """
+    table = stored(classes)
+    found = []
+    for key in keys:
+        image, block = Path(str(images[blocks.image_of(key)])), blocks.parse(key)
+        parts = () if block is None else ((key, paths.mask(key)),)
+        found.append(Item(key, image, paths.mask(key) if block is None else None, table, parts))
+    return found
+
+
+def by_image(of: Iterable[Item]) -> list[Item]:
+    """The same labels, those of blocks of one image together in one item."""
+    merged: dict[str, Item] = {}
+    for item in of:
+        key = blocks.image_of(item.key)
+        parts = merged[key].blocks if key in merged else ()
+        merged[key] = item._replace(key=key, blocks=parts + item.blocks)
+    return list(merged.values())
 
 
 def stored(classes: int) -> UInt8[np.ndarray, "256"]:
@@ -70,9 +118,9 @@ class _Whole(Dataset[tuple[int, Tensor, Tensor | None]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
         item = self.whole[index]
-        image = transforms.resize(datasets.read_image(item.image), self.size)
-        mask = None if item.mask is None else torch.from_numpy(datasets.read_mask(item.mask, item.table))
-        return index, torch.from_numpy(image).permute(2, 0, 1), mask
+        full = datasets.read_image(item.image)
+        image, mask = transforms.resize(full, self.size), item.read_mask(full.shape[:2])
+        return index, torch.from_numpy(image).permute(2, 0, 1), None if mask is None else torch.from_numpy(mask)
 
 
 class Whole(NamedTuple):
@@ -127,11 +175,16 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, seed = index
         item = self.source[position]
-        if item.mask is None:
+        full = datasets.read_image(item.image)
+        mask = item.read_mask(full.shape[:2])
+        if mask is None:
             raise AssertionError(f"{item.key} has no mask")
-        image = transforms.resize(datasets.read_image(item.image), self.size)
-        mask = transforms.resize_mask(datasets.read_mask(item.mask, item.table), self.size)
-        image, mask = transforms.augment(self.transform, image, mask, seed)
+        image, mask = transforms.resize(full, self.size), transforms.resize_mask(mask, self.size)
+        for attempt in range(ATTEMPTS if item.blocks else 1):
+            changed = transforms.augment(self.transform, image, mask, (seed + attempt) % 2**32)
+            if (changed[1] != IGNORE).any():
+                break
+        image, mask = changed
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
 
 

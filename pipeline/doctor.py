@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline import artifacts, datasets, paths
+from pipeline import artifacts, blocks, datasets, paths
 from pipeline.annotators import label_studio
 from pipeline.datasets.scan import Found, near_pairs, scan, shared_images
 from pipeline.errors import UserError
@@ -177,9 +177,18 @@ def _duplicates(found: Mapping[str, Sequence[Found]], report: Report) -> None:
 
 
 def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
-    asked = sum(line.images or 0 for line in params.budget.values())
-    if pool and asked > len(pool):
-        report.problems.append(f"the budget asks for {asked} images, the pool has {len(pool)}: lower `budget`")
+    asked, unit = sum(line.images or 0 for line in params.budget.values()), f"{params.score.unit}s"
+    there = len(pool) * len(blocks.keys("", params.score.grid))
+    if pool and asked > there:
+        report.problems.append(f"the budget asks for {asked} {unit}, the pool has {there}: lower `budget`")
+    try:
+        blocks.check_image_keys(found.sample.key for found in pool)
+    except UserError as error:
+        report.problems.append(str(error))
+    if params.score.unit == "block" and params.annotate.images not in ("upload", "local_files"):
+        report.problems.append(
+            f"annotate.images is {params.annotate.images!r}, where no blocks are: set it to upload or local_files"
+        )
 
 
 def _manifests(prepare: Prepare, found: Mapping[str, Sequence[Found]], report: Report) -> None:

@@ -1,11 +1,12 @@
 """Stage: the mIoU that the round may be expected to end with, before it is paid for.
 
-It alone looks at the test set's mIoU of the rounds before, so that what selects, trains and stops never does.
+It alone looks at the test set's mIoU of the rounds before, so that what selects, trains and stops never does. Labels
+are counted in images; a block is its share of one.
 """
 
 import itertools
 
-from pipeline import artifacts, forecasting, paths
+from pipeline import artifacts, blocks, forecasting, paths
 from pipeline.auditing import IN_POINTS
 from pipeline.forecasting import Round
 from pipeline.params import BudgetLine, Score
@@ -15,7 +16,8 @@ def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
     """Write forecast.json: expected mIoU after the round, and the interval that holds it with a probability of 0.8."""
     labels = artifacts.load_labels(line.after)
     names = [paths.SOURCE_ROUND, *dict.fromkeys(row["round"] for row in labels)]
-    bought = [0, *itertools.accumulate(sum(row["round"] == name for row in labels) for name in names[1:])]
+    each = [sum(blocks.share(row["key"]) for row in labels if row["round"] == name) for name in names[1:]]
+    bought = [0.0, *itertools.accumulate(each)]
     mious = [100 * artifacts.load_json(paths.metrics(name), f"evaluate@{name}")["miou"] for name in names]
 
     def gain(name: str) -> float:
@@ -26,8 +28,9 @@ def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
         for name, (before, after) in zip(names[1:], itertools.pairwise(bought), strict=True)
     ]
     changes = [after - before for before, after in itertools.pairwise(mious)]
-    images = len(artifacts.load_selection(round_name))
-    following = Round(len(labels), len(labels) + images, gain(round_name))
+    keys = artifacts.load_selection(round_name)["key"]
+    images = len(keys)
+    following = Round(bought[-1], bought[-1] + sum(map(blocks.share, keys)), gain(round_name))
     found = forecasting.forecast(list(zip(rounds, changes, strict=True)), following, mious[-1])
     shares = {name: value / 100 for name, value in found._asdict().items()}
     content = {"round": round_name, "images": images, "miou_before": mious[-1] / 100, **shares}

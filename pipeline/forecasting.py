@@ -42,9 +42,9 @@ LEVEL = 0.8
 class Round(NamedTuple):
     """One purchase."""
 
-    before: int
-    """Labels before it."""
-    after: int
+    before: float
+    """Labels before it, in images."""
+    after: float
     """Labels after it."""
     gain: float
     """Gain predicted for its images, mIoU points; 0 if the score has another unit."""

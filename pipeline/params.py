@@ -10,6 +10,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Parts = Annotated[int, Field(ge=1, le=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -218,16 +219,21 @@ class Calibration(Section):
 
 
 class Score(Section):
-    """How gain is predicted."""
+    """How gain is predicted, and of what."""
 
     acquisition: str = "shortfall"
     """shortfall, evpi, gain, entropy, margin, least_confidence, ripu, bald or random."""
+    unit: Literal["image", "block"] = "image"
+    """What is scored, chosen, labelled and paid for as one. Once something is bought, it stays."""
+    blocks: tuple[Parts, Parts] = (2, 2)
+    """Of unit block: rows and columns of equal height and width that every image is cut into, in label pixels."""
     smooth: NotNegative = 0.01
     """Share of all unions that is added to every class's union, so that absent classes do not dominate."""
     calibrate: bool = True
     """Whether probabilities are calibrated by what was fitted beside the model (section calibration)."""
     minutes_per_image: Positive = 10.0
-    """Predicted minutes of an image until labels with measured minutes have come back; then they are fitted to."""
+    """Predicted minutes of an image until labels with measured minutes have come back; then they are fitted to. Of a
+    block its share of the image."""
     members: Count = 4
     """Of the posterior, for evpi, gain and bald: last layers that are each blind to other features."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -237,7 +243,22 @@ class Score(Section):
     blend_rounds: Count = 3
     """Rounds over which it falls."""
     features: bool = False
-    """Whether vectors of every image are written too, for methods of selection that look for different images."""
+    """Whether vectors of every image are written too, for methods of selection that look for different images. Not of
+    blocks."""
+
+    @model_validator(mode="after")
+    def _no_features_of_blocks(self) -> "Score":
+        if self.unit == "block" and self.features:
+            raise ValueError(
+                "features is true and unit is block, but features are of whole images: set features: false, and a "
+                "select.method that needs none (draw, best_first, class_stratified or class_balanced)"
+            )
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns that images are cut into; None where they are whole."""
+        return self.blocks if self.unit == "block" else None
 
 
 class Select(Section):
@@ -276,7 +297,7 @@ class Annotate(Section):
     mode: Literal["stop", "wait"] = "stop"
     """stop: exit while people work and continue at the next `dvc repro`; wait: block with a progress bar."""
     oracle_minutes: Positive = 10.0
-    """Minutes that the oracle books for every image."""
+    """Minutes that the oracle books for every image; for a block its share of the image."""
     url: str = "http://127.0.0.1:8080"
     """Where Label Studio is. Its key comes from the environment: LABEL_STUDIO_API_KEY."""
     project: Annotated[str, Field(min_length=3, max_length=50)] = "Regain"
@@ -310,7 +331,7 @@ class Tune(Section):
 
     likelihood: Training
     source_share: Share = 0.25
-    """Share of every batch that is replayed from the source."""
+    """Share of every batch that is replayed from the source; where blocks are bought, of its labelled pixels."""
     held_out: Share = 0.0
     """Share of the labelled pool images that neither step learns from: they choose the reward stage's best weights."""
     reward: Reward
@@ -357,7 +378,7 @@ class BudgetLine(Section):
     after: str
     """The round whose model it starts from; the first starts from r00."""
     images: Count | None = None
-    """Images to buy."""
+    """Images to buy; blocks, each counted as one, if score.unit is block."""
     minutes: Positive | None = None
     """Or minutes of annotators' time to spend."""
 

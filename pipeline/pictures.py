@@ -106,8 +106,8 @@ def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]
     return float((prediction[known] == truth[known]).mean()) if known.any() else 0.0
 
 
-def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str]) -> bytes:
-    """The mIoU (in points) against labels bought, one point per round, as a PNG file."""
+def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str], unit: str = "images") -> bytes:
+    """The mIoU (in points) against labels bought, of images or blocks, one point per round, as a PNG file."""
     figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
     axes = figure.subplots()
     points = [100 * value for value in miou]
@@ -115,7 +115,7 @@ def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str]) ->
     for x, y, name in zip(labels, points, names, strict=True):
         axes.annotate(f"{name}: {y:.1f}", (x, y), textcoords="offset points", xytext=(8, -12), fontsize=9)
     axes.margins(x=0.16, y=0.12)
-    axes.set(xlabel="images labelled", ylabel="mIoU on the test set, points", title="What the labels brought")
+    axes.set(xlabel=f"{unit} labelled", ylabel="mIoU on the test set, points", title="What the labels brought")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return _saved(figure)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import artifacts, batches, datasets, inference, paths, pictures, scoring, training
+from pipeline import artifacts, batches, blocks, datasets, inference, paths, pictures, scoring, training
 from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
@@ -17,7 +17,7 @@ from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 def run(
     round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, score: Score, compute: Compute
 ) -> None:
-    """Write, for every selected image, its predicted class ids and a picture of where its gain lies.
+    """Write, for every selected image or block, its predicted class ids and a picture of where its gain lies.
 
     Raises:
         UserError: a selected image is not in the pool, or the network's outputs are not finite.
@@ -56,20 +56,23 @@ def run(
 
 
 def _items(round_name: str, classes: int) -> list[Item]:
-    """The selected images, in the selection's order."""
+    """The images of what is selected, in the selection's order."""
     pool = artifacts.load_manifest("pool").set_index("key")
     keys = artifacts.load_selection(round_name)["key"]
-    strangers = keys[~keys.isin(pool.index)]
+    strangers = keys[~keys.map(blocks.image_of).isin(pool.index)]
     if len(strangers):
         raise UserError(
             f"{paths.selection(round_name)} has {strangers.iloc[0]!r}, which {paths.manifest('pool')} has not: set "
             f"prepare.pool in {paths.PARAMS} back to the data that the round was selected from"
         )
-    return [Item(key, Path(str(pool.at[key, "image"])), None, batches.stored(classes)) for key in keys]
+    images = [Path(str(pool.at[blocks.image_of(key), "image"])) for key in keys]
+    return [Item(key, image, None, batches.stored(classes)) for key, image in zip(keys, images, strict=True)]
 
 
 def _write(round_name: str, item: Item, logits: Float[Tensor, "c h w"], gain: Float[np.ndarray, "h w"]) -> None:
     image = datasets.read_image(item.image)
     full = inference.upsample(logits, (image.shape[0], image.shape[1]))
-    artifacts.save_mask(paths.prediction(round_name, item.key), full.argmax(0).byte().cpu().numpy())
-    artifacts.write(paths.gain_picture(round_name, item.key), pictures.gain_overlay(image, gain))
+    ids = blocks.crop(full.argmax(0).byte().cpu().numpy(), item.key)
+    artifacts.save_mask(paths.prediction(round_name, item.key), ids)
+    seen = scoring.seen_crop(gain, item.key, (image.shape[0], image.shape[1]))
+    artifacts.write(paths.gain_picture(round_name, item.key), pictures.gain_overlay(blocks.crop(image, item.key), seen))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import artifacts, datasets, paths
+from pipeline import artifacts, blocks, datasets, paths
 from pipeline.datasets.scan import Found, scan, shared_images
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
@@ -23,7 +23,8 @@ def run(*, prepare: Prepare) -> None:
     """Write data/town, data/manifests/*.csv and the empty list of labels and the empty audit of round r00.
 
     Raises:
-        UserError: data is missing or damaged, masks do not fit, or two of the sets share an image.
+        UserError: data is missing or damaged, masks do not fit, two of the sets share an image, or an image is called
+            like a block of another.
     """
     classes = datasets.class_set(prepare.classes)
     draw(prepare)
@@ -33,6 +34,7 @@ def run(*, prepare: Prepare) -> None:
         found = look(data, split, classes)
         usable[split] = keep(found, f"{split} ({data.dataset} in {data.root})", skip=prepare.size_mismatch == "skip")
     refuse_leakage(usable)
+    blocks.check_image_keys(found.sample.key for found in usable["pool"])
     for split, found in usable.items():
         artifacts.save_manifest(split, frame(found, classes if split == "source" else None))
     artifacts.save_labels(paths.SOURCE_ROUND, [])

@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, datasets, paths
+from pipeline import artifacts, blocks, datasets, paths
 from pipeline.annotators import client, regions
 from pipeline.annotators.contract import Unreachable
 from pipeline.annotators.oracle import known_label
@@ -80,7 +80,7 @@ def run(params: Params, noise: Noise) -> None:
             name = listed.data["key"]
             if task.annotations or task.data.get("key") != name:
                 continue  # somebody was faster, or the number was given to another task since
-            work = annotated(known_label(_image(name), pool, params.prepare), noise, name)
+            work = annotated(known_label(_key(name), pool, params.prepare), noise, name)
             sent = task.predictions[0].result if task.predictions else []
             result = sent if work.skipped else _result(work.mask, sent, classes)
             server.annotations.create(
@@ -185,15 +185,16 @@ def _open_tasks(server: Any, project: int) -> list[Any]:
 
 
 def _is_ours(data: Mapping[str, Any], pool: pd.DataFrame) -> bool:
-    """Whether a task shows an image of this pool."""
+    """Whether a task shows an image of this pool, or a block of one."""
     name = data.get("key")
-    return (
-        isinstance(name, str) and _image(name) in pool.index and pool.at[_image(name), "sha256"] == data.get("sha256")
-    )
+    if not isinstance(name, str):
+        return False
+    image = blocks.image_of(_key(name))
+    return image in pool.index and bool(pool.at[image, "sha256"] == data.get("sha256"))
 
 
-def _image(name: str) -> str:
-    """The image's key in the name of a task, `ROUND/KEY`."""
+def _key(name: str) -> str:
+    """What the name of a task, `ROUND/KEY`, says of the image or block."""
     return name.partition("/")[2]
 
 

@@ -1,7 +1,6 @@
 """Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,7 +8,6 @@ import torch
 from lightning_fabric import Fabric
 
 from pipeline import artifacts, auditing, batches, datasets, inference, paths, pictures, scoring, training
-from pipeline.batches import Item
 from pipeline.labels import ClassSet
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Report, Score
 
@@ -44,7 +42,9 @@ def run(
             _audit(name, classes)
         artifacts.write(
             paths.CURVE,
-            pictures.curve([row["labels"] for row in rows], [row["miou"] for row in rows], list(frame["round"])),
+            pictures.curve(
+                [row["labels"] for row in rows], [row["miou"] for row in rows], list(frame["round"]), f"{score.unit}s"
+            ),
         )
         print(frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="-"))
         for name in frame["round"][frame["fallback"] > 0]:
@@ -99,10 +99,9 @@ def _panels(
     report: Report,
     compute: Compute,
 ) -> None:
-    """Draw a panel of each of the round's images, highest gain first, as many as asked for."""
-    table = batches.stored(len(classes.names))
+    """Draw a panel of each of the round's images (whole, also where a block is bought), highest gain first."""
     selection = artifacts.load_selection(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
-    items = [Item(key, Path(str(pool.at[key, "image"])), paths.mask(key), table) for key in selection["key"]]
+    items = batches.labelled(selection["key"], pool["image"], len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(name))
     before, calibration = training.open_network(line.after, model, classes)
     after, _ = training.open_network(name, model, classes)

@@ -1,4 +1,4 @@
-"""Stage: the expected reward gain of every pool image that has no label yet, in one pass over the pool."""
+"""Stage: the expected reward gain of every pool image, or block of one, that has no label yet, in one pass over it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
-from pipeline import artifacts, batches, costs, datasets, paths, scoring, training
+from pipeline import artifacts, batches, blocks, costs, datasets, ledger, paths, scoring, training
+from pipeline.blocks import Grid
 from pipeline.errors import UserError
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
+from pipeline.scoring import Cut
 
 
 def run(
@@ -21,17 +23,22 @@ def run(
     And features.npz: of the images left and of those bought before, or of none if `score.features` is false.
 
     Raises:
-        UserError: the pool is used up, a gain is not finite, or the model cannot have members or features.
+        UserError: the pool is used up, a gain is not finite, the model cannot have members or features, or what was
+            ordered before was of another unit.
     """
+    blocks.check_unit(score.grid, [entry.key for entry in ledger.load().entries], str(paths.LEDGER))
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
     bought = artifacts.load_labels(line.after)
     pool = artifacts.load_manifest("pool")
-    labelled = pool["key"].isin({row["key"] for row in bought})
+    paid = {row["key"] for row in bought}
+    units = np.array([blocks.keys(key, score.grid) for key in pool["key"]])  # (images, blocks), of whole images one
+    free = np.array([[key not in paid for key in of] for of in units])
+    labelled = ~free.any(1)
     left = pool[~labelled]
     if left.empty:
         raise UserError(
-            f"{round_name}: all {len(pool)} images of the pool are labelled: remove its line from the budget"
+            f"{round_name}: all {units.size} {score.unit}s of the pool are labelled: remove its line from the budget"
         )
     table = datasets.table(prepare.pool.dataset, Path(prepare.pool.root), classes)
     seen = pd.concat([left, pool[labelled]]) if score.features else left
@@ -40,16 +47,26 @@ def run(
     network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in bought})
     scorer = scoring.start(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
-    found = scoring.run(fabric, scorer, items, len(left), model, compute, seed if score.features else None)
+    cut = None if score.grid is None else _cut(left, free[~labelled], score.grid, model.size)
+    found = scoring.run(fabric, scorer, items, len(left), model, compute, seed if score.features else None, cut)
     if fabric.is_global_zero:
-        frame = pd.DataFrame({"key": left["key"].to_numpy(), "gain": found.gains.sum(1)})
-        frame["minutes"] = _minutes(found.effort, bought, score.minutes_per_image)
+        keys = units[free].tolist()
+        frame = pd.DataFrame({"key": keys, "gain": found.gains.sum(1)})
+        if score.grid is not None:
+            frame.insert(1, "image", [blocks.image_of(key) for key in keys])
+        frame["minutes"] = _minutes(found.effort, bought, score.minutes_per_image * blocks.share(keys[0]))
         frame[list(costs.FEATURES)] = found.effort
         parts = pd.DataFrame(found.gains, columns=[f"gain_{name}" for name in classes.names])
         artifacts.save_features(round_name, found.features)
         artifacts.save_scores(round_name, pd.concat([frame, parts], axis=1))
         artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, found.pool)
-        print(f"{round_name}: {len(frame)} images scored by {score.acquisition}, {paths.scores(round_name)}")
+        print(f"{round_name}: {len(frame)} {score.unit}s scored by {score.acquisition}, {paths.scores(round_name)}")
+
+
+def _cut(left: pd.DataFrame, free: Bool[np.ndarray, "m b"], grid: Grid, seen: tuple[int, int]) -> Cut:
+    """The blocks of the images left."""
+    sizes = zip(left["height"], left["width"], strict=True)
+    return Cut([scoring.seen_boxes(grid, (int(height), int(width)), seen) for height, width in sizes], free)
 
 
 def _minutes(

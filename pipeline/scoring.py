@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import batches, costs, features, inference, paths
+from pipeline import batches, blocks, costs, features, inference, paths, transforms
 from pipeline.acquisitions import ACQUISITIONS, Acquisition, Posterior, Worth, expected_iou, faded, worth
 from pipeline.artifacts import Features
 from pipeline.batches import Item
+from pipeline.blocks import Box, Grid
 from pipeline.calibration import NONE, Calibration
 from pipeline.errors import UserError, choose
 from pipeline.features import Pooled
@@ -56,9 +59,18 @@ class Scorer(NamedTuple):
         results: Iterator[Output],
         items: Sequence[Item],
         of_pixel: Worth | None = None,
-        look: Callable[[Tensor], None] | None = None,
-    ) -> Float64[Tensor, "m c s"]:
-        """The acquisition's statistics of all items, of all processes, in their order; `look` sees the probabilities.
+        look: Callable[[Tensor, Output], None] | None = None,
+        boxes: Sequence[Sequence[Box]] | None = None,
+    ) -> Float64[Tensor, "m *b c s"]:
+        """The acquisition's statistics of all items, of all processes, in their order.
+
+        Args:
+            fabric: launched.
+            results: what the network says of the items.
+            items: of all processes.
+            of_pixel: what claims are worth, if the acquisition needs it.
+            look: sees the probabilities, too.
+            boxes: the b parts of every item, in the network's pixels; None for whole images.
 
         Raises:
             UserError: probabilities are not finite.
@@ -66,8 +78,11 @@ class Scorer(NamedTuple):
 
         def observe(probabilities: Tensor, out: Output) -> Tensor:
             if look:
-                look(probabilities)
-            return self.acquisition.observe(probabilities, self.posterior(out, of_pixel))
+                look(probabilities, out)
+            posterior = self.posterior(out, of_pixel)
+            if boxes is None:
+                return self.acquisition.observe(probabilities, posterior)
+            return by_box(self.acquisition.observe, probabilities, posterior, [boxes[i] for i in out.batch.indices])
 
         sums = statistics(fabric, results, self.calibration, observe, len(items))
         broken = ~sums.flatten(1).isfinite().all(1)
@@ -136,7 +151,7 @@ def start(
 
 
 class Scored(NamedTuple):
-    """What one pass says of the m images left."""
+    """What one pass says of the m units left, images or blocks."""
 
     gains: Float64[np.ndarray, "m c"]
     """Expected gain by class."""
@@ -148,6 +163,72 @@ class Scored(NamedTuple):
     """Of the images left and of those bought; of none where they are not asked for."""
 
 
+class Cut(NamedTuple):
+    """How the images left are cut into blocks, b each."""
+
+    boxes: list[list[Box]]
+    """Where the blocks of every image are, in the network's pixels."""
+    left: Bool[np.ndarray, "m b"]
+    """Which of them may be bought."""
+
+
+def seen_boxes(grid: Grid, size: tuple[int, int], seen: tuple[int, int]) -> list[Box]:
+    """The blocks of an image in the network's pixels: whatever block a pixel's label comes from when masks are resized.
+
+    Args:
+        grid: rows and columns of the blocks.
+        size: height and width of the image.
+        seen: height and width at which the network works.
+
+    Raises:
+        UserError: a block has no pixel.
+    """
+    rows, cols = (_seen_cuts(*of) for of in zip(grid, size, seen, (False, True), strict=True))
+    if min(*np.diff(rows), *np.diff(cols)) < 1:
+        raise UserError(
+            f"score.blocks is [{grid[0]}, {grid[1]}], but an image of {size[0]}x{size[1]}, which the network sees at "
+            f"{seen[0]}x{seen[1]} (height x width), has too few pixels for that: cut it into fewer"
+        )
+    corners = ((top, bottom, left, right) for top, bottom in pairwise(rows) for left, right in pairwise(cols))
+    return [Box(top, left, bottom, right) for top, bottom, left, right in corners]
+
+
+def seen_crop(seen: Float[np.ndarray, "h w"], key: str, size: tuple[int, int]) -> Float[np.ndarray, "h2 w2"]:
+    """What of a map at the network's size lies in a label's place; `size` is the image's."""
+    block = blocks.parse(key)
+    if block is None:
+        return seen
+    box = seen_boxes(block.grid, size, (seen.shape[0], seen.shape[1]))[block.row * block.grid[1] + block.col]
+    part: np.ndarray = seen[box.top : box.bottom, box.left : box.right]
+    return part
+
+
+@lru_cache
+def _seen_cuts(number: int, length: int, seen: int, across: bool) -> list[int]:
+    part = np.repeat(np.arange(number, dtype=np.uint8), np.diff(blocks.cuts(number, length)))
+    line = transforms.resize_mask(part[None], (1, seen)) if across else transforms.resize_mask(part[:, None], (seen, 1))
+    cuts: list[int] = np.searchsorted(line.flatten(), np.arange(number + 1)).tolist()
+    return cuts
+
+
+def by_box(
+    observe: Callable[[Tensor, Posterior | None], Tensor],
+    probabilities: Float[Tensor, "n c h w"],
+    posterior: Posterior | None,
+    boxes: Sequence[Sequence[Box]],
+) -> Tensor:
+    """What `observe` says of every box of every image of a batch, as if it were an image: (images, boxes, ...)."""
+    images = []
+    for place, of in enumerate(boxes):
+        parts = []
+        for box in of:
+            rows, cols = slice(box.top, box.bottom), slice(box.left, box.right)
+            part = None if posterior is None else posterior.part(place, rows, cols)
+            parts.append(observe(probabilities[place : place + 1, :, rows, cols], part))
+        images.append(torch.cat(parts))
+    return torch.stack(images)
+
+
 def run(
     fabric: Fabric,
     scorer: Scorer,
@@ -156,8 +237,9 @@ def run(
     model: Model,
     compute: Compute,
     features_seed: int | None = None,
+    cut: Cut | None = None,
 ) -> Scored:
-    """Score the first `left` items; the others, bought already, are only looked at for their features.
+    """Score the first `left` items or their blocks; other items, bought already, are only looked at for their features.
 
     Args:
         fabric: launched.
@@ -167,30 +249,44 @@ def run(
         model: at which size the network works.
         compute: batch size and readers.
         features_seed: draws the projection of the features; None for no features.
+        cut: into blocks, of which those that are left are scored, image by image; None for whole images. The network
+            sees every image once and whole either way.
 
     Raises:
         UserError: probabilities are not finite, or a class has no union and there is no smoothing.
     """
-    of_pixel = sampled_worth(fabric, scorer, items[:left], model, compute) if scorer.acquisition.worth else None
+    of_pixel = sampled_worth(fabric, scorer, items[:left], model, compute, cut) if scorer.acquisition.worth else None
     grid = scorer.acquisition.members or features_seed is not None
     results = inference.outputs(fabric, scorer.network, items, model.size, compute, f"score {scorer.round_name}", grid)
     pooled: list[Pooled] = []
     if features_seed is not None:
         results = pooling(fabric, scorer, results, features_seed, pooled)
     work: list[Tensor] = []
-    sums = scorer.statistics(fabric, results, items, of_pixel, lambda p: work.append(costs.observe(p)))[:left]
-    effort = batches.gather(fabric, torch.cat(work), len(items))[:left]
+
+    def look(probabilities: Tensor, out: Output) -> None:
+        if cut is None:
+            work.append(costs.observe(probabilities))
+        else:
+            boxes = [cut.boxes[index] for index in out.batch.indices]
+            work.append(by_box(lambda part, _: costs.observe(part), probabilities, None, boxes))
+
+    kept = slice(left) if cut is None else torch.from_numpy(cut.left)
+    sums = scorer.statistics(fabric, results, items, of_pixel, look, None if cut is None else cut.boxes)[kept]
+    effort = batches.gather(fabric, torch.cat(work), len(items))[kept]
     found = vectors(fabric, pooled, [item.key for item in items], left, scorer.smooth) if pooled else Features.none()
     return Scored(scorer.gain(sums).numpy(), sums.sum(0).numpy(), effort.numpy(), found)
 
 
-def sampled_worth(fabric: Fabric, scorer: Scorer, left: Sequence[Item], model: Model, compute: Compute) -> Worth:
+def sampled_worth(
+    fabric: Fabric, scorer: Scorer, left: Sequence[Item], model: Model, compute: Compute, cut: Cut | None = None
+) -> Worth:
     """What right and wrong claims are worth, before the pass in which an acquisition needs it for every pixel.
 
-    J and U are those of at most SAMPLE images, evenly spread over those left, U scaled up to all of them. That is exact
-    for a pool no larger, and an estimate for a larger one: good for common classes; a class that the sample misses has
-    its smoothing for a union. The pass itself counts all images, and what is written of the pool is their total: so
-    the map of an image, drawn with that, sums to its gain up to the error of the estimate.
+    J and U are those of at most SAMPLE images (of what is left of them, where blocks are bought), evenly spread over
+    those left, U scaled up to all of them. That is exact for a pool no larger, and an estimate for a larger one: good
+    for common classes; a class that the sample misses has its smoothing for a union. The pass itself counts all images,
+    and what is written of the pool is their total: so the map of an image, drawn with that, sums to its gain up to the
+    error of the estimate.
 
     Raises:
         UserError: probabilities are not finite, or a class has no union and there is no smoothing.
@@ -200,9 +296,14 @@ def sampled_worth(fabric: Fabric, scorer: Scorer, left: Sequence[Item], model: M
     name = f"score {scorer.round_name}, J and U"
     results = inference.outputs(fabric, scorer.network, sample, model.size, compute, name)
     plain = scorer._replace(acquisition=ACQUISITIONS["shortfall"], heads=None)
-    sums = plain.statistics(fabric, results, sample)
+    if cut is None:
+        sums, all_of_them = plain.statistics(fabric, results, sample), len(left)
+    else:
+        kept = torch.from_numpy(cut.left[places])
+        sums = plain.statistics(fabric, results, sample, boxes=[cut.boxes[place] for place in places])[kept]
+        all_of_them = int(cut.left.sum())
     with scorer.about_smoothing():
-        return worth(sums.sum(0) * len(left) / len(sample), scorer.smooth)
+        return worth(sums.sum(0) * all_of_them / len(sums), scorer.smooth)
 
 
 def statistics(
@@ -211,8 +312,8 @@ def statistics(
     calibration: Calibration,
     observe: Callable[[Tensor, Output], Tensor],
     total: int,
-) -> Float64[Tensor, "m c s"]:
-    """Per-image sums of the calibrated probabilities of `outputs`, of all processes, in the items' order.
+) -> Float64[Tensor, "m *b c s"]:
+    """Sums, per image or block, of the calibrated probabilities of `outputs`, of all processes, in the items' order.
 
     `observe` is given the probabilities of a batch and what else there is of it, but for the logits: they are used up.
     """

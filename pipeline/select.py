@@ -1,4 +1,4 @@
-"""Stage: which images a round buys. What the round has ordered before stays; the rest is drawn by gain.
+"""Stage: which images, or blocks, a round buys. What the round has ordered before stays; the rest is drawn by gain.
 
 Where the last audit found no signal in the score, the rest is drawn class-stratified (`select.fallback`).
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from pipeline import artifacts, auditing, ledger, paths
+from pipeline import artifacts, auditing, blocks, ledger, paths
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Order
 from pipeline.params import BudgetLine, Select
@@ -19,13 +19,21 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     """Fill the round's budget line from its scores and write selection.csv.
 
     Raises:
-        UserError: the pool has fewer images left than the line asks for, or not one fits the minutes.
+        UserError: the pool has fewer images left than the line asks for, not one fits the minutes, or blocks are
+            scored where images were bought or the other way round.
     """
     book = ledger.load()
     kept = book.ordered(round_name)  # paid for: whatever the scores say now, they stay
     # A skipped image is back in the pool, but not offered again in the round whose annotators would not have it.
     gone = {order.key for order in book.orders} | {skip.key for skip in book.skipped(round_name)}
     scores = artifacts.load_scores(round_name)
+    grid = blocks.grid_of(scores["key"].iloc[0])
+    blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
+    if grid is not None and select.method in NEEDS:
+        raise UserError(
+            f"select.method is {select.method}, which compares features, and score.unit is block, of which there are "
+            f"none: choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
+        )
     left = scores[~scores["key"].isin(gone)].reset_index(drop=True)
     images = None if line.images is None else line.images - len(kept)
     minutes = None if line.minutes is None else line.minutes - book.spent(round_name)[1]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, batches, datasets, inference, losses, paths, reward_tuning, training
+from pipeline import artifacts, batches, blocks, datasets, inference, losses, paths, reward_tuning, training
 from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
@@ -38,24 +38,24 @@ def run(
     classes = datasets.class_set(prepare.classes)
     rows = artifacts.load_labels(round_name)
     pool = artifacts.load_manifest("pool").set_index("key", drop=False)
-    target = _labelled(rows, pool, len(classes.names))
+    labels = _labelled(rows, pool, len(classes.names))
     source_manifest = artifacts.load_manifest("source")
     source_table = datasets.table(prepare.source.dataset, Path(prepare.source.root), classes)
     source = batches.items(source_manifest, source_table)
     network, _ = training.open_network(line.after, model, classes)
 
     # Fitted before training on them: to the model, this round's labels are still unseen.
-    new, importance = _returned(round_name, rows, target)
+    new, importance = _returned(round_name, rows, labels)
     fitted = inference.labelled(fabric, network, new, model.size, compute, importance).fit(calibration.method)
 
-    target, held_out = _hold_out(target, tune.held_out)
+    target, held_out = _hold_out(batches.by_image(labels), tune.held_out)
     weights = class_weights(target, source_manifest, classes, tune).to(fabric.device)
     inputs = [paths.model(line.after) / "model.pt", paths.labels(round_name), paths.manifest("source")]
     mark = training.fingerprint(seed, prepare, model, tune, *inputs)
     # Each round draws its own batches.
     round_seed = int(np.random.SeedSequence([seed, *round_name.encode()]).generate_state(1)[0])
     plan = training.likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", round_seed, compute, mark)
-    replayed = round(tune.source_share * tune.likelihood.batch)
+    replayed = replayed_images(tune, target)
 
     def draws(shares: Sequence[tuple[Sequence[Item], int]], steps: int, seed: int) -> Any:
         augment, workers = tune.likelihood.augment, compute.workers
@@ -96,8 +96,7 @@ def run(
 
 
 def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[Item]:
-    """The pool's labelled images with their delivered masks."""
-    table = batches.stored(classes)
+    """An item for each delivered mask, of an image of the pool or of a block of one."""
     for row in rows:
         path = paths.mask(row["key"])
         artifacts.load_mask(path)
@@ -106,8 +105,22 @@ def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[I
                 f"{path} was changed since it was delivered: run `dvc repro -s -f annotate@{row['round']}` "
                 f"to take the correction, or `dvc checkout -f {paths.LABELS_DVC}` to undo it; then `dvc repro`"
             )
-    keys = [row["key"] for row in rows]
-    return [Item(key, Path(pool.at[key, "image"]), paths.mask(key), table) for key in keys]
+    return batches.labelled([row["key"] for row in rows], pool["image"], classes)
+
+
+def replayed_images(tune: Tune, target: Sequence[Item]) -> int:
+    """How many images of a batch are replayed from the source, so that `source_share` of its labelled pixels are.
+
+    Of whole images that is the share of the batch. An image of which only a share f is bought has so many fewer pixels
+    to learn from: n images of the source have a share s of the labelled pixels if n / (n + (batch - n) f) = s.
+    """
+    batch, s = tune.likelihood.batch, tune.source_share
+    of_whole = round(s * batch)
+    bought = [sum(blocks.share(key) for key, _ in item.blocks) if item.blocks else 1.0 for item in target]
+    f = sum(bought) / len(bought)
+    if f == 1 or not of_whole:
+        return of_whole
+    return max(1, round(s * f * batch / (1 - s + s * f)))
 
 
 def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
@@ -131,9 +144,9 @@ def _returned(
 def class_weights(target: Sequence[Item], source: Any, classes: ClassSet, tune: Tune) -> Tensor:
     """Weights from the class shares of an average batch: replayed source and labelled target, by their shares."""
     in_target = sum(
-        np.bincount(artifacts.load_mask(item.mask).ravel(), minlength=IGNORE + 1)[: len(classes.names)].astype(float)
+        np.bincount(artifacts.load_mask(path).ravel(), minlength=IGNORE + 1)[: len(classes.names)].astype(float)
         for item in target
-        if item.mask
+        for path in item.masks
     )
     in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
     share = tune.source_share

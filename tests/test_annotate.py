@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import UInt8
 
-from pipeline import __main__, annotate, artifacts, datasets, ledger, paths
+from pipeline import __main__, annotate, artifacts, blocks, datasets, ledger, paths
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, Request
 from pipeline.errors import UserError
@@ -375,3 +375,83 @@ def test_mode_wait_shows_a_bar_on_a_terminal(
     run("r02", annotator="scripted", mode="wait")
     shown = sys.stderr.getvalue()
     assert [text in shown for text in ("annotate r02:", "0/2", "2/2")] == [terminal] * 3, shown
+
+
+# blocks
+
+
+def crop(key: str) -> np.ndarray:
+    """Every second row of blocks is all of class 3."""
+    return np.full((12, 16), 3, np.uint8) if "-1-" in key else blocks.crop(truth(blocks.image_of(key)), key)
+
+
+@pytest.fixture
+def of_blocks(project: Path) -> list[str]:
+    """r01 selects two blocks of one image and one of another; nothing is bought yet."""
+    one, other = keys("r01")[:2]
+    chosen = [f"{one}@2x2-0-1", f"{one}@2x2-1-0", f"{other}@2x2-0-0"]
+    repo.select("r01", chosen)
+    return chosen
+
+
+def test_killed_run_on_blocks_goes_on_without_ordering_again(of_blocks: list[str], scripted: Scripted) -> None:
+    scripted(each=2, end=Killed(), masks=crop)
+    with pytest.raises(Killed):
+        run("r01", annotator="scripted")
+    paths.LEDGER.write_text("".join(paths.LEDGER.read_text().splitlines(keepends=True)[:-1]))  # as if a moment earlier
+    calls = scripted(each=3, masks=crop)
+    run("r01", annotator="scripted")
+    assert calls == [of_blocks[1:]]
+    book = ledger.load()
+    assert [o.key for o in book.orders] == [d.key for d in book.deliveries] == of_blocks
+    before = paths.LEDGER.read_bytes()
+    run("r01", annotator="scripted")
+    assert paths.LEDGER.read_bytes() == before
+    for key in of_blocks:
+        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), crop(key))
+
+
+def test_more_blocks_than_the_line_says_are_not_ordered(of_blocks: list[str]) -> None:
+    with pytest.raises(UserError, match=r"would spend 3 images .* its budget line says 2 images"):
+        run("r01", BudgetLine(after="r00", images=2))
+    assert not paths.LEDGER.exists()
+    run("r01", BudgetLine(after="r00", minutes=30))  # predicted
+    assert ledger.load().spent("r01") == (3, 3.0)  # the oracle books a quarter of 4 for each
+
+
+def test_other_blocks_of_an_image_are_bought_later_but_none_twice(of_blocks: list[str]) -> None:
+    run("r01")
+    image = blocks.image_of(of_blocks[0])
+    repo.select("r02", [f"{image}@2x2-0-0"])
+    run("r02")
+    assert [row["key"] for row in artifacts.load_labels("r02")] == [*of_blocks, f"{image}@2x2-0-0"]
+    repo.select("r02", [f"{image}@2x2-0-0", of_blocks[1]])
+    with pytest.raises(UserError, match=f"r02 wants '{of_blocks[1]}', which r01 has bought already"):
+        run("r02")
+    repo.select("r02", [f"{image}@2x2-0-0", keys("r01")[0].partition("@")[0]])  # the same image, whole
+    with pytest.raises(UserError, match="and its unit is"):
+        run("r02")
+    assert ledger.load().spent("r02") == (1, 1.0)
+
+
+def test_answer_for_a_block_is_of_the_block_and_is_corrected_by_hand_as_one(
+    of_blocks: list[str], scripted: Scripted
+) -> None:
+    scripted(each=3, masks=lambda key: truth(blocks.image_of(key)))
+    with pytest.raises(UserError, match=f"the label of '{of_blocks[0]}' is 24x32, its image 12x16"):
+        run("r01", annotator="scripted")
+    assert not ledger.load().deliveries
+    scripted(each=3, masks=crop)
+    run("r01", annotator="scripted")
+    artifacts.save_mask(paths.mask(of_blocks[1]), np.full((12, 16), 7, np.uint8))
+    run("r01", annotator="scripted")
+    latest = ledger.load().deliveries[-1]
+    assert (latest.key, latest.annotator) == (of_blocks[1], "hand")
+    assert artifacts.load_labels("r01")[1]["sha256"] == latest.sha256
+
+
+def test_block_of_an_image_that_the_pool_has_not_is_refused(of_blocks: list[str]) -> None:
+    repo.select("r01", ["stranger@2x2-0-0"])
+    with pytest.raises(UserError, match="r01 is to buy 'stranger@2x2-0-0', a block of an image that"):
+        run("r01")
+    assert not paths.LEDGER.exists()

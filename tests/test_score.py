@@ -184,3 +184,65 @@ def test_outputs_that_are_not_finite_are_a_sentence(name: str) -> None:
         run(acquisition=name, features=True)
     assert not paths.scores("r01").exists()
     assert not paths.features("r01").exists()
+
+
+# blocks
+
+
+@pytest.mark.parametrize("name", ["shortfall", "evpi", "gain"])
+def test_gains_of_blocks_sum_to_that_of_their_image(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_images, pool = run(acquisition=name), artifacts.load_pool("r01")
+    effort = artifacts.load_costs("r01")
+    passed = []
+    original = inference.outputs
+    monkeypatch.setattr(
+        inference, "outputs", lambda *args, **more: passed.append(len(args[2])) or original(*args, **more)
+    )
+    of_blocks = run(acquisition=name, unit="block", blocks=[2, 3])
+    assert passed == [8] * (1 if name == "shortfall" else 2)  # every image once, and once more for its J and U
+    np.testing.assert_allclose(of_blocks.reshape(8, 6, 19).sum(1), of_images, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(artifacts.load_pool("r01"), pool, rtol=1e-4, atol=1e-3)
+    scores = artifacts.load_scores("r01")
+    images = list(artifacts.load_manifest("pool")["key"])
+    assert list(scores["key"]) == [f"{key}@2x3-{row}-{col}" for key in images for row in range(2) for col in range(3)]
+    assert scores["minutes"].to_numpy() == pytest.approx(10 / 6)
+    assert (artifacts.load_costs("r01")["regions"] >= 1).all()
+
+    whole = run(acquisition=name, unit="block", blocks=[1, 1])
+    np.testing.assert_allclose(whole, of_images, rtol=1e-5, atol=1e-9)
+    alike = artifacts.load_costs("r01")
+    np.testing.assert_allclose(alike.drop(columns="key"), effort.drop(columns="key"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ACQUISITIONS if name not in ("shortfall", "evpi", "gain")])
+def test_one_block_is_the_image_and_others_are_means_of_their_own(name: str) -> None:
+    of_images = run(acquisition=name)
+    np.testing.assert_allclose(run(acquisition=name, unit="block", blocks=[1, 1]), of_images, rtol=1e-5, atol=1e-9)
+    if name == "ripu":
+        return  # its regions end at the block's border
+    halves = run(acquisition=name, unit="block", blocks=[2, 1]).sum(1).reshape(8, 2)
+    np.testing.assert_allclose(halves.mean(1), of_images.sum(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["shortfall", "gain"])
+def test_what_is_bought_of_an_image_is_no_longer_of_the_pool(name: str) -> None:
+    everything = run(acquisition=name, unit="block")
+    keys = list(artifacts.load_scores("r01")["key"])
+    bought = [*keys[1:3], *keys[4:8]]  # two blocks of the first image, all of the second
+    artifacts.save_labels("r00", [{"key": key, "round": "r11", "minutes": 3.0, "sha256": ""} for key in bought])
+    artifacts.save_scores("r11", artifacts.load_scores("r01"))
+    left = run(acquisition=name, unit="block")
+    scores = artifacts.load_scores("r01")
+    assert list(scores["key"]) == [key for key in keys if key not in bought]
+    assert scores["minutes"].to_numpy() == pytest.approx(3.0)
+    claimed = artifacts.load_pool("r01")[:, 0].sum()
+    assert claimed == 16 * 32 * 8 * (32 - 6) / 32  # pixels of all blocks less those of the bought ones
+    assert len(left) == 26 < len(everything)
+
+
+def test_a_pool_without_a_block_left_is_a_sentence() -> None:
+    run(unit="block")
+    keys = list(artifacts.load_scores("r01")["key"])
+    artifacts.save_labels("r00", [{"key": key, "round": "r11", "minutes": 3.0, "sha256": ""} for key in keys])
+    with pytest.raises(UserError, match="r01: all 32 blocks of the pool are labelled"):
+        run(unit="block")

@@ -36,6 +36,13 @@ class Posterior(NamedTuple):
         counts = torch.outer(torch.bincount(self.rows, minlength=height), torch.bincount(self.cols, minlength=width))
         return counts.to(self.members.dtype)
 
+    def part(self, image: int, rows: slice, cols: slice) -> "Posterior":
+        """What they say of a part of one image, given in pixels; a cell that it cuts stands for the pixels inside."""
+        of_rows, of_cols = self.rows[rows], self.cols[cols]
+        top, left, bottom, right = (int(edge) for edge in (of_rows[0], of_cols[0], of_rows[-1] + 1, of_cols[-1] + 1))
+        cells = self.members[:, image : image + 1, :, top:bottom, left:right]
+        return Posterior(cells, of_rows - top, of_cols - left, self.worth)
+
     def spread(self, cells: Float[Tensor, "n h2 w2"]) -> Float[Tensor, "n h w"]:
         """Every pixel with the value of its cell."""
         return cells[:, self.rows[:, None], self.cols]

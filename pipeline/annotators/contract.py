@@ -25,11 +25,11 @@ class Request(NamedTuple):
 
     round_name: str
     orders: Sequence[Order]
-    """Images of the round that may still have something to say."""
+    """Images, or blocks, of the round that may still have something to say."""
     known: Mapping[str, str]
     """By image key, the version of what is on record. Answered again only in another version, and never sent again."""
     pool: pd.DataFrame
-    """The pool's manifest, indexed by key."""
+    """The pool's manifest, indexed by key; a block has a row of its own, with the size of its crop."""
     prepare: Prepare
     """Class set and layout of the pool."""
     annotate: Annotate
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 
     key: str
     mask: UInt8[np.ndarray, "h w"]
-    """Class ids and IGNORE, at the image's own size."""
+    """Class ids and IGNORE, at the image's own size, or the block's."""
     minutes: float
     """What it took."""
     annotator: str

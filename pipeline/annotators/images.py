@@ -10,9 +10,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import cv2
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline import artifacts, datasets, paths
+from pipeline import artifacts, blocks, datasets, paths
 from pipeline.annotators.client import Client
 from pipeline.annotators.contract import Request
 from pipeline.datasets.reading import read_bytes
@@ -28,16 +30,25 @@ Addresses = list[tuple[str, str]]
 Place = Callable[[Client, int, Sequence[str], Request], Addresses]
 
 
-def picture(path: Path) -> tuple[str, bytes]:
-    """Suffix and content of an image as it is served: the file itself, or, if it has EXIF data, upright and as PNG."""
+def picture(path: Path, key: str = "") -> tuple[str, bytes]:
+    """Suffix and content of an image as it is served: the file itself, or, if it has EXIF data, upright and as PNG.
+
+    If the key is that of a block, its crop.
+    """
     data = read_bytes(path)
     upright = datasets.read_image(path)  # also the proof that it is whole
+    if blocks.parse(key) is not None:
+        return ".png", _png(blocks.crop(upright, key))
     with Image.open(io.BytesIO(data)) as file:
         # Pillow would decode a PNG a second time for its EXIF data, which are in a chunk of one of these names.
         exif = any(name in data for name in (b"eXIf", b"Raw profile")) if file.format == "PNG" else file.getexif()
         if file.format in PLAIN and not exif and file.mode in ("RGB", "L", "P"):
             return PLAIN[file.format], data
-    return ".png", cv2.imencode(".png", cv2.cvtColor(upright, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return ".png", _png(upright)
+
+
+def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def upload(server: Client, project: int, keys: Sequence[str], request: Request) -> Addresses:
@@ -45,7 +56,7 @@ def upload(server: Client, project: int, keys: Sequence[str], request: Request) 
     addresses: list[str] = []
     files: dict[str, tuple[str, bytes]] = {}
     for key in keys:
-        suffix, content = picture(Path(str(request.pool.at[key, "image"])))
+        suffix, content = picture(Path(str(request.pool.at[key, "image"])), key)
         gain = read_bytes(paths.gain_picture(request.round_name, key))
         files |= {f"image{len(files)}": (f"image{suffix}", content), f"gain{len(files)}": ("gain.jpg", gain)}
         if sum(len(content) for _, content in files.values()) > UPLOAD_BYTES:
@@ -79,7 +90,7 @@ def local_files(server: Client, project: int, keys: Sequence[str], request: Requ
     folder = root / f"regain-{project}"
     addresses = []
     for key in keys:
-        suffix, content = picture(Path(str(request.pool.at[key, "image"])))
+        suffix, content = picture(Path(str(request.pool.at[key, "image"])), key)
         pictures = {
             f"{key}{suffix}": content,
             f"{key}.gain.jpg": read_bytes(paths.gain_picture(request.round_name, key)),
@@ -103,7 +114,16 @@ def local_files(server: Client, project: int, keys: Sequence[str], request: Requ
 
 
 def address(server: Client, project: int, keys: Sequence[str], request: Request) -> Addresses:
-    """Images that have addresses of their own (a cloud's, say); gain maps are uploaded."""
+    """Images that have addresses of their own (a cloud's, say); gain maps are uploaded.
+
+    Raises:
+        UserError: a block is asked for.
+    """
+    if cut := next((key for key in keys if blocks.parse(key) is not None), None):
+        raise UserError(
+            f"annotate.images is {request.annotate.images!r}, where whole images are, not the block {cut!r}: set it to "
+            f"upload or local_files"
+        )
     files = {
         f"gain{number}": ("gain.jpg", read_bytes(paths.gain_picture(request.round_name, key)))
         for number, key in enumerate(keys)

@@ -1,4 +1,4 @@
-"""The known labels of a benchmark, in place of people: every image takes `annotate.oracle_minutes`."""
+"""The known labels of a benchmark, in place of people. An image takes `annotate.oracle_minutes`, a block its share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import UInt8
 
-from pipeline import datasets
+from pipeline import blocks, datasets
 from pipeline.annotators.contract import Answer, Request
 from pipeline.errors import UserError
 from pipeline.params import Prepare
 
 
 def answers(request: Request) -> Iterator[Answer]:
-    """Every ordered image's own mask, read from the pool's folder.
+    """The own mask of everything that is ordered, read from the pool's folder.
 
     Raises:
         UserError: an image has no mask there.
@@ -22,21 +22,31 @@ def answers(request: Request) -> Iterator[Answer]:
     for order in request.orders:
         if order.key not in request.known:
             mask = known_label(order.key, request.pool, request.prepare)
-            yield Answer(order.key, mask, request.annotate.oracle_minutes, "oracle")
+            minutes = request.annotate.oracle_minutes * blocks.share(order.key)
+            yield Answer(order.key, mask, minutes, "oracle")
 
 
 def known_label(key: str, pool: pd.DataFrame, prepare: Prepare) -> UInt8[np.ndarray, "h w"]:
-    """Class ids and IGNORE of a pool image; `pool` is its manifest, indexed by key.
+    """Class ids and IGNORE of a pool image, or of a block of one; `pool` is the manifest, indexed by key.
 
     Raises:
-        UserError: the image has no mask.
+        UserError: the image has no mask, or, for a block, one of another size.
     """
-    mask, root = pool.at[key, "mask"], Path(prepare.pool.root)
+    image = pool.loc[blocks.image_of(key)]
+    mask, root = image["mask"], Path(prepare.pool.root)
     if not mask:
         raise UserError(
             f"the oracle has no label for {key!r}: its image in {root} has no mask; "
             f"let people label it (annotate.annotator: label_studio)"
         )
-    return datasets.read_mask(
-        Path(mask), datasets.table(prepare.pool.dataset, root, datasets.class_set(prepare.classes))
-    )
+    table = datasets.table(prepare.pool.dataset, root, datasets.class_set(prepare.classes))
+    whole = datasets.read_mask(Path(mask), table)
+    if blocks.parse(key) is None:
+        return whole
+    size = (int(image["height"]), int(image["width"]))
+    if whole.shape != size:  # of a whole image, whoever takes the label sees that
+        raise UserError(
+            f"the mask {mask} is {whole.shape[0]}x{whole.shape[1]}, its image {size[0]}x{size[1]} (height x width), so "
+            f"the oracle cannot cut {key!r} out: mend it, or take the image out of the pool"
+        )
+    return blocks.crop(whole, key)
