@@ -436,7 +436,7 @@ def plot(flat: Sequence[Mapping[str, Any]]) -> Figure:
         part.axhline(0, color="0.3", linewidth=1)
         part.set(title=f"decode: {decode}", xticks=range(len(labels)), xticklabels=[f"{n} labels" for n in labels])
     axes["argmax"].set_ylabel("mIoU points above weighted cross-entropy, 95 %")
-    axes["argmax"].legend(fontsize=8)
+    figure.legend(*axes["argmax"].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     wide = axes["class"]
     names = list(flat[0]["iou"])
     for number, count in enumerate(labels):
