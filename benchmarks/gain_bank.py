@@ -29,6 +29,7 @@ from benchmarks.loop_camvid import folder
 from benchmarks.reward_camvid import CLASSES, SIZE, Study
 from pipeline import acquisitions, batches, datasets, inference, metrics, scoring, training
 from pipeline.acquisitions import ACQUISITIONS
+from pipeline.calibration import Calibration
 from pipeline.models import Network
 from pipeline.params import Score
 from pipeline.scoring import Scored
@@ -86,8 +87,8 @@ def entry(study: Study, images: int, number: int, again: int) -> dict[str, Any]:
     return base.kept(path(study, images, number, again), make)
 
 
-def source(study: Study) -> tuple[Network, float]:
-    """The source model and its temperature."""
+def source(study: Study) -> tuple[Network, Calibration]:
+    """The source model and its calibration."""
     with folder(study.work / "start"):
         return training.open_network("r00", study.settings.model, CLASSES)
 
@@ -156,7 +157,9 @@ def scores(study: Study) -> dict[str, SetScore]:
     made |= {
         "coverage of shortfall": functools.partial(covered, candidates),
         "coverage of claimed pixels": functools.partial(covered, flat),
-        "coverage by image features": functools.partial(spread_cover, looks.image),
+        "representative": functools.partial(covered, one_class(looks.image, np.ones(len(parts)))),
+        "representative, weighted by shortfall": functools.partial(covered, one_class(looks.image, parts.sum(1))),
+        "representative, by distance": functools.partial(spread_cover, looks.image),
         "distance between features": functools.partial(mean_distance, looks.image),
         "distance between gradients": functools.partial(mean_distance, looks.gradient),
         "likeness to the pool's features": functools.partial(likeness, looks.image),
@@ -177,6 +180,11 @@ def scores(study: Study) -> dict[str, SetScore]:
         made[f"{name}, roots over classes"] = functools.partial(roots, table)
         made[f"{name}, likeness of shares to the pool's"] = functools.partial(same_shares, table)
     return made
+
+
+def one_class(features: np.ndarray, gains: Float64[np.ndarray, " m"]) -> Candidates:
+    """As the selection method `representative` sees them."""
+    return Candidates(gains, np.ones(len(gains)), gains[:, None], by_class=features[:, None])
 
 
 def scored(study: Study, acquisition: str) -> Scored:
