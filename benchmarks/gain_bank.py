@@ -128,7 +128,8 @@ def judge(study: Study, images: int, bank: Sequence[Mapping[str, Any]]) -> None:
         "scores": rows,
         "bank": list(bank),
     }
-    table.append({"score of a set": f"the same set again ({len(twice)})", "Spearman": "-" if ceiling is None else f"{ceiling:.2f}", "95 %": "-"})
+    agreed = "-" if ceiling is None else f"{ceiling:.2f}"
+    table.append({"score of a set": f"the same set again ({len(twice)})", "Spearman": agreed, "95 %": "-"})
     results.save("gain_bank", content, table)
     for line in table:
         print(line)
