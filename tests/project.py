@@ -32,6 +32,7 @@ prepare:
 
 model: {{name: small, size: [32, 64], width: 16}}
 pretrain: {{steps: {steps}, batch: 4, lr: 2e-3}}
+calibration: {{method: temperature, start: none}}
 score: {{acquisition: shortfall}}
 select: {{method: draw}}
 annotate: {{annotator: oracle, oracle_minutes: 10}}

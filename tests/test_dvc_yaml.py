@@ -197,3 +197,9 @@ def test_plots_are_outs(stages: list[Stage], project: Path) -> None:
     plots = params_file.read_yaml(project / "dvc.yaml")["plots"]
     assert plots
     assert set(plots) <= outs
+
+
+@pytest.mark.parametrize("file", [ROOT / "params.yaml", *sorted((ROOT / "examples").glob("*/params.yaml"))], ids=str)
+def test_shipped_params_have_every_section_that_a_stage_is_given(stages: list[Stage], file: Path) -> None:
+    """DVC stops at a file that lacks one, whatever its default."""
+    assert set().union(*(stage.params for stage in stages)) <= set(params_file.read_yaml(file))

@@ -119,9 +119,9 @@ def test_model_without_probabilities_is_a_sentence() -> None:
 @pytest.mark.parametrize("size", [(16, 32), (96, 192), (180, 240), (512, 1024), (1024, 2048), (40, 1000)])
 def test_pixels_are_spread_over_height_and_width(size: tuple[int, int]) -> None:
     places = torch.arange(size[0] * size[1]).reshape(1, *size)
-    found = inference._spread(places)[0]
+    found = inference.spread(places)[0]
     assert min(1024, places.numel()) <= len(found) <= 1700
-    assert found.equal(inference._spread(places[0]))
+    assert found.equal(inference.spread(places[0]))
     rows, columns = (np.unique(line) for line in np.divmod(found.numpy(), size[1]))
     assert len(rows) * len(columns) == len(found)
     for line, length in ((rows, size[0]), (columns, size[1])):
