@@ -43,6 +43,7 @@ from pipeline import (
     training,
     tune,
 )
+from pipeline.__main__ import sections
 from pipeline.params import BudgetLine, Params
 
 NAME = "loop_camvid"
@@ -111,18 +112,11 @@ def longer(p: Params) -> Params:
 def source_model(p: Params) -> None:
     """Manifests, the source model, and its mIoU."""
     if not paths.labels("r00").is_file():
-        prepare.run(prepare=p.prepare)
+        prepare.run(**sections(prepare.run, p))
     if not (paths.model("r00") / "model.pt").is_file():
-        pretrain.run(
-            seed=p.seed,
-            prepare=p.prepare,
-            model=p.model,
-            pretrain=p.pretrain,
-            calibration=p.calibration,
-            compute=p.compute,
-        )
+        pretrain.run(**sections(pretrain.run, p))
     if not paths.metrics("r00").is_file():
-        evaluate.run("r00", prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
+        evaluate.run("r00", **sections(evaluate.run, p))
 
 
 def pool_size() -> int:
@@ -142,38 +136,19 @@ def loop(
         for round_name, line in budget.items():
             if not paths.metrics(round_name).is_file():
                 began = time.perf_counter()
-                score.run(
-                    round_name, line, seed=p.seed, prepare=p.prepare, model=p.model, score=p.score, compute=p.compute
-                )
+                score.run(round_name, line, **sections(score.run, p))
                 if oracle:
                     look_up(p, round_name, line)
-                select.run(round_name, line, seed=p.seed, select=p.select)
+                select.run(round_name, line, **sections(select.run, p))
                 artifacts.save_json(seconds(round_name), time.perf_counter() - began)
-                forecast.run(round_name, line, score=p.score)
-                annotate.run(round_name, line, prepare=p.prepare, score=p.score, annotate=p.annotate)
-                if not p.select.fallback:  # nobody heeds it
+                forecast.run(round_name, line, **sections(forecast.run, p))
+                annotate.run(round_name, line, **sections(annotate.run, p))
+                if p.select.fallback:
+                    audit.run(round_name, line, **sections(audit.run, p))
+                else:  # nobody heeds it
                     artifacts.save_json(paths.audit(round_name), {"signal": None})
-                else:
-                    audit.run(
-                        round_name,
-                        line,
-                        seed=p.seed,
-                        prepare=p.prepare,
-                        model=p.model,
-                        score=p.score,
-                        compute=p.compute,
-                    )
-                tune.run(
-                    round_name,
-                    line,
-                    seed=p.seed,
-                    prepare=p.prepare,
-                    model=p.model,
-                    calibration=p.calibration,
-                    tune=p.tune,
-                    compute=p.compute,
-                )
-                evaluate.run(round_name, prepare=p.prepare, model=p.model, evaluate=p.evaluate, compute=p.compute)
+                tune.run(round_name, line, **sections(tune.run, p))
+                evaluate.run(round_name, **sections(evaluate.run, p))
         return [row(name, p.seed, round_name) for round_name in budget]
 
 

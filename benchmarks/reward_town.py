@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import results
 from pipeline import evaluate, params_file, paths, tune
+from pipeline.__main__ import sections
 
 COPIED = ("data", "params.yaml")
 
@@ -23,7 +24,8 @@ def main() -> None:
     """Measure and write docs/results/reward_town.json."""
     demo = Path.cwd()
     settings = params_file.load()
-    without = settings.tune.model_copy(update={"reward": settings.tune.reward.model_copy(update={"steps": 0})})
+    unrewarded = settings.tune.reward.model_copy(update={"steps": 0})
+    without = settings.model_copy(update={"tune": settings.tune.model_copy(update={"reward": unrewarded})})
     rows = []
     with tempfile.TemporaryDirectory(prefix="regain-town-") as folder:
         for name in COPIED:
@@ -31,23 +33,8 @@ def main() -> None:
         os.chdir(folder)
         for name, line in settings.budget.items():
             after = shutil.copytree(demo / paths.model(name), Path(folder) / "kept")
-            tune.run(
-                name,
-                line,
-                seed=settings.seed,
-                prepare=settings.prepare,
-                model=settings.model,
-                calibration=settings.calibration,
-                tune=without,
-                compute=settings.compute,
-            )
-            evaluate.run(
-                name,
-                prepare=settings.prepare,
-                model=settings.model,
-                evaluate=settings.evaluate,
-                compute=settings.compute,
-            )
+            tune.run(name, line, **sections(tune.run, without))
+            evaluate.run(name, **sections(evaluate.run, without))
             likelihood, reward = (json.loads((root / paths.metrics(name)).read_text()) for root in (Path(folder), demo))
             rows.append(
                 {

@@ -7,7 +7,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from pipeline import params_file, paths
 from pipeline.errors import UserError, WaitingForPeople
@@ -99,10 +100,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def sections(run: Callable[..., None], settings: Params) -> dict[str, Any]:
+    """What of params.yaml a stage's signature names."""
+    wanted = inspect.signature(run).parameters
+    return {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line")}
+
+
 def _stage(given: argparse.Namespace, settings: Params) -> None:
     run = importlib.import_module(f"pipeline.{given.command}").run
-    wanted = inspect.signature(run).parameters
-    values = {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line")}
+    wanted, values = inspect.signature(run).parameters, sections(run, settings)
     if "round_name" in wanted:
         line = None if given.command == "evaluate" and given.round == paths.SOURCE_ROUND else _line(given, settings)
         values |= {"round_name": given.round, "line": line} if "line" in wanted else {"round_name": given.round}

@@ -7,6 +7,7 @@ import torch
 
 from pipeline import artifacts, batches, datasets, inference, losses, paths, training
 from pipeline.calibration import NONE
+from pipeline.errors import UserError
 from pipeline.params import Calibration, Compute, Model, Prepare, Training
 
 HELD_OUT = 20
@@ -26,7 +27,7 @@ def run(
     """Write the model of round r00.
 
     Raises:
-        UserError: the loss is not finite, the encoder's weights do not fit, or the calibration fails.
+        UserError: the loss is not finite, the encoder's weights do not fit, or the calibration fails or has no images.
     """
     fabric = training.start(compute)
     classes = datasets.class_set(prepare.classes)
@@ -34,6 +35,12 @@ def run(
     table = datasets.table(prepare.source.dataset, Path(prepare.source.root), classes)
     source = batches.items(manifest, table)
     learnt = [item for place, item in enumerate(source) if place % HELD_OUT != HELD_OUT - 1]
+    held_out = source[HELD_OUT - 1 :: HELD_OUT]
+    if calibration.start == "source" and not held_out:
+        raise UserError(
+            f"calibration.start is source, but {len(source)} source images leave none to calibrate on (one in "
+            f"{HELD_OUT} is kept): set it to none"
+        )
 
     network = training.new_network(model, classes, torch.Generator().manual_seed(seed))
     pixels = np.asarray(manifest[[f"n_{name}" for name in classes.names]].sum(), dtype=float)
@@ -57,8 +64,8 @@ def run(
     with training.auxiliary_head(network, pretrain, seed):
         log = training.fit(fabric, network, draws, training.likelihood(weights, pretrain), plan)
 
-    fitted, held_out = NONE, source[HELD_OUT - 1 :: HELD_OUT]
-    if calibration.start == "source" and held_out:
+    fitted = NONE
+    if calibration.start == "source":
         fitted = inference.labelled(fabric, network, held_out, model.size, compute).fit(calibration.method)
     if fabric.is_global_zero:
         artifacts.save_log(paths.SOURCE_ROUND, log)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline import artifacts, batches, datasets, inference, paths, pretrain, training
+from pipeline.__main__ import sections
 from pipeline.calibration import NONE
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS
@@ -37,14 +38,7 @@ def test_logits_that_are_not_finite_are_a_sentence() -> None:
 @pytest.mark.parametrize("start", ["none", "source"])
 def test_the_stage_calibrates_on_what_it_is_told(start: str) -> None:
     of = repo.params(calibration={"method": "vector", "start": start})
-    pretrain.run(
-        seed=5,
-        prepare=of.prepare,
-        model=of.model,
-        pretrain=of.pretrain,
-        calibration=of.calibration,
-        compute=of.compute,
-    )
+    pretrain.run(**sections(pretrain.run, of))
     network, fitted = training.open_network(paths.SOURCE_ROUND, of.model, CLASSES)
     table = datasets.table("gta5", Path("source"), CLASSES)
     held_out = batches.items(artifacts.load_manifest("source"), table)[pretrain.HELD_OUT - 1 :: pretrain.HELD_OUT]
@@ -58,15 +52,10 @@ def test_the_stage_calibrates_on_what_it_is_told(start: str) -> None:
     assert fitted == expected[start]()
 
 
-def test_source_without_an_image_to_spare_calibrates_nothing() -> None:
+def test_source_without_an_image_to_spare_is_a_sentence() -> None:
     artifacts.save_manifest("source", artifacts.load_manifest("source")[:4])
     of = repo.params(calibration={"start": "source"})
-    pretrain.run(
-        seed=5,
-        prepare=of.prepare,
-        model=of.model,
-        pretrain=of.pretrain,
-        calibration=of.calibration,
-        compute=of.compute,
-    )
-    assert training.open_network(paths.SOURCE_ROUND, of.model, CLASSES)[1] == NONE
+    with pytest.raises(
+        UserError, match=r"calibration.start is source, but 4 source images leave none .*: set it to none"
+    ):
+        pretrain.run(**sections(pretrain.run, of))
