@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
 SCORE_COLUMNS = ("key", "gain", "minutes")
+POOL_COLUMNS = ("key", "claimed", "labelled")
 SELECTION_COLUMNS = ("key", "gain", "minutes", "probability", "method")
 COST_COLUMNS = ("key", "regions", "boundary", "corrections")
 AUDIT_COLUMNS = ("key", "probability", "predicted")
@@ -199,19 +200,35 @@ def load_selection(round_name: str) -> pd.DataFrame:
 
 
 def save_pool(
-    round_name: str, names: Sequence[str], statistics: Sequence[str], sums: Float64[np.ndarray, "c s"]
+    round_name: str,
+    names: Sequence[str],
+    statistics: Sequence[str],
+    sums: Float64[np.ndarray, "c s"],
+    labelled: Float64[np.ndarray, " c"],
 ) -> None:
-    """Write what the gains are relative to: the acquisition's statistics summed over the scored pool, per class."""
+    """Write what the gains are relative to: per class, the acquisition's statistics summed over the scored pool.
+
+    And how many pixels are labelled already, at the network's size.
+    """
     frame = pd.DataFrame(sums, columns=list(statistics))
     frame.insert(0, "key", list(names))
-    _save_table(paths.pool(round_name), frame, ("key",))
+    _save_table(paths.pool(round_name), frame.assign(labelled=labelled), POOL_COLUMNS)
 
 
 def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     """Statistics of the scored pool, per class."""
-    frame = _load_table(paths.pool(round_name), ("key",), f"score@{round_name}")
-    sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
+    frame = _load_table(paths.pool(round_name), POOL_COLUMNS, f"score@{round_name}")
+    sums: np.ndarray = frame.drop(columns=["key", "labelled"]).to_numpy(dtype=float)
     return sums
+
+
+def load_labelled(round_name: str) -> Float64[np.ndarray, " c"]:
+    """Labelled pixels of every class over those that the pool left is expected to show; 0 of one that it does not."""
+    frame = _load_table(paths.pool(round_name), POOL_COLUMNS, f"score@{round_name}")
+    doubted, missed = (frame.get(name, 0) for name in ("doubted", "missed"))  # not of every acquisition
+    shown, labelled = (of.to_numpy(float) for of in (frame["claimed"] - doubted + missed, frame["labelled"]))
+    shares: np.ndarray = np.divide(labelled, shown, out=np.zeros_like(labelled), where=shown > 0)
+    return shares
 
 
 def save_audit(round_name: str, frame: pd.DataFrame, content: Mapping[str, Any]) -> None:

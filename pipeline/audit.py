@@ -67,8 +67,8 @@ def run(
     parts = {"predicted": predicted.numpy()}
     columns = [place for place, name in enumerate(acquisition.statistics) if name in ("claimed", "doubted", "missed")]
     if len(columns) == 3:  # else the pool's unions are not known, and with them no gain of the truth
-        shortfall = acquisitions.ACQUISITIONS["shortfall"]
-        parts["realised"] = shortfall.gain(realised, reference[:, columns], scorer.smooth, 1.0).numpy()
+        in_truth = acquisition.realised or acquisitions.ACQUISITIONS["shortfall"].gain
+        parts["realised"] = in_truth(realised, reference[:, columns], scorer.smooth, 1.0).numpy()
     drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
     frame = pd.DataFrame({"key": keys, "probability": [float(drawn[key]) for key in keys]})
     frame = frame.assign(**{name: of.sum(1) for name, of in parts.items()})

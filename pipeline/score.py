@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64
 from pipeline import artifacts, batches, blocks, costs, datasets, ledger, paths, scoring, training
 from pipeline.blocks import Grid
 from pipeline.errors import UserError
+from pipeline.labels import IGNORE
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 from pipeline.scoring import Cut
 
@@ -59,7 +60,8 @@ def run(
         parts = pd.DataFrame(found.gains, columns=[f"gain_{name}" for name in classes.names])
         artifacts.save_features(round_name, found.features)
         artifacts.save_scores(round_name, pd.concat([frame, parts], axis=1))
-        artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, found.pool)
+        labelled = _labelled([row["key"] for row in bought], pool, model.size, len(classes.names))
+        artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, found.pool, labelled)
         print(f"{round_name}: {len(frame)} {score.unit}s scored by {score.acquisition}, {paths.scores(round_name)}")
 
 
@@ -67,6 +69,19 @@ def _cut(left: pd.DataFrame, free: Bool[np.ndarray, "m b"], grid: Grid, seen: tu
     """The blocks of the images left."""
     sizes = zip(left["height"], left["width"], strict=True)
     return Cut([scoring.seen_boxes(grid, (int(height), int(width)), seen) for height, width in sizes], free)
+
+
+def _labelled(
+    bought: Sequence[str], pool: pd.DataFrame, seen: tuple[int, int], classes: int
+) -> Float64[np.ndarray, " c"]:
+    """Labelled pixels of every class, as many as they are at the size that the network sees."""
+    areas = pool["height"] * pool["width"]
+    share = dict(zip(pool["key"], seen[0] * seen[1] / areas, strict=True))
+    counted = np.zeros(classes)
+    for key in bought:
+        mask = artifacts.load_mask(paths.mask(key))
+        counted += share[blocks.image_of(key)] * np.bincount(mask.ravel(), minlength=IGNORE + 1)[:classes]
+    return counted
 
 
 def _minutes(

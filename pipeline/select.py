@@ -79,7 +79,12 @@ def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], ne
         UserError: there are features, but not of every image left.
     """
     parts = left[[column for column in left.columns if column.startswith("gain_")]]
-    scored = Candidates(left["gain"].to_numpy(float), left["minutes"].to_numpy(float), parts.to_numpy(float))
+    scored = Candidates(
+        left["gain"].to_numpy(float),
+        left["minutes"].to_numpy(float),
+        parts.to_numpy(float),
+        labelled=artifacts.load_labelled(round_name) if len(parts.columns) else None,
+    )
     if need is None or not (features := artifacts.load_features(round_name)).keys:
         return scored
     row = {key: number for number, key in enumerate(features.keys)}

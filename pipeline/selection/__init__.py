@@ -10,12 +10,14 @@ clue              the centres of gain-weighted k-means: Prabhu et al. 2021
 coverage          those that together cover most gain of the pool, per predicted minute
 representative    the same by whole images instead of classes: Wei et al. 2015
 drawn_coverage    in proportion to the coverage that they add
+learning_curve    those that add most to what is labelled of every class, on logarithmic curves
 """
 
 from pipeline.selection.contract import Budget, Candidates, Choice, Method, Options
 from pipeline.selection.coverage import coverage, drawn_coverage, representative
 from pipeline.selection.distances import badge, clue, coreset
 from pipeline.selection.draws import class_stratified, draw
+from pipeline.selection.learning import learning_curve
 from pipeline.selection.rankings import best_first, class_balanced
 
 __all__ = ["METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
@@ -31,6 +33,7 @@ METHODS: dict[str, Method] = {
     "coverage": coverage,
     "drawn_coverage": drawn_coverage,
     "representative": representative,
+    "learning_curve": learning_curve,
 }
 
 NEEDS: dict[str, str] = {

@@ -31,6 +31,9 @@ class Candidates(NamedTuple):
     """`features` of the images bought already."""
     bought_by_class: Float[np.ndarray, "b c d"] | None = None
     """`by_class` of the images bought already."""
+    labelled: Float64[np.ndarray, " c"] | None = None
+    """Pixels of every class that are labelled already, as a share of those that the m images are expected to show; None
+    for nothing."""
 
 
 class Budget(NamedTuple):

@@ -11,7 +11,7 @@ evenly spaced along their cumulated sum, each hit counting the same: an unbiased
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -45,20 +45,7 @@ def coverage(candidates: Candidates, budget: Budget, options: Options, rng: np.r
         ValueError: numbers are out of range, or there are no features by class.
     """
     check(candidates, budget, classes=True)
-    covering = Covering(candidates, options, rng)
-    m, k = len(candidates.gains), expected_number(candidates, budget)
-    plans = []
-    for costs in [np.ones(m), candidates.minutes][: 1 if budget.minutes is None else 2]:
-        for first in [None, *range(m if m * m * k <= ENUMERATED else 0)]:
-            covering.restart()
-            if m * k <= options.whole:
-                order = lazy(covering, costs, candidates.minutes, budget, first)
-            else:
-                size = sample_size(m, k, options.epsilon)
-                order = stochastic(covering, costs, candidates.minutes, budget, size, rng)
-            plans.append((covering.value(), order))
-    indices = max(plans, key=lambda plan: plan[0])[1]
-    return Choice(np.array(indices, np.int64), np.ones(len(indices)))
+    return greedy(Covering(candidates, options, rng), candidates, budget, options, rng)
 
 
 def drawn_coverage(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
@@ -114,20 +101,55 @@ def representative(candidates: Candidates, budget: Budget, options: Options, rng
     return coverage(candidates._replace(**as_one_class), budget, options, rng)
 
 
+class Objective(Protocol):
+    """A monotone submodular value of what is chosen so far."""
+
+    def restart(self) -> None:
+        """Nothing is chosen."""
+
+    def value(self) -> float:
+        """Of what is chosen."""
+
+    def gains(self, indices: Int64[np.ndarray, " s"]) -> Float64[np.ndarray, " s"]:
+        """What every one of these images would add."""
+
+    def add(self, index: int) -> None:
+        """Choose an image."""
+
+
+def greedy(
+    objective: Objective, candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator
+) -> Choice:
+    """The images that together are worth most, as `coverage` says it."""
+    m, k = len(candidates.gains), expected_number(candidates, budget)
+    plans = []
+    for costs in [np.ones(m), candidates.minutes][: 1 if budget.minutes is None else 2]:
+        for first in [None, *range(m if m * m * k <= ENUMERATED else 0)]:
+            objective.restart()
+            if m * k <= options.whole:
+                order = lazy(objective, costs, candidates.minutes, budget, first)
+            else:
+                size = sample_size(m, k, options.epsilon)
+                order = stochastic(objective, costs, candidates.minutes, budget, size, rng)
+            plans.append((objective.value(), order))
+    indices = max(plans, key=lambda plan: plan[0])[1]
+    return Choice(np.array(indices, np.int64), np.ones(len(indices)))
+
+
 def sample_size(m: int, k: float, epsilon: float) -> int:
     """How many of m candidates each of k steps looks at."""
     return int(np.ceil(m / max(k, 1) * np.log(1 / epsilon)))
 
 
 def lazy(
-    covering: "Covering",
+    objective: Objective,
     costs: Float64[np.ndarray, " m"],
     minutes: Float64[np.ndarray, " m"],
     budget: Budget,
     first: int | None = None,
 ) -> list[int]:
-    """Greedy by added coverage per cost, after `first`. What an image adds only falls: old values are upper bounds."""
-    bounds = covering.gains(np.arange(len(costs))) / costs
+    """Greedy by added value per cost, after `first`. What an image adds only falls: old values are upper bounds."""
+    bounds = objective.gains(np.arange(len(costs))) / costs
     if first is not None:
         bounds[first] = np.inf
     fresh = np.ones(len(costs), bool)
@@ -140,9 +162,9 @@ def lazy(
         while not fresh[best := int(bounds.argmax())]:
             top = np.argpartition(-bounds, min(AT_ONCE, len(bounds)) - 1)[:AT_ONCE]
             top = top[~fresh[top] & (bounds[top] > -np.inf)]
-            bounds[top] = covering.gains(top) / costs[top]
+            bounds[top] = objective.gains(top) / costs[top]
             fresh[top] = True
-        covering.add(best)
+        objective.add(best)
         order.append(best)
         left -= minutes[best]
         bounds[best] = -np.inf
@@ -151,14 +173,14 @@ def lazy(
 
 
 def stochastic(
-    covering: "Covering",
+    objective: Objective,
     costs: Float64[np.ndarray, " m"],
     minutes: Float64[np.ndarray, " m"],
     budget: Budget,
     size: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Greedy by added coverage per cost, each step among `size` random images of those that are left and fit."""
+    """Greedy by added value per cost, each step among `size` random images of those that are left and fit."""
     order: list[int] = []
     free = np.arange(len(costs))
     left = budget.limit
@@ -167,8 +189,8 @@ def stochastic(
         if not len(free):
             break
         some = free[rng.choice(len(free), min(size, len(free)), replace=False, shuffle=False)]
-        best = int(some[np.argmax(covering.gains(some) / costs[some])])
-        covering.add(best)
+        best = int(some[np.argmax(objective.gains(some) / costs[some])])
+        objective.add(best)
         order.append(best)
         left -= minutes[best]
         free = free[free != best]

@@ -13,7 +13,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 CLASSES = 3
 AFTER_GAIN = ("draw", "best_first", "class_balanced", "clue", "coverage", "drawn_coverage", "representative")
-CERTAIN = ("best_first", "class_balanced", "coreset", "clue", "coverage", "representative")
+CERTAIN = ("best_first", "class_balanced", "coreset", "clue", "coverage", "representative", "learning_curve")
 SAMPLED = {"whole": 0, "terms": 10}  # large pools, in small
 
 
@@ -32,6 +32,7 @@ def candidates(gains: np.ndarray, minutes: np.ndarray, seed: int = 0, bought: in
         gradient=vectors[1][:m],
         bought_features=vectors[0][m:] if bought else None,
         bought_by_class=by_class[m:].astype(np.float16) if bought else None,
+        labelled=rng.random(CLASSES) if bought else None,
     )
 
 
@@ -181,7 +182,7 @@ def test_who_needs_features_says_so(name: str) -> None:
             choose(METHODS[name], pool._replace(**{bought: getattr(pool, bought)[..., 1:]}), images=2)
 
 
-@pytest.mark.parametrize("name", ["class_stratified", "class_balanced", "coverage", "drawn_coverage"])
+@pytest.mark.parametrize("name", ["class_stratified", "class_balanced", "coverage", "drawn_coverage", "learning_curve"])
 def test_who_weighs_classes_refuses_gains_without(name: str) -> None:
     pool = candidates(np.ones(4), np.ones(4))
     with pytest.raises(ValueError, match="no column gain_<class>"):
