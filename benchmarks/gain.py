@@ -92,7 +92,9 @@ ACQUISITIONS = {
     "drawn_coverage": _by_features("gain", "drawn_coverage"),
     "representative": _by_features("random", "representative"),
     "representative_gain": _by_features("shortfall", "representative"),
-    "learning": Way({"acquisition": "learnable"}, {"method": "learning_curve"}),
+    "learning": Way(
+        {"acquisition": "learnable", "features": True}, {"start": "representative", "method": "learning_curve"}
+    ),
     "oracle": Way({"acquisition": "shortfall"}, {"method": "draw"}, oracle=True),
 }
 

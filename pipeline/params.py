@@ -261,27 +261,32 @@ class Score(Section):
         return self.blocks if self.unit == "block" else None
 
 
+SelectionMethod = Literal[
+    "draw",
+    "best_first",
+    "class_stratified",
+    "class_balanced",
+    "coreset",
+    "badge",
+    "clue",
+    "coverage",
+    "drawn_coverage",
+    "representative",
+    "learning_curve",
+]
+
+
 class Select(Section):
     """How a round's images are drawn."""
 
-    method: Literal[
-        "draw",
-        "best_first",
-        "class_stratified",
-        "class_balanced",
-        "coreset",
-        "badge",
-        "clue",
-        "coverage",
-        "drawn_coverage",
-        "representative",
-        "learning_curve",
-    ] = "draw"
+    method: SelectionMethod = "draw"
     """draw: in proportion to gain (Gumbel top-k on log gain); best_first: the highest gains; class_stratified: random,
     as many for every class; class_balanced: the highest gains, balanced over classes; learning_curve: what adds most to
     the labels of every class (score.acquisition learnable). By features (score.features):
     coreset, badge, clue, coverage (what covers the pool's gain), drawn_coverage (the same by chance), representative
     (what the pool's images resemble most, weighted by gain)."""
+    start: SelectionMethod | None = None
+    """The method of the first purchase, for which there is only the source model; none: as `method`."""
     power: NotNegative = 1.0
     """Exponent on the gain: 0 is uniform, large is best first (draw, drawn_coverage)."""
     uniform_share: Share = 0.1

@@ -29,10 +29,11 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     scores = artifacts.load_scores(round_name)
     grid = blocks.grid_of(scores["key"].iloc[0])
     blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
-    if grid is not None and select.method in NEEDS:
+    wanted = select.start if select.start and line.after == paths.SOURCE_ROUND else select.method
+    if grid is not None and wanted in NEEDS:
         raise UserError(
-            f"select.method is {select.method}, which compares features, and score.unit is block, of which there are "
-            f"none: choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
+            f"select: the method of {round_name} is {wanted}, which compares features, and score.unit is block, of "
+            f"which there are none: choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
         )
     left = scores[~scores["key"].isin(gone)].reset_index(drop=True)
     images = None if line.images is None else line.images - len(kept)
@@ -46,16 +47,16 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
                 f"lower it in {paths.PARAMS}"
             )
         round_rng = np.random.default_rng([seed, *round_name.encode()])
-        name = auditing.method(select.method, artifacts.load_audit(line.after)["signal"], select.fallback)
-        if name != select.method:
+        name = auditing.method(wanted, artifacts.load_audit(line.after)["signal"], select.fallback)
+        if name != wanted:
             print(
-                f"{round_name}: drawn by {name} instead of {select.method}, since the labels of {line.after} "
+                f"{round_name}: drawn by {name} instead of {wanted}, since the labels of {line.after} "
                 f"showed no signal in the score ({paths.audit(line.after)})"
             )
         method = choose("select.method", METHODS, name)
         try:
             choice = method(
-                _candidates(round_name, left, book.orders, NEEDS.get(select.method)),
+                _candidates(round_name, left, book.orders, NEEDS.get(name)),
                 Budget(images, minutes),
                 Options(select.power, select.uniform_share),
                 round_rng,
