@@ -12,7 +12,7 @@ from pipeline import artifacts, auditing, blocks, ledger, paths
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Order
 from pipeline.params import BudgetLine, Select
-from pipeline.selection import METHODS, NEEDS, Budget, Candidates, Options
+from pipeline.selection import BY_LABELS, METHODS, NEEDS, Budget, Candidates, Options
 
 
 def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None:
@@ -56,7 +56,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
         method = choose("select.method", METHODS, name)
         try:
             choice = method(
-                _candidates(round_name, left, book.orders, NEEDS.get(name)),
+                _candidates(round_name, left, book.orders, name),
                 Budget(images, minutes),
                 Options(select.power, select.uniform_share),
                 round_rng,
@@ -73,8 +73,8 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     print(f"{round_name}: {len(rows)} images, {len(kept)} of them ordered before")
 
 
-def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], need: str | None) -> Candidates:
-    """The images left, with the features that the method needs and those of the images ordered so far.
+def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], method: str) -> Candidates:
+    """The images left, and what else the method needs: what is labelled; features, those of the images ordered too.
 
     Raises:
         UserError: there are features, but not of every image left.
@@ -84,8 +84,9 @@ def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], ne
         left["gain"].to_numpy(float),
         left["minutes"].to_numpy(float),
         parts.to_numpy(float),
-        labelled=artifacts.load_labelled(round_name) if len(parts.columns) else None,
+        labelled=artifacts.load_labelled(round_name) if method in BY_LABELS else None,
     )
+    need = NEEDS.get(method)
     if need is None or not (features := artifacts.load_features(round_name)).keys:
         return scored
     row = {key: number for number, key in enumerate(features.keys)}

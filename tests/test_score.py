@@ -22,10 +22,11 @@ from pipeline import (
     training,
 )
 from pipeline.acquisitions import ACQUISITIONS
+from pipeline.auditing import IN_POINTS
 from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from pipeline.params import Compute
-from tests import repo
+from tests import fakes, repo
 
 CLASSES = labels.CLASS_SETS["cityscapes19"]
 TEMPERATURE = 0.5
@@ -60,8 +61,8 @@ def run(round_name: str = "r01", batch: int = 3, model: str = "small", **changes
     return gains
 
 
-def buy(*rounds: int) -> list[str]:
-    """Labels of so many images in each round; the keys."""
+def buy(*rounds: int, mask: np.ndarray | None = None) -> list[str]:
+    """Labels of so many images in each round, all the same; the keys."""
     keys = list(artifacts.load_manifest("pool")["key"])[: sum(rounds)]
     names = [f"r{number}" for number, count in enumerate(rounds, 11) for _ in range(count)]
     for name in names:  # what their minutes are fitted to
@@ -69,7 +70,27 @@ def buy(*rounds: int) -> list[str]:
         artifacts.save_scores(name, pd.DataFrame({"key": keys, **work}))
     rows = [{"key": key, "round": name, "minutes": 4, "sha256": ""} for key, name in zip(keys, names, strict=True)]
     artifacts.save_labels("r00", rows)
+    for key in keys:
+        artifacts.save_mask(paths.mask(key), np.zeros(fakes.SIZE, np.uint8) if mask is None else mask)
     return keys
+
+
+def test_labelled_pixels_are_counted_at_the_size_of_the_network() -> None:
+    """Every row of the labels has three pixels of class 2 and one to ignore; of 24 x 32, the network sees 16 x 32."""
+    mask = np.zeros(fakes.SIZE, np.uint8)
+    mask[:, :3], mask[:, 3] = 2, labels.IGNORE
+    buy(2, 1, mask=mask)
+    run(acquisition="learnable")
+    shown = artifacts.load_pool("r01") @ [1, -1, 1]
+    found = artifacts.load_labelled("r01") * shown
+    np.testing.assert_allclose(found, 3 * 16 * (28 * np.eye(19)[0] + 3 * np.eye(19)[2]), rtol=1e-6)
+
+
+def test_a_label_that_is_not_here_is_a_sentence() -> None:
+    (key,) = buy(1)
+    paths.mask(key).unlink()
+    with pytest.raises(UserError, match=rf"the label .*{key}.* is not here: run `dvc pull"):
+        run()
 
 
 def outputs() -> list[inference.Output]:
@@ -214,12 +235,12 @@ def test_gains_of_blocks_sum_to_that_of_their_image(name: str, monkeypatch: pyte
     np.testing.assert_allclose(alike.drop(columns="key"), effort.drop(columns="key"), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in ACQUISITIONS if name not in ("shortfall", "evpi", "gain")])
+@pytest.mark.parametrize("name", [name for name in ACQUISITIONS if name not in IN_POINTS])
 def test_one_block_is_the_image_and_others_are_means_of_their_own(name: str) -> None:
     of_images = run(acquisition=name)
     np.testing.assert_allclose(run(acquisition=name, unit="block", blocks=[1, 1]), of_images, rtol=1e-5, atol=1e-9)
-    if name == "ripu":
-        return  # its regions end at the block's border
+    if name in ("ripu", "learnable"):
+        return  # the regions of one end at the block's border, the other counts pixels
     halves = run(acquisition=name, unit="block", blocks=[2, 1]).sum(1).reshape(8, 2)
     np.testing.assert_allclose(halves.mean(1), of_images.sum(1), rtol=1e-4, atol=1e-6)
 
@@ -231,12 +252,16 @@ def test_what_is_bought_of_an_image_is_no_longer_of_the_pool(name: str) -> None:
     bought = [*keys[1:3], *keys[4:8]]  # two blocks of the first image, all of the second
     artifacts.save_labels("r00", [{"key": key, "round": "r11", "minutes": 3.0, "sha256": ""} for key in bought])
     artifacts.save_scores("r11", artifacts.load_scores("r01"))
+    for key in bought:
+        artifacts.save_mask(paths.mask(key), np.zeros((12, 16), np.uint8))
     left = run(acquisition=name, unit="block")
     scores = artifacts.load_scores("r01")
     assert list(scores["key"]) == [key for key in keys if key not in bought]
     assert scores["minutes"].to_numpy() == pytest.approx(3.0)
     claimed = artifacts.load_pool("r01")[:, 0].sum()
     assert claimed == 16 * 32 * 8 * (32 - 6) / 32  # pixels of all blocks less those of the bought ones
+    shown = artifacts.load_pool("r01")[:, :3] @ [1, -1, 1]
+    assert (artifacts.load_labelled("r01") * shown).sum() == pytest.approx(16 * 32 * 6 / 4)
     assert len(left) == 26 < len(everything)
 
 

@@ -28,10 +28,18 @@ def score(round_name: str, keys: list[str], minutes: float = 10.0) -> None:
 
 
 def run(
-    round_name: str = "r01", *, seed: int = 1, method: str = "draw", fallback: bool = True, **amount: float
+    round_name: str = "r01",
+    *,
+    seed: int = 1,
+    method: str = "draw",
+    fallback: bool = True,
+    start: str | None = None,
+    after: str = "r00",
+    **amount: float,
 ) -> list[str]:
-    line = BudgetLine.model_validate({"after": "r00"} | amount)
-    select.run(round_name, line, seed=seed, select=Select.model_validate({"method": method, "fallback": fallback}))
+    line = BudgetLine.model_validate({"after": after} | amount)
+    how = Select.model_validate({"method": method, "fallback": fallback, "start": start})
+    select.run(round_name, line, seed=seed, select=how)
     return list(artifacts.load_selection(round_name)["key"])
 
 
@@ -162,6 +170,24 @@ def test_classes_are_the_columns_of_the_scores() -> None:
     chosen = run(images=8, method="class_stratified")
     assert np.bincount([int(key) % 4 for key in chosen]).tolist() == [2, 2, 2, 2]
     np.testing.assert_allclose(artifacts.load_selection("r01")["probability"], 0.2)
+
+
+def test_the_first_purchase_may_have_a_method_of_its_own() -> None:
+    artifacts.save_json(paths.audit("r01"), {"signal": None})
+    ranked = list(artifacts.load_scores("r01").sort_values("gain", ascending=False)["key"])
+    assert run(images=5, start="best_first") == ranked[:5]
+    assert run("r02", after="r01", images=5, start="best_first") == run("r02", after="r01", images=5) != ranked[:5]
+
+
+def test_curves_start_at_what_is_labelled() -> None:
+    """Ten images of each of four classes, and one class is labelled."""
+    parts = {f"gain_{name}": np.where(np.arange(40) % 4 == n, 0.5, 0.0) for n, name in enumerate("abcd")}
+    artifacts.save_scores("r01", pd.DataFrame({"key": KEYS, "gain": 0.5, "minutes": 10.0, **parts}))
+    pool = np.full((4, 1), 1000.0)
+    artifacts.save_pool("r01", list("abcd"), ["claimed"], pool, np.array([0.0, 500, 0, 0]))
+    assert [int(key) % 4 for key in run(images=6, method="learning_curve")].count(1) == 0
+    artifacts.save_pool("r01", list("abcd"), ["claimed"], pool, np.zeros(4))
+    assert np.bincount([int(key) % 4 for key in run(images=8, method="learning_curve")]).tolist() == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

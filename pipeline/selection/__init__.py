@@ -20,7 +20,7 @@ from pipeline.selection.draws import class_stratified, draw
 from pipeline.selection.learning import learning_curve
 from pipeline.selection.rankings import best_first, class_balanced
 
-__all__ = ["METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
+__all__ = ["BY_LABELS", "METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
 
 METHODS: dict[str, Method] = {
     "draw": draw,
@@ -45,3 +45,6 @@ NEEDS: dict[str, str] = {
     "representative": "features",
 }
 """The field of `Candidates` without which a method refuses; the others make do with the scores."""
+
+BY_LABELS = ("learning_curve",)
+"""Methods that go by what is labelled already."""

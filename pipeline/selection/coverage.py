@@ -11,7 +11,7 @@ evenly spaced along their cumulated sum, each hit counting the same: an unbiased
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -101,6 +101,7 @@ def representative(candidates: Candidates, budget: Budget, options: Options, rng
     return coverage(candidates._replace(**as_one_class), budget, options, rng)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A monotone submodular value of what is chosen so far."""
 
