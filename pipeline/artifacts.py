@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
 SCORE_COLUMNS = ("key", "gain", "minutes")
-POOL_COLUMNS = ("key", "claimed", "labelled")
 SELECTION_COLUMNS = ("key", "gain", "minutes", "probability", "method")
 COST_COLUMNS = ("key", "regions", "boundary", "corrections")
 AUDIT_COLUMNS = ("key", "probability", "predicted")
@@ -137,12 +136,14 @@ class Features(NamedTuple):
     """One per image and class, 0 where the image shows none of it."""
     gradient: Float32[np.ndarray, "m g"]
     """BADGE's gradient embedding."""
+    holds: Float32[np.ndarray, "m c"]
+    """Pixels of every class, in average images of the pool: labelled ones, of images without a label expected ones."""
 
     @classmethod
     def none(cls) -> "Features":
         """Of no image."""
         flat = np.zeros((0, 0), np.float32)
-        return cls([], flat, np.zeros((0, 0, 0), np.float16), flat)
+        return cls([], flat, np.zeros((0, 0, 0), np.float16), flat, flat)
 
 
 def save_features(round_name: str, features: Features) -> None:
@@ -173,7 +174,7 @@ def _check_features(path: Path, features: Features) -> None:
     keys, *arrays = features
     kinds = [(len(array), array.ndim, array.dtype) for array in arrays]
     m = len(keys)
-    if kinds != [(m, 2, np.float32), (m, 3, np.float16), (m, 2, np.float32)]:
+    if kinds != [(m, 2, np.float32), (m, 3, np.float16), (m, 2, np.float32), (m, 2, np.float32)]:
         raise UserError(f"{path}: features of {m} images have the lengths, dimensions and types {kinds}: make it again")
     if len(set(keys)) < m:
         raise UserError(f"{path}: the key {max(keys, key=keys.count)!r} stands twice")
@@ -200,35 +201,19 @@ def load_selection(round_name: str) -> pd.DataFrame:
 
 
 def save_pool(
-    round_name: str,
-    names: Sequence[str],
-    statistics: Sequence[str],
-    sums: Float64[np.ndarray, "c s"],
-    labelled: Float64[np.ndarray, " c"],
+    round_name: str, names: Sequence[str], statistics: Sequence[str], sums: Float64[np.ndarray, "c s"]
 ) -> None:
-    """Write what the gains are relative to: per class, the acquisition's statistics summed over the scored pool.
-
-    And how many pixels are labelled already, at the network's size.
-    """
+    """Write what the gains are relative to: the acquisition's statistics summed over the scored pool, per class."""
     frame = pd.DataFrame(sums, columns=list(statistics))
     frame.insert(0, "key", list(names))
-    _save_table(paths.pool(round_name), frame.assign(labelled=labelled), POOL_COLUMNS)
+    _save_table(paths.pool(round_name), frame, ("key",))
 
 
 def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     """Statistics of the scored pool, per class."""
-    frame = _load_table(paths.pool(round_name), POOL_COLUMNS, f"score@{round_name}")
-    sums: np.ndarray = frame.drop(columns=["key", "labelled"]).to_numpy(dtype=float)
+    frame = _load_table(paths.pool(round_name), ("key",), f"score@{round_name}")
+    sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
     return sums
-
-
-def load_labelled(round_name: str) -> Float64[np.ndarray, " c"]:
-    """Labelled pixels of every class over those that the pool left is expected to show; 0 of one that it does not."""
-    frame = _load_table(paths.pool(round_name), POOL_COLUMNS, f"score@{round_name}")
-    doubted, missed = (frame.get(name, 0) for name in ("doubted", "missed"))  # not of every acquisition
-    shown, labelled = (of.to_numpy(float) for of in (frame["claimed"] - doubted + missed, frame["labelled"]))
-    shares: np.ndarray = np.divide(labelled, shown, out=np.zeros_like(labelled), where=shown > 0)
-    return shares
 
 
 def save_audit(round_name: str, frame: pd.DataFrame, content: Mapping[str, Any]) -> None:

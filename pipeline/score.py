@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 from pipeline import artifacts, batches, blocks, costs, datasets, ledger, paths, scoring, training
 from pipeline.blocks import Grid
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 from pipeline.scoring import Cut
 
@@ -49,7 +49,8 @@ def run(
     rounds = len({row["round"] for row in bought})
     scorer = scoring.start(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
     cut = None if score.grid is None else _cut(left, free[~labelled], score.grid, model.size)
-    found = scoring.run(fabric, scorer, items, len(left), model, compute, seed if score.features else None, cut)
+    features_seed, known = (seed, _labelled(pool[labelled], model.size, classes)) if score.features else (None, None)
+    found = scoring.run(fabric, scorer, items, len(left), model, compute, features_seed, cut, known)
     if fabric.is_global_zero:
         keys = units[free].tolist()
         frame = pd.DataFrame({"key": keys, "gain": found.gains.sum(1)})
@@ -60,8 +61,7 @@ def run(
         parts = pd.DataFrame(found.gains, columns=[f"gain_{name}" for name in classes.names])
         artifacts.save_features(round_name, found.features)
         artifacts.save_scores(round_name, pd.concat([frame, parts], axis=1))
-        labelled = _labelled([row["key"] for row in bought], pool, model.size, len(classes.names))
-        artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, found.pool, labelled)
+        artifacts.save_pool(round_name, classes.names, scorer.acquisition.statistics, found.pool)
         print(f"{round_name}: {len(frame)} {score.unit}s scored by {score.acquisition}, {paths.scores(round_name)}")
 
 
@@ -71,17 +71,13 @@ def _cut(left: pd.DataFrame, free: Bool[np.ndarray, "m b"], grid: Grid, seen: tu
     return Cut([scoring.seen_boxes(grid, (int(height), int(width)), seen) for height, width in sizes], free)
 
 
-def _labelled(
-    bought: Sequence[str], pool: pd.DataFrame, seen: tuple[int, int], classes: int
-) -> Float64[np.ndarray, " c"]:
-    """Labelled pixels of every class, as many as they are at the size that the network sees."""
-    areas = pool["height"] * pool["width"]
-    share = dict(zip(pool["key"], seen[0] * seen[1] / areas, strict=True))
-    counted = np.zeros(classes)
-    for key in bought:
+def _labelled(bought: pd.DataFrame, seen: tuple[int, int], classes: ClassSet) -> Float64[np.ndarray, "b c"]:
+    """Labelled pixels of images bought by class, as many as they are at the size that the network sees."""
+    counts = np.zeros((len(bought), len(classes.names)))
+    for row, key in zip(counts, bought["key"], strict=True):
         mask = artifacts.load_mask(paths.mask(key))
-        counted += share[blocks.image_of(key)] * np.bincount(mask.ravel(), minlength=IGNORE + 1)[:classes]
-    return counted
+        row += np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(row)] * (seen[0] * seen[1] / mask.size)
+    return counts
 
 
 def _minutes(

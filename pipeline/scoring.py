@@ -238,6 +238,7 @@ def run(
     compute: Compute,
     features_seed: int | None = None,
     cut: Cut | None = None,
+    labelled: Float64[np.ndarray, "b c"] | None = None,
 ) -> Scored:
     """Score the first `left` items or their blocks; other items, bought already, are only looked at for their features.
 
@@ -251,6 +252,7 @@ def run(
         features_seed: draws the projection of the features; None for no features.
         cut: into blocks, of which those that are left are scored, image by image; None for whole images. The network
             sees every image once and whole either way.
+        labelled: pixels of every class, at the network's size, of the items bought already; None if there are none.
 
     Raises:
         UserError: probabilities are not finite, or a class has no union and there is no smoothing.
@@ -273,7 +275,12 @@ def run(
     kept = slice(left) if cut is None else torch.from_numpy(cut.left)
     sums = scorer.statistics(fabric, results, items, of_pixel, look, None if cut is None else cut.boxes)[kept]
     effort = batches.gather(fabric, torch.cat(work), len(items))[kept]
-    found = vectors(fabric, pooled, [item.key for item in items], left, scorer.smooth) if pooled else Features.none()
+    found = Features.none()
+    if pooled:
+        known = np.zeros((0, sums.shape[-2])) if labelled is None else labelled
+        if left + len(known) != len(items):
+            raise ValueError(f"{len(items)} items are {left} left and {len(known)} labelled ones")
+        found = vectors(fabric, pooled, [item.key for item in items], known, scorer.smooth)
     return Scored(scorer.gain(sums).numpy(), sums.sum(0).numpy(), effort.numpy(), found)
 
 
@@ -350,9 +357,21 @@ def pooling(
         yield out
 
 
-def vectors(fabric: Fabric, pooled: Sequence[Pooled], keys: list[str], left: int, smooth: float) -> Features:
-    """Of all processes, in the order of the keys, of which the first `left` make up the pool."""
+def vectors(
+    fabric: Fabric,
+    pooled: Sequence[Pooled],
+    keys: list[str],
+    labelled: Float64[np.ndarray, "b c"],
+    smooth: float,
+) -> Features:
+    """Of all processes, in the order of the keys, of which the last b are labelled and the others make up the pool."""
+    left = len(keys) - len(labelled)
     whole = Pooled(*(batches.gather(fabric, torch.cat(parts), len(keys)) for parts in zip(*pooled, strict=True)))
     iou = expected_iou(whole.statistics[:left].sum(0), smooth)
     by_class = features.by_class(whole.parts, whole.statistics, iou)
-    return Features(keys, whole.image.numpy(), by_class.numpy(), whole.gradient.numpy())
+    claimed, doubted, missed = whole.statistics[:left].numpy().transpose(2, 0, 1)
+    shown = claimed - doubted + missed
+    average = shown.mean(0)
+    pixels = np.concatenate([shown, labelled])
+    holds = np.divide(pixels, average, out=np.zeros_like(pixels), where=average > 0).astype(np.float32)
+    return Features(keys, whole.image.numpy(), by_class.numpy(), whole.gradient.numpy(), holds)

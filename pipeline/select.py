@@ -12,7 +12,7 @@ from pipeline import artifacts, auditing, blocks, ledger, paths
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Order
 from pipeline.params import BudgetLine, Select
-from pipeline.selection import BY_LABELS, METHODS, NEEDS, Budget, Candidates, Options
+from pipeline.selection import METHODS, NEEDS, Budget, Candidates, Options
 
 
 def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None:
@@ -56,7 +56,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
         method = choose("select.method", METHODS, name)
         try:
             choice = method(
-                _candidates(round_name, left, book.orders, name),
+                _candidates(round_name, left, book.orders, NEEDS.get(name)),
                 Budget(images, minutes),
                 Options(select.power, select.uniform_share),
                 round_rng,
@@ -73,20 +73,14 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     print(f"{round_name}: {len(rows)} images, {len(kept)} of them ordered before")
 
 
-def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], method: str) -> Candidates:
-    """The images left, and what else the method needs: what is labelled; features, those of the images ordered too.
+def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], need: str | None) -> Candidates:
+    """The images left, with the features that the method needs and those of the images ordered so far.
 
     Raises:
         UserError: there are features, but not of every image left.
     """
     parts = left[[column for column in left.columns if column.startswith("gain_")]]
-    scored = Candidates(
-        left["gain"].to_numpy(float),
-        left["minutes"].to_numpy(float),
-        parts.to_numpy(float),
-        labelled=artifacts.load_labelled(round_name) if method in BY_LABELS else None,
-    )
-    need = NEEDS.get(method)
+    scored = Candidates(left["gain"].to_numpy(float), left["minutes"].to_numpy(float), parts.to_numpy(float))
     if need is None or not (features := artifacts.load_features(round_name)).keys:
         return scored
     row = {key: number for number, key in enumerate(features.keys)}
@@ -96,10 +90,16 @@ def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], me
             f"{paths.features(round_name)} lacks {absent[0]!r}, which {paths.scores(round_name)} has: "
             f"run `dvc repro -f score@{round_name}`"
         )
-    table = getattr(features, "image" if need == "features" else need)
-    fields = {need: table[[row[key] for key in left["key"]]]}
-    if f"bought_{need}" in Candidates._fields:
-        fields[f"bought_{need}"] = table[[row[order.key] for order in orders if order.key in row]]
+    own = [row[key] for key in left["key"]]
+    bought = [row[order.key] for order in orders if order.key in row]
+    fields = {}
+    for name, table in (
+        (need, getattr(features, "image" if need == "features" else need)),
+        ("holds", features.holds),
+    ):
+        fields[name] = table[own]
+        if f"bought_{name}" in Candidates._fields:
+            fields[f"bought_{name}"] = table[bought]
     return scored._replace(**fields)
 
 

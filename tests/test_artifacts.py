@@ -201,17 +201,8 @@ def test_any_keys_survive(keys: list[str]) -> None:
 
 def test_pool_statistics_survive() -> None:
     sums = np.array([[1e-9, 123456789.0], [0.0, 3.25]])
-    artifacts.save_pool("r01", ["NA", "road"], ["claimed", "union"], sums, np.array([7.0, 0.0]))
+    artifacts.save_pool("r01", ["NA", "road"], ["inter", "union"], sums)
     np.testing.assert_allclose(artifacts.load_pool("r01"), sums, rtol=1e-8)
-
-
-def test_what_is_labelled_is_a_share_of_what_the_pool_is_expected_to_show() -> None:
-    sums = np.array([[100.0, 40, 20], [0, 0, 0], [0, 0, 5]])
-    labelled = np.array([20.0, 3, 5])
-    artifacts.save_pool("r01", list("abc"), ["claimed", "doubted", "missed"], sums, labelled)
-    assert artifacts.load_labelled("r01").tolist() == [0.25, 0, 1]
-    artifacts.save_pool("r01", list("abc"), ["claimed", "score"], sums[:, :2], labelled)
-    assert artifacts.load_labelled("r01").tolist() == [0.2, 0, 0]
 
 
 def test_metrics_and_confusion_survive() -> None:

@@ -8,29 +8,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.selection import Budget, Candidates, Options
-from pipeline.selection.learning import LearningCurves, learning_curve
+from pipeline.selection.learning import LearningCurves, learning_curve, median_square
 
 QUICK = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def pool(seed: int, m: int = 12, c: int = 4, *, labelled: bool = True) -> Candidates:
-    """Skewed gains, classes that are absent here and there."""
+def pool(seed: int, m: int = 12, c: int = 4, bought: int = 2) -> Candidates:
+    """Skewed gains, classes that are absent here and there, images of three looks."""
     rng = np.random.default_rng(seed)
     parts = rng.lognormal(sigma=2, size=(m, c)) * (rng.random((m, c)) < 0.5)
+    looks = rng.normal(size=(3, 5))[rng.integers(0, 3, m + bought)] + 0.3 * rng.normal(size=(m + bought, 5))
+    looks = looks.astype(np.float32)
+    holds = rng.exponential(size=(m + bought, c))
     return Candidates(
-        parts.sum(1), rng.uniform(2, 10, m), parts, labelled=rng.exponential(size=c) if labelled else None
+        parts.sum(1),
+        rng.uniform(2, 10, m),
+        parts,
+        features=looks[:m],
+        bought_features=looks[m:],
+        holds=holds[:m],
+        bought_holds=holds[m:],
     )
 
 
 def plain(candidates: Candidates, chosen: list[int]) -> float:
     """F(S) - F({}) as it is written, in units of the largest gain."""
+    looks = candidates.features.astype(float)
+    scale = median_square(candidates.features, np.random.default_rng(0))
     total = 0.0
-    for of, labelled in zip(candidates.parts.T, candidates.labelled, strict=True):
-        if of.sum() > 0:
-            before = labelled + 1 / len(of)
-            total += of.sum() * np.log((before + sum(of[x] for x in chosen) / of.sum()) / before)
+    for j, c in np.ndindex(candidates.parts.shape):
+        known = 1.0
+        for look, held in zip(candidates.bought_features, candidates.bought_holds, strict=True):
+            known += held[c] * np.exp(-((look - looks[j]) ** 2).sum() / scale)
+        more = sum(candidates.holds[x, c] * np.exp(-((looks[x] - looks[j]) ** 2).sum() / scale) for x in chosen)
+        total += candidates.parts[j, c] * np.log((known + more) / known)
     return total / max(candidates.parts.max(), 1e-300)
+
+
+def curves_of(candidates: Candidates) -> LearningCurves:
+    return LearningCurves(candidates, Options(), np.random.default_rng(0))
+
+
+def value(candidates: Candidates, chosen: list[int]) -> float:
+    curves = curves_of(candidates)
+    for index in chosen:
+        curves.add(index)
+    return curves.value()
+
+
+def alike(parts: np.ndarray, holds: np.ndarray) -> Candidates:
+    """Images that look the same; nothing is bought."""
+    return Candidates(parts.sum(1), np.ones(len(parts)), parts, features=np.ones((len(parts), 2)), holds=holds)
 
 
 def choose(candidates: Candidates, images: int | None = None, minutes: float | None = None) -> list[int]:
@@ -44,12 +73,12 @@ def choose(candidates: Candidates, images: int | None = None, minutes: float | N
 def test_value_and_gains_are_those_of_the_formula(seed: int, size: int) -> None:
     candidates = pool(seed)
     chosen = np.random.default_rng(seed).permutation(12)[:size].tolist()
-    curves = LearningCurves(candidates)
+    curves = curves_of(candidates)
     for index in chosen:
         curves.add(index)
-    assert curves.value() == pytest.approx(plain(candidates, chosen), rel=1e-9, abs=1e-12)
+    assert curves.value() == pytest.approx(plain(candidates, chosen), rel=1e-5, abs=1e-9)
     added = [plain(candidates, [*chosen, x]) - plain(candidates, chosen) for x in range(12)]
-    np.testing.assert_allclose(curves.gains(np.arange(12)), added, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(curves.gains(np.arange(12)), added, rtol=1e-4, atol=1e-6)
     curves.restart()
     assert curves.value() == 0
 
@@ -58,8 +87,8 @@ def test_value_and_gains_are_those_of_the_formula(seed: int, size: int) -> None:
 @given(seed=SEEDS, images=st.integers(1, 4))
 def test_greedy_is_within_one_percent_of_the_best_set(seed: int, images: int) -> None:
     candidates = pool(seed, m=10)
-    best = max(plain(candidates, list(chosen)) for chosen in combinations(range(10), images))
-    assert plain(candidates, choose(candidates, images)) >= 0.99 * best
+    best = max(value(candidates, list(chosen)) for chosen in combinations(range(10), images))
+    assert value(candidates, choose(candidates, images)) >= 0.99 * best
 
 
 @QUICK
@@ -69,27 +98,37 @@ def test_minutes_are_kept_and_well_spent(seed: int, minutes: float) -> None:
     chosen = choose(candidates, minutes=minutes)
     assert candidates.minutes[chosen].sum() <= minutes * (1 + 1e-9)
     fit = [
-        plain(candidates, list(of))
+        value(candidates, list(of))
         for k in range(10)
         for of in combinations(range(9), k)
         if candidates.minutes[list(of)].sum() <= minutes
     ]
-    assert plain(candidates, chosen) >= 0.97 * max(fit)
+    assert value(candidates, chosen) >= 0.97 * max(fit)
 
 
 def test_a_class_that_is_labelled_already_is_bought_last() -> None:
     """Four images of each of three classes, the same gain everywhere."""
     parts = np.kron(np.eye(3), np.ones((4, 1)))
-    candidates = Candidates(np.ones(12), np.ones(12), parts)
+    candidates = alike(parts, 3 * parts)
     assert sorted(index // 4 for index in choose(candidates, 3)) == [0, 1, 2]
-    known = candidates._replace(labelled=np.array([0.0, 1.0, 0.0]))
+    known = candidates._replace(bought_features=np.ones((1, 2)), bought_holds=np.array([[0.0, 9.0, 0.0]]))
     assert sorted(index // 4 for index in choose(known, 4)) == [0, 0, 2, 2]
 
 
 def test_a_class_with_more_to_gain_is_bought_more_often() -> None:
-    parts = np.kron(np.diag([4.0, 1.0]), np.ones((6, 1)))
-    chosen = choose(Candidates(parts.sum(1), np.ones(12), parts), 5)
+    shows = np.kron(np.eye(2), np.ones((6, 1)))
+    chosen = choose(alike(shows * [4.0, 1.0], 2 * shows), 5)
     assert sum(index < 6 for index in chosen) == 4
+
+
+def test_a_near_duplicate_is_bought_after_what_looks_otherwise() -> None:
+    """Two looks; that with six images has more to gain, but its images teach each other."""
+    looks = np.eye(2)[[0] * 6 + [1] * 2]
+    parts, holds = np.ones((8, 1)), np.ones((8, 1))
+    candidates = alike(parts, holds)._replace(features=looks)
+    assert {index < 6 for index in choose(candidates, 2)} == {True, False}
+    known = candidates._replace(bought_features=looks[:1], bought_holds=np.full((1, 1), 9.0))
+    assert [index >= 6 for index in choose(known, 1)] == [True]
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e300])
@@ -99,15 +138,17 @@ def test_the_unit_of_the_gain_plays_no_part(scale: float) -> None:
     assert choose(scaled, 5) == choose(candidates, 5)
 
 
-def test_nothing_labelled_is_the_same_as_not_saying_so() -> None:
-    candidates = pool(5, labelled=False)
-    assert choose(candidates._replace(labelled=np.zeros(4)), 5) == choose(candidates, 5)
-
-
 @pytest.mark.parametrize(
-    ("labelled", "said"),
-    [(np.zeros(3), "of 3 classes, gains are of 4"), (np.full(4, np.nan), "finite"), (np.full(4, -1.0), "negative")],
+    ("changes", "said"),
+    [
+        ({"holds": None}, "not known"),
+        ({"bought_holds": None}, "not known"),
+        ({"holds": np.ones((12, 3))}, r"gains are of \(12, 4\)"),
+        ({"bought_holds": np.ones((3, 4))}, "2 images are bought"),
+        ({"holds": np.full((12, 4), np.nan)}, "finite"),
+        ({"bought_holds": np.full((2, 4), -1.0)}, "negative"),
+    ],
 )
-def test_what_is_labelled_must_be_a_number_of_every_class(labelled: np.ndarray, said: str) -> None:
+def test_what_images_hold_must_be_known(changes: dict[str, np.ndarray | None], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        choose(pool(0)._replace(labelled=labelled), 1)
+        choose(pool(0)._replace(**changes), 1)

@@ -46,7 +46,8 @@ def run(
 def look(round_name: str, keys: list[str], vectors: np.ndarray) -> None:
     """Features of one class; the gradient is the same as well."""
     single = vectors.astype(np.float32)
-    features = artifacts.Features(keys, single, single[:, None].astype(np.float16), single)
+    holds = np.ones((len(keys), 1), np.float32)
+    features = artifacts.Features(keys, single, single[:, None].astype(np.float16), single, holds)
     artifacts.save_features(round_name, features)
     scores = artifacts.load_scores(round_name)
     artifacts.save_scores(round_name, scores.assign(gain_road=scores["gain"]))
@@ -180,14 +181,22 @@ def test_the_first_purchase_may_have_a_method_of_its_own() -> None:
 
 
 def test_curves_start_at_what_is_labelled() -> None:
-    """Ten images of each of four classes, and one class is labelled."""
-    parts = {f"gain_{name}": np.where(np.arange(40) % 4 == n, 0.5, 0.0) for n, name in enumerate("abcd")}
-    artifacts.save_scores("r01", pd.DataFrame({"key": KEYS, "gain": 0.5, "minutes": 10.0, **parts}))
-    pool = np.full((4, 1), 1000.0)
-    artifacts.save_pool("r01", list("abcd"), ["claimed"], pool, np.array([0.0, 500, 0, 0]))
-    assert [int(key) % 4 for key in run(images=6, method="learning_curve")].count(1) == 0
-    artifacts.save_pool("r01", list("abcd"), ["claimed"], pool, np.zeros(4))
-    assert np.bincount([int(key) % 4 for key in run(images=8, method="learning_curve")]).tolist() == [2, 2, 2, 2]
+    """Ten images of each of four classes, all alike. One of the second class is bought, and holds as much as ten."""
+    of = np.arange(40) % 4
+    parts = {f"gain_{name}": np.where(of == n, 0.5, 0.0) for n, name in enumerate("abcd")}
+    artifacts.save_scores("r02", pd.DataFrame({"key": KEYS, "gain": 0.5, "minutes": 10.0, **parts}))
+    alike = np.ones((40, 3), np.float32)
+    holds = 4 * np.eye(4, dtype=np.float32)[of]
+    holds[1] *= 10
+    features = artifacts.Features(KEYS, alike, alike[:, None].astype(np.float16), alike, holds)
+    artifacts.save_features("r02", features)
+    ledger.append([order(KEYS[1], "r01")])
+    assert [int(key) % 4 for key in run("r02", images=6, method="learning_curve")].count(1) == 0
+    paths.LEDGER.unlink()
+    holds[1] /= 10
+    artifacts.save_features("r02", features)
+    chosen = run("r02", images=8, method="learning_curve")
+    assert np.bincount([int(key) % 4 for key in chosen]).tolist() == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ clue              the centres of gain-weighted k-means: Prabhu et al. 2021
 coverage          those that together cover most gain of the pool, per predicted minute
 representative    the same by whole images instead of classes: Wei et al. 2015
 drawn_coverage    in proportion to the coverage that they add
-learning_curve    those that add most to what is labelled of every class, on logarithmic curves
+learning_curve    those that add most to the labels of every class, of images that look alike, on logarithmic curves
 """
 
 from pipeline.selection.contract import Budget, Candidates, Choice, Method, Options
@@ -20,7 +20,7 @@ from pipeline.selection.draws import class_stratified, draw
 from pipeline.selection.learning import learning_curve
 from pipeline.selection.rankings import best_first, class_balanced
 
-__all__ = ["BY_LABELS", "METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
+__all__ = ["METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
 
 METHODS: dict[str, Method] = {
     "draw": draw,
@@ -43,8 +43,6 @@ NEEDS: dict[str, str] = {
     "coverage": "by_class",
     "drawn_coverage": "by_class",
     "representative": "features",
+    "learning_curve": "features",
 }
 """The field of `Candidates` without which a method refuses; the others make do with the scores."""
-
-BY_LABELS = ("learning_curve",)
-"""Methods that go by what is labelled already."""

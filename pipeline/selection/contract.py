@@ -31,9 +31,10 @@ class Candidates(NamedTuple):
     """`features` of the images bought already."""
     bought_by_class: Float[np.ndarray, "b c d"] | None = None
     """`by_class` of the images bought already."""
-    labelled: Float64[np.ndarray, " c"] | None = None
-    """Pixels of every class that are labelled already, as a share of those that the m images are expected to show; None
-    for nothing."""
+    holds: Float[np.ndarray, "m c"] | None = None
+    """Pixels of every class that an image is expected to show, as a multiple of the mean over the m images."""
+    bought_holds: Float[np.ndarray, "b c"] | None = None
+    """The same of the images bought already: labelled pixels."""
 
 
 class Budget(NamedTuple):

@@ -1,68 +1,135 @@
 """Learning curves: images that add most to what is labelled of every class, on curves that rise with its logarithm.
 
-    F(S) = sum_c G_c log(n_c + sum_{x in S} g_xc / G_c),    G_c = sum of g_jc over the pool
+    F(S) = sum_j sum_c g_jc log(1 + n_jc(S)),    n_jc(S) = sum_{x in S u L} n_xc kappa(x, j)
 
-g_xc / G_c is the share that image x holds of the pool's gain of class c, and n_c what is labelled of c already, in the
-same unit: the first image with a class adds most, the tenth little. Monotone and submodular (a concave function of a
-sum), so that the greedy choice of k images reaches 1 - 1/e of the best (Nemhauser et al. 1978). That accuracy rises
-with the logarithm of the labels is found over wide ranges: Sun et al. 2017, "Revisiting Unreasonable Effectiveness of
-Data in Deep Learning Era".
+What the pool gains by class c in image j grows with the logarithm of the labelled pixels of c in images that look like
+j. n_xc is what image x holds of c, counted in average images of the pool: expected pixels of a candidate, real ones of
+an image that is bought already (L). kappa = exp(-d^2 / median d^2) of the distances d between the mean features of two
+images: of near-duplicates, the second teaches little; of images that look otherwise, each teaches something of its own.
 
-Made for the acquisition `learnable`, whose G_c is what a class gains per factor e of labels.
+A concave function of a sum: monotone and submodular, so that the greedy choice of k images reaches 1 - 1/e of the best
+(Nemhauser et al. 1978). That accuracy rises with the logarithm of the labels is found over wide ranges: Sun et al.
+2017, "Revisiting Unreasonable Effectiveness of Data in Deep Learning Era".
+
+Made for the acquisition `learnable`, whose gains of class c sum to what a factor e more labels of it bring.
 """
 
-import numpy as np
-from jaxtyping import Float64, Int64
+from typing import NamedTuple
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Options, check
-from pipeline.selection.coverage import greedy
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64
+
+from pipeline.selection.contract import Budget, Candidates, Choice, Options, check, compared
+from pipeline.selection.coverage import ROWS, greedy, sample_terms
+from pipeline.selection.distances import centred
+
+PAIRS = 2000
+"""Pairs of images whose median squared distance is the kernel's scale."""
 
 
 def learning_curve(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
-    """The images with the highest F, greedily; under a budget in minutes as `coverage`. Every probability is 1.
+    """The images with the highest F, greedily and under a budget in minutes as `coverage`. Every probability is 1.
 
     Raises:
-        ValueError: numbers are out of range, there is no gain by class, or what is labelled is no such number.
+        ValueError: numbers are out of range, there is no gain by class, there are no features, or it is not said what
+            images hold.
     """
     check(candidates, budget, classes=True)
-    return greedy(LearningCurves(candidates), candidates, budget, options, rng)
+    return greedy(LearningCurves(candidates, options, rng), candidates, budget, options, rng)
+
+
+class Curves(NamedTuple):
+    """The terms of one class on which F is evaluated."""
+
+    of: int
+    """The class."""
+    vectors: Float32[np.ndarray, "n d"]
+    weights: Float64[np.ndarray, " n"]
+    before: Float64[np.ndarray, " n"]
+    """1 and what is labelled for each, in average images."""
 
 
 class LearningCurves:
     """F, and what is chosen so far."""
 
-    def __init__(self, candidates: Candidates) -> None:
-        """Of a class without gain there is no curve. As if one more image of the pool's average were labelled.
+    def __init__(self, candidates: Candidates, options: Options, rng: np.random.Generator) -> None:
+        """The candidates with features; the generator draws the terms and the pairs.
 
         Raises:
-            ValueError: what is labelled is not of these classes, negative or not finite.
+            ValueError: there are no features, or it is not said what every image holds.
         """
-        parts, labelled = candidates.parts, candidates.labelled
-        if labelled is None:
-            labelled = np.zeros(parts.shape[1])
-        if labelled.shape != parts.shape[1:]:
-            raise ValueError(f"what is labelled is of {len(labelled)} classes, gains are of {parts.shape[1]}")
-        if not (np.isfinite(labelled) & (labelled >= 0)).all():
-            raise ValueError(f"what is labelled must be finite and not negative, not {labelled}")
-        scaled = parts / parts.max() if parts.any() else parts  # a sum of large doubles is no double
-        self._curves = scaled.sum(0)
-        self._shares = np.divide(scaled, self._curves, out=np.zeros_like(scaled), where=self._curves > 0)
-        self._before: Float64[np.ndarray, " c"] = labelled + 1 / max(len(parts), 1)
+        own, bought = compared(candidates, "features")
+        self._holds, known = _holds(candidates, len(bought))
+        self._points, mean = centred(own)
+        others = bought.astype(np.float32) - mean
+        self._scale = median_square(self._points, rng)
+        images, classes, weights = sample_terms(candidates.parts, options.terms, rng)
+        self._curves = []
+        for c in np.unique(classes):
+            of = classes == c
+            vectors = self._points[images[of]]
+            before = np.ones(of.sum())
+            for start in range(0, len(known), ROWS):
+                before += known[start : start + ROWS, c] @ self._kernel(others[start : start + ROWS], vectors)
+            self._curves.append(Curves(int(c), vectors, weights[of], before))
         self.restart()
 
+    def _kernel(self, rows: Float32[np.ndarray, "s d"], vectors: Float32[np.ndarray, "n d"]) -> np.ndarray:
+        squares = np.square(rows).sum(1)[:, None] + np.square(vectors).sum(1) - 2 * (rows @ vectors.T)
+        likeness: np.ndarray = np.exp(-np.maximum(squares, 0) / self._scale)
+        return likeness
+
     def restart(self) -> None:
-        """Nothing is chosen."""
-        self._held = self._before
+        """Nothing is chosen but what is bought."""
+        self._held = [curves.before for curves in self._curves]
 
     def value(self) -> float:
         """By how much F has risen."""
-        return float(self._curves @ np.log(self._held / self._before))
+        return float(sum(of.weights @ np.log(n / of.before) for of, n in zip(self._curves, self._held, strict=True)))
 
     def gains(self, indices: Int64[np.ndarray, " s"]) -> Float64[np.ndarray, " s"]:
         """What every one of these images would add to F."""
-        added: np.ndarray = np.log1p(self._shares[indices] / self._held) @ self._curves
+        added = np.zeros(len(indices))
+        for start in range(0, len(indices), ROWS):
+            some = indices[start : start + ROWS]
+            for of, held in zip(self._curves, self._held, strict=True):
+                more = self._kernel(self._points[some], of.vectors) * self._holds[some, of.of][:, None]
+                added[start : start + ROWS] += np.log1p(more / held) @ of.weights
         return added
 
     def add(self, index: int) -> None:
         """Choose an image."""
-        self._held = self._held + self._shares[index]
+        point = self._points[index][None]
+        self._held = [
+            held + self._holds[index, of.of] * self._kernel(point, of.vectors)[0]
+            for of, held in zip(self._curves, self._held, strict=True)
+        ]
+
+
+def _holds(candidates: Candidates, bought: int) -> tuple[Float[np.ndarray, "m c"], Float[np.ndarray, "b c"]]:
+    """What the candidates and the images bought hold.
+
+    Raises:
+        ValueError: it is not said, not of these images and classes, negative or not finite.
+    """
+    own, known = candidates.holds, candidates.bought_holds
+    if own is None or (known is None and bought):
+        raise ValueError("this method goes by what images hold of every class, and that is not known")
+    known = np.zeros((0, own.shape[1])) if known is None else known
+    if own.shape != candidates.parts.shape or known.shape != (bought, own.shape[1]):
+        raise ValueError(
+            f"what images hold is of shape {own.shape} and {known.shape}, but gains are of {candidates.parts.shape} "
+            f"and {bought} images are bought"
+        )
+    if not all((np.isfinite(of) & (of >= 0)).all() for of in (own, known)):
+        raise ValueError("what images hold must be finite and not negative")
+    return own, known
+
+
+def median_square(points: Float32[np.ndarray, "m d"], rng: np.random.Generator) -> float:
+    """Median squared distance of two different points, of random pairs; 1 where most are alike."""
+    if len(points) < 2:
+        return 1.0
+    first = rng.integers(len(points), size=PAIRS)
+    second = (first + rng.integers(1, len(points), size=PAIRS)) % len(points)
+    return float(np.median(np.square(points[first] - points[second]).sum(1))) or 1.0

@@ -32,7 +32,8 @@ def candidates(gains: np.ndarray, minutes: np.ndarray, seed: int = 0, bought: in
         gradient=vectors[1][:m],
         bought_features=vectors[0][m:] if bought else None,
         bought_by_class=by_class[m:].astype(np.float16) if bought else None,
-        labelled=rng.random(CLASSES) if bought else None,
+        holds=rng.exponential(size=(m, CLASSES)),
+        bought_holds=rng.exponential(size=(bought, CLASSES)) if bought else None,
     )
 
 
