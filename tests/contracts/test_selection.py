@@ -163,7 +163,7 @@ def test_a_budget_is_in_images_or_in_minutes(method: Method) -> None:
 def test_who_needs_features_says_so(name: str) -> None:
     pool = candidates(np.ones(4), np.ones(4), bought=2)
     fields = ("features", "by_class", "gradient", "bought_features", "bought_by_class")
-    bare = pool._replace(**dict.fromkeys(fields))
+    bare = pool._replace(**dict.fromkeys((*fields, "bought_holds")))
     if name not in NEEDS:
         assert len(choose(METHODS[name], bare, images=2).indices) == 2
         return
