@@ -6,7 +6,12 @@ CamVid from the rendered town (benchmarks/reward_camvid.py: the same source mode
 subsets of the pool, from the source model on each the same few steps of weighted cross-entropy, and the mIoU on
 CamVid's `val`. A tenth of them are trained a second time with other batches: no score can agree better with the bank
 than it does with itself. Then every score, computed from the source model alone, is held against the bank: Spearman's
-rank correlation of the score of a subset with the mIoU that it brought, and its 95 % interval by bootstrap.
+rank correlation of the score of a subset with the mIoU that it brought, and its 95 % interval by bootstrap. Beside it
+the same within sequences: CamVid is three videos, of which `val` is from one, so that part of what a subset brings is
+how many of its images are from that one; here both sides are taken less what the numbers of images from each explain.
+
+And what better models know of the same subsets (gain_beliefs): the source model after weighted cross-entropy on 8, 24
+or 64 labels (those of benchmarks/reward_camvid.py, three seeds each) in the place of the source model.
 
 Trainings are kept under --work; a killed bank goes on where it was, and several commands with other --part share it.
 """
@@ -35,12 +40,15 @@ from pipeline.params import Score
 from pipeline.scoring import Scored
 from pipeline.selection import Candidates, Options
 from pipeline.selection.coverage import Covering
+from pipeline.selection.learning import LearningCurves
 
 STEPS, LR = 30, 1e-3
 REPEATED = 10
 """Every so manieth subset is trained twice."""
 BANK_SEED = 11
 BOOTSTRAPS = 2000
+BELIEVERS = {"source": [0], "8 labels": [1, 2, 3], "24 labels": [1, 2, 3], "64 labels": [1, 2, 3]}
+"""Models whose scores are held against the bank, and their seeds."""
 
 SetScore = Callable[[Int64[np.ndarray, " k"]], float]
 
@@ -112,12 +120,15 @@ def judge(study: Study, images: int, bank: Sequence[Mapping[str, Any]]) -> None:
     twice = np.array([(first[number], miou) for number, miou in second.items()])
     brought = np.array(list(first.values()))
     sets = [subset(study, images, number) for number in first]
+    others = functools.partial(less_sequences, [item.key for item in study.pool], sets)
     rows, table = [], []
     for name, score in scores(study).items():
         values = np.array([score(places) for places in sets])
         rho, low, high = correlation(values, brought)
-        rows.append({"score": name, "spearman": rho, "low": low, "high": high})
-        table.append({"score of a set": name, "Spearman": f"{rho:+.2f}", "95 %": f"{low:+.2f} to {high:+.2f}"})
+        inside = float(spearmanr(others(values), others(brought)).statistic) if np.ptp(values) else 0.0
+        rows.append({"score": name, "spearman": rho, "low": low, "high": high, "within_sequences": inside})
+        line = {"score of a set": name, "Spearman": f"{rho:+.2f}", "95 %": f"{low:+.2f} to {high:+.2f}"}
+        table.append(line | {"within sequences": f"{inside:+.2f}"})
     ceiling = float(np.corrcoef(twice.T)[0, 1]) if len(twice) > 2 else None
     content = {
         "images": images,
@@ -129,10 +140,62 @@ def judge(study: Study, images: int, bank: Sequence[Mapping[str, Any]]) -> None:
         "bank": list(bank),
     }
     agreed = "-" if ceiling is None else f"{ceiling:.2f}"
-    table.append({"score of a set": f"the same set again ({len(twice)})", "Spearman": agreed, "95 %": "-"})
+    again = {"Spearman": agreed, "95 %": "-", "within sequences": "-"}
+    table.append({"score of a set": f"the same set again ({len(twice)})", **again})
     results.save("gain_bank", content, table)
-    for line in table:
-        print(line)
+    beliefs(study, sets, brought, others(brought), others)
+
+
+def less_sequences(
+    keys: Sequence[str], sets: Sequence[Int64[np.ndarray, " k"]], values: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """What of the values is not explained, by least squares, by how many images of a set each sequence has."""
+    sequence = np.unique([key.split("_")[0] for key in keys], return_inverse=True)[1]
+    counts = np.array([np.bincount(sequence[places], minlength=sequence.max() + 1) for places in sets], float)
+    left: np.ndarray = values - counts @ np.linalg.lstsq(counts, values, rcond=None)[0]  # the counts sum to a constant
+    return left
+
+
+def beliefs(
+    study: Study,
+    sets: Sequence[Int64[np.ndarray, " k"]],
+    brought: Float64[np.ndarray, " n"],
+    brought_inside: Float64[np.ndarray, " n"],
+    others: Callable[[Float64[np.ndarray, " n"]], Float64[np.ndarray, " n"]],
+) -> None:
+    """What models with more labels say of the same sets."""
+    rows, table = [], []
+    for believer, seeds in BELIEVERS.items():
+        for seed in seeds:
+            network, calibration = source(study)
+            if seed:
+                network = base.start_of(study, int(believer.split()[0]), seed)
+            found = scored(study, "learnable", network, calibration)
+            curves = candidates_of(found)
+            made: dict[str, SetScore] = {
+                "sum of shortfall": functools.partial(
+                    total, scored(study, "shortfall", network, calibration).gains.sum(1)
+                ),
+                "expected pixels, sum of logs": functools.partial(logs, found.features.holds.astype(float)),
+                "sum of learnable": functools.partial(total, found.gains.sum(1)),
+                "learning curves": functools.partial(learnt, curves),
+                "representative": functools.partial(covered, one_class(found.features.image, np.ones(len(study.pool)))),
+            }
+            for name, score in made.items():
+                values = np.array([score(places) for places in sets])
+                rho = float(spearmanr(values, brought).statistic)
+                inside = float(spearmanr(others(values), brought_inside).statistic)
+                rows.append(
+                    {"model": believer, "seed": seed, "score": name, "spearman": rho, "within_sequences": inside}
+                )
+    for name in dict.fromkeys(row["score"] for row in rows):
+        line = {"score of a set": name}
+        for believer in BELIEVERS:
+            of = [row for row in rows if (row["score"], row["model"]) == (name, believer)]
+            rho, inside = (np.mean([row[field] for row in of]) for field in ("spearman", "within_sequences"))
+            line[believer] = f"{rho:+.2f} ({inside:+.2f})"
+        table.append(line)
+    results.save("gain_beliefs", {"rows": rows}, table)
 
 
 def correlation(values: Float64[np.ndarray, " n"], brought: Float64[np.ndarray, " n"]) -> tuple[float, float, float]:
@@ -166,14 +229,17 @@ def scores(study: Study) -> dict[str, SetScore]:
         "likeness to the pool's features": functools.partial(likeness, looks.image),
         "volume of features": functools.partial(volume, looks.image),
         "volume of gradients": functools.partial(volume, looks.gradient),
+        "learning curves": functools.partial(learnt, candidates_of(found["learnable"])),
     }
     labels = truth(study)
     oracle = acquisitions.oracle(labels, study.settings.score.smooth).numpy()
     made["truth: sum of the real shortfall"] = functools.partial(total, oracle.sum(1))
+    shares = true_shares(study)
+    made["truth: learning curves"] = functools.partial(learnt, true_curves(found["learnable"], shares))
     for name, table in {
         "shortfall": parts,
         "claimed pixels": flat.parts,
-        "truth: labelled pixels": true_shares(study),
+        "truth: labelled pixels": shares,
         "truth: real shortfall": oracle,
     }.items():
         made[f"{name}, evenness over classes"] = functools.partial(evenness, table)
@@ -188,13 +254,39 @@ def one_class(features: np.ndarray, gains: Float64[np.ndarray, " m"]) -> Candida
     return Candidates(gains, np.ones(len(gains)), gains[:, None], by_class=features[:, None])
 
 
-def scored(study: Study, acquisition: str) -> Scored:
-    """The pool by the source model."""
-    network, temperature = source(study)
+def candidates_of(found: Scored) -> Candidates:
+    """As the selection method `learning_curve` sees them."""
+    looks = found.features
+    return Candidates(
+        found.gains.sum(1), np.ones(len(found.gains)), found.gains, features=looks.image, holds=looks.holds
+    )
+
+
+def true_curves(found: Scored, shares: Float64[np.ndarray, "m c"]) -> Candidates:
+    """The same, with labelled pixels in the place of expected ones; J stays that of the source model."""
+    holds = shares / shares.mean(0)
+    parts = found.gains.sum(0) * holds / len(holds)
+    return candidates_of(found)._replace(gains=parts.sum(1), parts=parts, holds=holds)
+
+
+def learnt(candidates: Candidates, places: Int64[np.ndarray, " k"]) -> float:
+    """F of pipeline/selection/learning.py."""
+    curves = LearningCurves(candidates, Options(terms=10**9), np.random.default_rng(0))
+    for place in places:
+        curves.add(int(place))
+    return curves.value()
+
+
+def scored(
+    study: Study, acquisition: str, network: Network | None = None, calibration: Calibration | None = None
+) -> Scored:
+    """The pool by the source model, or by another one."""
+    first, temperature = source(study)
+    network, temperature = network or first, calibration or temperature
     settings = Score(acquisition=acquisition, smooth=study.settings.score.smooth)
     scorer = scoring.start("r01", "r00", network, temperature, settings, seed=1, rounds=0)
     model = study.settings.model
-    with_features = 1 if acquisition == "shortfall" else None
+    with_features = 1 if acquisition in ("shortfall", "learnable") else None
     return scoring.run(study.fabric, scorer, study.pool, len(study.pool), model, study.settings.compute, with_features)
 
 
