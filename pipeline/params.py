@@ -281,7 +281,7 @@ class Select(Section):
 
     method: SelectionMethod = "draw"
     """draw: in proportion to gain (Gumbel top-k on log gain); best_first: the highest gains; class_stratified: random,
-    as many for every class; class_balanced: the highest gains, balanced over classes; By features (score.features):
+    as many for every class; class_balanced: the highest gains, balanced over classes. By features (score.features):
     coreset, badge, clue, coverage (what covers the pool's gain), drawn_coverage (the same by chance), representative
     (what the pool's images resemble most, weighted by gain), learning_curve (what adds most to the labels of every
     class; made for score.acquisition learnable)."""

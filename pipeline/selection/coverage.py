@@ -121,7 +121,7 @@ class Objective(Protocol):
 def greedy(
     objective: Objective, candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator
 ) -> Choice:
-    """The images that together are worth most, as `coverage` says it."""
+    """The images that together are worth most to a monotone submodular objective, searched as `coverage` says."""
     m, k = len(candidates.gains), expected_number(candidates, budget)
     plans = []
     for costs in [np.ones(m), candidates.minutes][: 1 if budget.minutes is None else 2]:
