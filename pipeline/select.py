@@ -47,7 +47,10 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
                 f"lower it in {paths.PARAMS}"
             )
         round_rng = np.random.default_rng([seed, *round_name.encode()])
-        name = auditing.method(wanted, artifacts.load_audit(line.after)["signal"], select.fallback)
+        before = {order.method for order in book.orders if order.round == line.after}
+        # What the first method has bought was not chosen by the score, and says nothing of that of the next model.
+        heeded = select.fallback and not (select.start and before == {select.start} != {select.method})
+        name = auditing.method(wanted, artifacts.load_audit(line.after)["signal"], heeded)
         if name != wanted:
             print(
                 f"{round_name}: drawn by {name} instead of {wanted}, since the labels of {line.after} "

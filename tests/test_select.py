@@ -180,6 +180,22 @@ def test_the_first_purchase_may_have_a_method_of_its_own() -> None:
     assert run("r02", after="r01", images=5, start="best_first") == run("r02", after="r01", images=5) != ranked[:5]
 
 
+def test_no_signal_in_a_score_that_has_not_chosen_is_not_heeded() -> None:
+    artifacts.save_json(paths.audit("r01"), {"signal": False})
+    scores = artifacts.load_scores("r02")
+    artifacts.save_scores("r02", scores.assign(gain_road=scores["gain"]))
+    for chose, start, used in (
+        ("coreset", "coreset", "best_first"),
+        ("best_first", "coreset", "class_stratified"),
+        ("coreset", None, "class_stratified"),
+        ("best_first", "best_first", "class_stratified"),
+    ):
+        paths.LEDGER.unlink(missing_ok=True)
+        ledger.append([order(KEYS[0])._replace(method=chose)])
+        run("r02", after="r01", images=3, method="best_first", start=start)
+        assert set(artifacts.load_selection("r02")["method"]) == {used}, (chose, start)
+
+
 def test_curves_start_at_what_is_labelled() -> None:
     """Ten images of each of four classes, all alike. One of the second class is bought, and holds as much as ten."""
     of = np.arange(40) % 4
