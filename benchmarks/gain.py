@@ -71,7 +71,7 @@ def _by_features(acquisition: str, method: str) -> Way:
 
 
 def _learning(start: str) -> Way:
-    return Way({"acquisition": "learnable", "features": True}, {"start": start, "method": "learning_curve"})
+    return Way({"acquisition": "shortfall", "features": True}, {"start": start, "method": "learning_curve"})
 
 
 ACQUISITIONS = {
@@ -157,8 +157,8 @@ def run(settings: Params, name: str, start: Path, here: Path, pool: int) -> list
         way, budget = ACQUISITIONS[name], settings.budget
     changed = settings.model_copy(
         update={
-            "score": settings.score.model_copy(update=dict(way.score)),
-            "select": settings.select.model_copy(update=dict(way.select) | {"fallback": False}),
+            "score": settings.score.model_copy(update={"features": False} | dict(way.score)),
+            "select": settings.select.model_copy(update={"start": None, "fallback": False} | dict(way.select)),
         }
     )
     rows = loop_camvid.loop(changed, start, here, budget, name, way.oracle)

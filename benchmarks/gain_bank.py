@@ -34,13 +34,14 @@ from benchmarks.loop_camvid import folder
 from benchmarks.reward_camvid import CLASSES, SIZE, Study
 from pipeline import acquisitions, batches, datasets, inference, metrics, scoring, training
 from pipeline.acquisitions import ACQUISITIONS
+from pipeline.artifacts import Features
 from pipeline.calibration import Calibration
 from pipeline.models import Network
 from pipeline.params import Score
 from pipeline.scoring import Scored
 from pipeline.selection import Candidates, Options
 from pipeline.selection.coverage import Covering
-from pipeline.selection.learning import LearningCurves
+from pipeline.selection.learning import LearningCurves, worth
 
 STEPS, LR = 30, 1e-3
 REPEATED = 10
@@ -170,14 +171,12 @@ def beliefs(
             network, calibration = source(study)
             if seed:
                 network = base.start_of(study, int(believer.split()[0]), seed)
-            found = scored(study, "learnable", network, calibration)
+            found = scored(study, "shortfall", network, calibration)
             curves = candidates_of(found)
             made: dict[str, SetScore] = {
-                "sum of shortfall": functools.partial(
-                    total, scored(study, "shortfall", network, calibration).gains.sum(1)
-                ),
+                "sum of shortfall": functools.partial(total, found.gains.sum(1)),
                 "expected pixels, sum of logs": functools.partial(logs, found.features.holds.astype(float)),
-                "sum of learnable": functools.partial(total, found.gains.sum(1)),
+                "what can be taught, summed": functools.partial(total, taught(found.features)),
                 "learning curves": functools.partial(learnt, curves),
                 "representative": functools.partial(covered, one_class(found.features.image, np.ones(len(study.pool)))),
             }
@@ -229,13 +228,14 @@ def scores(study: Study) -> dict[str, SetScore]:
         "likeness to the pool's features": functools.partial(likeness, looks.image),
         "volume of features": functools.partial(volume, looks.image),
         "volume of gradients": functools.partial(volume, looks.gradient),
-        "learning curves": functools.partial(learnt, candidates_of(found["learnable"])),
+        "what can be taught, summed": functools.partial(total, taught(looks)),
+        "learning curves": functools.partial(learnt, candidates_of(found["shortfall"])),
     }
     labels = truth(study)
     oracle = acquisitions.oracle(labels, study.settings.score.smooth).numpy()
     made["truth: sum of the real shortfall"] = functools.partial(total, oracle.sum(1))
     shares = true_shares(study)
-    made["truth: learning curves"] = functools.partial(learnt, true_curves(found["learnable"], shares))
+    made["truth: learning curves"] = functools.partial(learnt, true_curves(found["shortfall"], shares))
     for name, table in {
         "shortfall": parts,
         "claimed pixels": flat.parts,
@@ -257,16 +257,18 @@ def one_class(features: np.ndarray, gains: Float64[np.ndarray, " m"]) -> Candida
 def candidates_of(found: Scored) -> Candidates:
     """As the selection method `learning_curve` sees them."""
     looks = found.features
-    return Candidates(
-        found.gains.sum(1), np.ones(len(found.gains)), found.gains, features=looks.image, holds=looks.holds
-    )
+    ones = np.ones(len(looks.keys))
+    return Candidates(ones, ones, ones[:, None], features=looks.image, holds=looks.holds, iou=looks.iou)
+
+
+def taught(looks: Features) -> Float64[np.ndarray, " m"]:
+    """Of every image what it holds of each class, times what more of the class is worth."""
+    return looks.holds @ worth(looks.iou)
 
 
 def true_curves(found: Scored, shares: Float64[np.ndarray, "m c"]) -> Candidates:
     """The same, with labelled pixels in the place of expected ones; J stays that of the source model."""
-    holds = shares / shares.mean(0)
-    parts = found.gains.sum(0) * holds / len(holds)
-    return candidates_of(found)._replace(gains=parts.sum(1), parts=parts, holds=holds)
+    return candidates_of(found)._replace(holds=shares / shares.mean(0))
 
 
 def learnt(candidates: Candidates, places: Int64[np.ndarray, " k"]) -> float:
@@ -286,7 +288,7 @@ def scored(
     settings = Score(acquisition=acquisition, smooth=study.settings.score.smooth)
     scorer = scoring.start("r01", "r00", network, temperature, settings, seed=1, rounds=0)
     model = study.settings.model
-    with_features = 1 if acquisition in ("shortfall", "learnable") else None
+    with_features = 1 if acquisition == "shortfall" else None
     return scoring.run(study.fabric, scorer, study.pool, len(study.pool), model, study.settings.compute, with_features)
 
 

@@ -101,7 +101,16 @@ def pool(size: int) -> Candidates:
         by_class[rows] = prototypes[rng.integers(0, GROUPS, len(rows))] + noise
     features, gradient = (rng.standard_normal((size, d), dtype=np.float32) for d in (DEPTH, GRADIENT))
     holds = (parts / parts.mean(0)).astype(np.float32)
-    return Candidates(parts.sum(1), rng.uniform(3, 20, size), parts, features, by_class, gradient, holds=holds)
+    return Candidates(
+        parts.sum(1),
+        rng.uniform(3, 20, size),
+        parts,
+        features,
+        by_class,
+        gradient,
+        holds=holds,
+        iou=rng.random(CLASSES),
+    )
 
 
 def exponent(rows: list[dict]) -> float | None:

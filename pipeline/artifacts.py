@@ -138,12 +138,14 @@ class Features(NamedTuple):
     """BADGE's gradient embedding."""
     holds: Float32[np.ndarray, "m c"]
     """Pixels of every class, in average images of the pool: labelled ones, of images without a label expected ones."""
+    iou: Float64[np.ndarray, " c"]
+    """Expected IoU of every class in the pool, in [0, 1]."""
 
     @classmethod
     def none(cls) -> "Features":
         """Of no image."""
         flat = np.zeros((0, 0), np.float32)
-        return cls([], flat, np.zeros((0, 0, 0), np.float16), flat, flat)
+        return cls([], flat, np.zeros((0, 0, 0), np.float16), flat, flat, np.zeros(0))
 
 
 def save_features(round_name: str, features: Features) -> None:
@@ -171,14 +173,16 @@ def load_features(round_name: str) -> Features:
 
 
 def _check_features(path: Path, features: Features) -> None:
-    keys, *arrays = features
+    keys, *arrays, iou = features
     kinds = [(len(array), array.ndim, array.dtype) for array in arrays]
     m = len(keys)
     if kinds != [(m, 2, np.float32), (m, 3, np.float16), (m, 2, np.float32), (m, 2, np.float32)]:
         raise UserError(f"{path}: features of {m} images have the lengths, dimensions and types {kinds}: make it again")
+    if iou.shape != features.holds.shape[1:] or not ((iou >= 0) & (iou <= 1)).all():
+        raise UserError(f"{path}: the IoU of {features.holds.shape[1]} classes is {iou.tolist()}: make it again")
     if len(set(keys)) < m:
         raise UserError(f"{path}: the key {max(keys, key=keys.count)!r} stands twice")
-    for name, array in zip(Features._fields[1:], arrays, strict=True):
+    for name, array in zip(Features._fields[1:-1], arrays, strict=True):
         finite = [bool(np.isfinite(row).all()) for row in array]
         if not all(finite):
             raise UserError(f"{path}: a value in {name} of {keys[finite.index(False)]!r} is not finite")

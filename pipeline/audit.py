@@ -1,6 +1,5 @@
 """Stage: the gain that a round was bought for against the gain that its labels show, before they are trained on."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,8 +67,8 @@ def run(
     parts = {"predicted": predicted.numpy()}
     columns = [place for place, name in enumerate(acquisition.statistics) if name in ("claimed", "doubted", "missed")]
     if len(columns) == 3:  # else the pool's unions are not known, and with them no gain of the truth
-        in_truth = acquisition.realised or acquisitions.ACQUISITIONS["shortfall"].gain
-        parts["realised"] = in_truth(realised, reference[:, columns], scorer.smooth, 1.0).numpy()
+        shortfall = acquisitions.ACQUISITIONS["shortfall"]
+        parts["realised"] = shortfall.gain(realised, reference[:, columns], scorer.smooth, 1.0).numpy()
     drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
     frame = pd.DataFrame({"key": keys, "probability": [float(drawn[key]) for key in keys]})
     frame = frame.assign(**{name: of.sum(1) for name, of in parts.items()})
@@ -77,10 +76,8 @@ def run(
     content = {"round": round_name, "acquisition": score.acquisition, "images": len(frame)}
     content["calibration_error"] = metrics.expected_calibration_error(reliability)
     earlier = [artifacts.load_audit_table(n) for n in dict.fromkeys(r["round"] for r in labels) if n != round_name]
-    frame = pd.concat([frame, *split], axis=1)
-    ranked = ["", *(f"_{c}" for c in classes.names)][slice(1, None) if acquisition.realised else slice(1)]
-    said = _conclude([*earlier, frame], np.random.default_rng([seed, *round_name.encode()]), score.acquisition, ranked)
-    artifacts.save_audit(round_name, frame, content | said)
+    said = _conclude([*earlier, frame], np.random.default_rng([seed, *round_name.encode()]), score.acquisition)
+    artifacts.save_audit(round_name, pd.concat([frame, *split], axis=1), content | said)
     print(f"{round_name}: {said['conclusion']}")
 
 
@@ -90,20 +87,14 @@ def _certain_elsewhere(probabilities: Tensor, known: Bool[Tensor, "n h w"]) -> T
     return torch.where(known[:, None], probabilities, claim)
 
 
-def _conclude(
-    audits: list[pd.DataFrame], rng: np.random.Generator, acquisition: str, ranked: Sequence[str]
-) -> dict[str, Any]:
-    """What the last table says, with those before it, by the order of their columns `predicted` + each of `ranked`."""
+def _conclude(audits: list[pd.DataFrame], rng: np.random.Generator, acquisition: str) -> dict[str, Any]:
+    """What the last table says, with those before it."""
     frame = audits[-1]
     if "realised" not in frame.columns:
         why = f"no verdict on {acquisition}: the statistics that it sums over the pool do not give the realised gain"
         return {"signal": None, "conclusion": why}
     predicted, realised, probability = (frame[c].to_numpy(float) for c in ("predicted", "realised", "probability"))
-    both = [
-        (a[[f"predicted{of}" for of in ranked]].to_numpy(float), a[[f"realised{of}" for of in ranked]].to_numpy(float))
-        for a in audits
-        if {f"realised{of}" for of in ranked} <= set(a.columns)
-    ]
+    both = [(a["predicted"].to_numpy(float), a["realised"].to_numpy(float)) for a in audits if "realised" in a.columns]
     verdict = auditing.judge(both, rng)
     content: dict[str, Any] = {"predicted": float(predicted.sum()), "realised": float(realised.sum())}
     if acquisition in IN_POINTS:

@@ -6,8 +6,7 @@ gain that its label shows (r_i, the same formula with the truth in the place of 
 - *Level*: the slope through the origin, sum g r / sum g^2 of what was bought, and the line r = a + b g of the whole
   pool, by least squares with the weights 1 / pi_i that undo how the images were drawn (Horvitz and Thompson 1952).
 - *Order*: Spearman's rank correlation rho, the only thing that a draw in proportion to gain needs. Images of one round
-  are ranked among themselves, since the gains of two rounds are relative to two models. A score that says what images
-  hold, and not how wrong the model is on them (`learnable`), is ranked class by class.
+  are ranked among themselves, since the gains of two rounds are relative to two models.
 - *Signal*: a one-sided permutation test of rho > 0. With B random permutations within rounds
 
       p = (1 + #{rho_b >= rho}) / (1 + B),   Phipson and Smyth 2010, "Permutation p-values should never be zero".
@@ -36,7 +35,6 @@ LEVEL = 0.1
 PERMUTATIONS = 9999
 
 Values = Float64[np.ndarray, " n"]
-ValuesOrParts = Float64[np.ndarray, " n"] | Float64[np.ndarray, "n c"]
 
 
 class Rank(NamedTuple):
@@ -92,33 +90,26 @@ def fit_line(predicted: Values, realised: Values, probabilities: Values) -> Line
 
 
 def correlate(
-    predicted: ValuesOrParts,
-    realised: ValuesOrParts,
-    rng: np.random.Generator,
-    rounds: Int64[np.ndarray, " n"] | None = None,
+    predicted: Values, realised: Values, rng: np.random.Generator, rounds: Int64[np.ndarray, " n"] | None = None
 ) -> Rank:
     """Spearman's rank correlation, and its one-sided permutation p-value.
 
     Args:
-        predicted: one side; with several columns, images are ranked within each and permuted with all of them.
+        predicted: one side.
         realised: the other side.
         rng: source of the permutations.
         rounds: the group within which each is ranked and permuted; None for one group.
     """
     rounds = np.zeros(len(predicted), np.int64) if rounds is None else rounds
     groups = [np.flatnonzero(rounds == group) for group in np.unique(rounds)]
-    sides = [values.reshape(len(values), -1) for values in (predicted, realised)]
-    left, right = (
-        [np.stack([_centred_ranks(column) for column in values[group].T], axis=1) for group in groups]
-        for values in sides
-    )
-    scale = np.sqrt(sum((part**2).sum() for part in left) * sum((part**2).sum() for part in right))
+    left, right = ([_centred_ranks(values[group]) for group in groups] for values in (predicted, realised))
+    scale = np.sqrt(sum(part @ part for part in left) * sum(part @ part for part in right))
     if not scale > 0:
         return Rank(None, 1.0)
-    found = sum((a * b).sum() for a, b in zip(left, right, strict=True))
+    found = sum(a @ b for a, b in zip(left, right, strict=True))
     as_good = 0
     for _ in range(PERMUTATIONS):
-        by_chance = sum((a * rng.permutation(b)).sum() for a, b in zip(left, right, strict=True))
+        by_chance = sum(a @ rng.permutation(b) for a, b in zip(left, right, strict=True))
         as_good += bool(by_chance >= found - 1e-9 * scale)  # equal orders sum to the same but for rounding
     return Rank(float(found / scale), (1 + as_good) / (1 + PERMUTATIONS))
 
@@ -132,15 +123,15 @@ def _centred_ranks(values: Float[np.ndarray, " n"]) -> Values:
 
 
 def judge(
-    audits: Sequence[tuple[Float64[np.ndarray, "_ *c"], Float64[np.ndarray, "_ *c"]]], rng: np.random.Generator
+    audits: Sequence[tuple[Float64[np.ndarray, " _"], Float64[np.ndarray, " _"]]], rng: np.random.Generator
 ) -> Verdict:
     """The verdict on the last of some audits; as many as it needs of those before are pooled with it.
 
     Args:
-        audits: (predicted, realised) gains of each round's images, or their parts by class, oldest round first.
+        audits: (predicted, realised) gains of each round's images, oldest round first.
         rng: source of the permutations.
     """
-    pooled: list[tuple[np.ndarray, np.ndarray]] = []
+    pooled: list[tuple[Values, Values]] = []
     images = 0
     for predicted, realised in reversed(audits):
         if images >= FEWEST:

@@ -222,7 +222,7 @@ class Score(Section):
     """How gain is predicted, and of what."""
 
     acquisition: str = "shortfall"
-    """shortfall, evpi, gain, learnable, entropy, margin, least_confidence, ripu, bald or random."""
+    """shortfall, evpi, gain, entropy, margin, least_confidence, ripu, bald or random."""
     unit: Literal["image", "block"] = "image"
     """What is scored, chosen, labelled and paid for as one. Once something is bought, it stays."""
     blocks: tuple[Parts, Parts] = (2, 2)
@@ -283,8 +283,8 @@ class Select(Section):
     """draw: in proportion to gain (Gumbel top-k on log gain); best_first: the highest gains; class_stratified: random,
     as many for every class; class_balanced: the highest gains, balanced over classes. By features (score.features):
     coreset, badge, clue, coverage (what covers the pool's gain), drawn_coverage (the same by chance), representative
-    (what the pool's images resemble most, weighted by gain), learning_curve (what adds most to the labels of every
-    class; made for score.acquisition learnable)."""
+    (what the pool's images resemble most, weighted by gain), learning_curve (what adds most to the labels of
+    the classes that can still be taught)."""
     start: SelectionMethod | None = None
     """The method of the first purchase, for which there is only the source model; none: as `method`."""
     power: NotNegative = 1.0

@@ -122,11 +122,7 @@ def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str], un
 
 
 def audit(
-    frame: Mapping[str, Float[np.ndarray, " n"]],
-    classes: ClassSet,
-    fit: tuple[float, float] | None,
-    title: str,
-    unit: str = "mIoU points",
+    frame: Mapping[str, Float[np.ndarray, " n"]], classes: ClassSet, fit: tuple[float, float] | None, title: str
 ) -> bytes:
     """Predicted against realised gain of a round's images, and of its classes, as a PNG file.
 
@@ -135,7 +131,6 @@ def audit(
         classes: the classes.
         fit: intercept and slope of the line through the images, if there is one.
         title: what the audit concludes.
-        unit: of the gain.
     """
     figure = Figure(figsize=(10, 4.4), dpi=130, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
@@ -147,7 +142,7 @@ def audit(
         fitted = fit[0] + fit[1] * np.array([0, top])
         left.plot([0, top], fitted, color=STAGES[1][1], linewidth=1.6, label=f"fitted, slope {fit[1]:.2f}")
     left.plot(x, y, "o", color=STAGES[0][1], alpha=0.8, markersize=5)
-    left.set(xlim=(0, top), ylim=(0, top), xlabel=f"gain predicted, {unit}", ylabel=f"gain realised, {unit}")
+    left.set(xlim=(0, top), ylim=(0, top), xlabel="gain predicted, mIoU points", ylabel="gain realised, mIoU points")
     left.set_title("Images", loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=9)
 
@@ -157,7 +152,7 @@ def audit(
     for offset, (name, values), colour in zip((0.2, -0.2), sums.items(), (STAGES[0][1], STAGES[1][1]), strict=True):
         right.barh(places + offset, np.array(values)[order], 0.38, color=colour, label=name)
     right.set_yticks(places, [classes.names[place] for place in order], fontsize=8)
-    right.set(xlabel=f"gain of the round's images, {unit}")
+    right.set(xlabel="gain of the round's images, mIoU points")
     right.set_title("Classes", loc="left", fontsize=10)
     right.legend(frameon=False, fontsize=9, loc="lower right")
     for axes in (left, right):

@@ -80,13 +80,11 @@ def _fallback(name: str) -> int:
 def _audit(name: str, classes: ClassSet) -> None:
     """Draw the audit, where there is a realised gain to show."""
     audit, frame = artifacts.load_audit(name), artifacts.load_audit_table(name)
-    if "predicted" in audit:
-        in_points = "through_origin" in audit
-        fit = (audit["intercept"], audit["slope"]) if in_points and audit["slope"] is not None else None
-        unit = "mIoU points" if in_points else f"unit of {audit['acquisition']}"
+    if "through_origin" in audit:
+        fit = None if audit["slope"] is None else (audit["intercept"], audit["slope"])
         columns = {str(column): frame[column].to_numpy(float) for column in frame.columns if column != "key"}
         title = f"{name}: {audit['conclusion']}"
-        artifacts.write(paths.audit_picture(name), pictures.audit(columns, classes, fit, title, unit))
+        artifacts.write(paths.audit_picture(name), pictures.audit(columns, classes, fit, title))
 
 
 def _panels(

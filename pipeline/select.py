@@ -12,7 +12,7 @@ from pipeline import artifacts, auditing, blocks, ledger, paths
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Order
 from pipeline.params import BudgetLine, Select
-from pipeline.selection import METHODS, NEEDS, Budget, Candidates, Options
+from pipeline.selection import BY_GAIN, METHODS, NEEDS, Budget, Candidates, Options
 
 
 def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None:
@@ -47,10 +47,8 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
                 f"lower it in {paths.PARAMS}"
             )
         round_rng = np.random.default_rng([seed, *round_name.encode()])
-        before = {order.method for order in book.orders if order.round == line.after}
-        # What the first method has bought was not chosen by the score, and says nothing of that of the next model.
-        heeded = select.fallback and not (select.start and before == {select.start} != {select.method})
-        name = auditing.method(wanted, artifacts.load_audit(line.after)["signal"], heeded)
+        fallback = select.fallback and wanted in BY_GAIN  # a verdict on the score is none on who does not go by it
+        name = auditing.method(wanted, artifacts.load_audit(line.after)["signal"], fallback)
         if name != wanted:
             print(
                 f"{round_name}: drawn by {name} instead of {wanted}, since the labels of {line.after} "
@@ -95,7 +93,7 @@ def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], ne
         )
     own = [row[key] for key in left["key"]]
     bought = [row[order.key] for order in orders if order.key in row]
-    fields = {}
+    fields = {"iou": features.iou}
     for name, table in (
         (need, getattr(features, "image" if need == "features" else need)),
         ("holds", features.holds),

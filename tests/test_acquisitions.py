@@ -347,35 +347,3 @@ def test_oracle_is_what_mending_each_wrong_pixel_wins(seed: int) -> None:
             won += 100 * int(own[true, claim]) * (metrics.miou(mended) - metrics.miou(pool))
         assert float(found[n]) == pytest.approx(won, rel=0.01)
     assert oracle(observe_truth(truth, truth, 4), 0.0).abs().max() == 0
-
-
-@QUICK
-@given(SEEDS)
-def test_learnable_spreads_what_a_class_can_be_taught_over_its_pixels(seed: int) -> None:
-    p, learnable = random_pool(seed), ACQUISITIONS["learnable"]
-    sums = learnable.observe(p)
-    pool = sums.sum(0)
-    iou = expected_iou(pool, 0.01)
-    found = learnable.gain(sums, pool, 0.01)
-    torch.testing.assert_close(found.sum(0), 100 / 6 * iou * (1 - iou))
-    mass = p.double().sum((2, 3))
-    torch.testing.assert_close(found / found.sum(0), mass / mass.sum(0), rtol=1e-5, atol=1e-9)
-
-
-@QUICK
-@given(SEEDS)
-def test_learnable_of_the_truth_is_the_share_of_labelled_pixels(seed: int) -> None:
-    p, learnable = random_pool(seed), ACQUISITIONS["learnable"]
-    pool, truth = learnable.observe(p).sum(0), draw_truth(p, seed)
-    truth[0, :3] = IGNORE
-    found = learnable.realised(observe_truth(p.argmax(1), truth, 6), pool, 0.01)
-    iou, shown = expected_iou(pool, 0.01), p.double().sum((0, 2, 3))
-    pixels = torch.stack([(truth == c).sum((1, 2)) for c in range(6)], 1)
-    torch.testing.assert_close(found, 100 / 6 * iou * (1 - iou) * pixels / shown, rtol=1e-5, atol=1e-9)
-
-
-def test_learnable_of_a_class_that_nobody_shows_is_nothing() -> None:
-    p = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(2, 2, 3, 3)
-    pool = ACQUISITIONS["learnable"].observe(p)
-    assert (ACQUISITIONS["learnable"].gain(pool, pool.sum(0), 0.5) >= 0).all()
-    assert ACQUISITIONS["learnable"].gain(pool, pool.sum(0), 0.5)[:, 1].tolist() == [0, 0]

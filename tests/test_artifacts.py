@@ -333,7 +333,7 @@ def features(keys: list[str], classes: int = 3) -> artifacts.Features:
     rng, m = np.random.default_rng(0), len(keys)
     by_class = rng.normal(size=(m, classes, 4)).astype(np.float16)
     image, gradient, holds = (rng.normal(size=(m, size)).astype(np.float32) for size in (4, 8, classes))
-    return artifacts.Features(keys, image, by_class, gradient, holds)
+    return artifacts.Features(keys, image, by_class, gradient, holds, rng.random(classes))
 
 
 def test_features_survive_and_are_the_same_bytes_when_saved_again() -> None:
@@ -353,7 +353,7 @@ def test_features_of_no_image_survive() -> None:
     artifacts.save_features("r01", artifacts.Features.none())
     read = artifacts.load_features("r01")
     assert read.keys == []
-    assert [array.shape for array in read[1:]] == [(0, 0), (0, 0, 0), (0, 0), (0, 0)]
+    assert [array.shape for array in read[1:]] == [(0, 0), (0, 0, 0), (0, 0), (0, 0), (0,)]
 
 
 def test_features_that_are_not_of_the_keys_are_refused() -> None:

@@ -180,27 +180,7 @@ def test_few_images_wait_for_a_verdict_with_the_rounds_before_them() -> None:
     assert (content["tested_images"], content["tested_rounds"], content["signal"]) == (8, 2, False)
 
 
-def test_learnable_is_held_against_the_labels_that_came_back() -> None:
-    """By plain loops: of every class, labelled pixels instead of expected ones."""
-    scored("learnable")
-    masks = truth(shares(descending=False))
-    deliver(masks)
-    frame, content = audited("learnable")
-    pool = artifacts.load_pool("r01")
-    shown = pool[:, 0] - pool[:, 1] + pool[:, 2]
-    union = pool[:, 0] + pool[:, 2]
-    iou = (pool[:, 0] - pool[:, 1]) / (union + 0.02 * union.sum())
-    worth = 100 / 19 * iou * (1 - iou) / shown
-    for key, predicted_, realised in zip(frame["key"], frame["predicted"], frame["realised"], strict=True):
-        assert realised == pytest.approx(sum(worth[c] * (masks[key] == c).sum() for c in range(19)), rel=1e-4)
-        expected = predicted()[key].double().sum((1, 2)).numpy() @ worth
-        assert predicted_ == pytest.approx(expected, rel=1e-3)
-    assert content["signal"] in (True, False)
-    assert "through_origin" not in content
-    assert "points" not in content["conclusion"]
-
-
-@pytest.mark.parametrize("acquisition", sorted(set(ACQUISITIONS) - {*auditing.IN_POINTS, "learnable"}))
+@pytest.mark.parametrize("acquisition", sorted(set(ACQUISITIONS) - set(auditing.IN_POINTS)))
 def test_what_cannot_be_realised_is_said_and_not_invented(acquisition: str) -> None:
     scored(acquisition)
     deliver(truth(shares(descending=False)))

@@ -58,25 +58,6 @@ def test_images_are_ranked_within_their_round() -> None:
     assert auditing.correlate(predicted, realised, rng(), rounds).spearman == pytest.approx(0)
 
 
-@pytest.mark.parametrize("rounds", [None, np.repeat([0, 1], 4)])
-def test_columns_are_ranked_each_by_itself_and_together(rounds: np.ndarray | None) -> None:
-    """By scipy, column by column: ranks of a group of n sum to the same squares, so the mean of the correlations."""
-    predicted, realised = rng(1).normal(size=(2, 8, 3))
-    parts = [slice(0, 4), slice(4, 8)] if rounds is not None else [slice(0, 8)]
-    expected = [stats.spearmanr(predicted[part, c], realised[part, c]).statistic for part in parts for c in range(3)]
-    found = auditing.correlate(predicted, realised, rng(), rounds)
-    assert found.spearman == pytest.approx(np.mean(expected))
-    assert found.spearman == auditing.correlate(predicted * [1, 100, 1e4], realised, rng(), rounds).spearman
-
-
-def test_columns_that_say_the_same_are_no_more_evidence_than_one() -> None:
-    predicted, realised = pairs(8, 1.0)
-    one = auditing.correlate(predicted, realised, rng())
-    many = auditing.correlate(*(np.repeat(side[:, None], 19, axis=1) for side in (predicted, realised)), rng())
-    assert many.spearman == pytest.approx(one.spearman)
-    assert many.p_value == pytest.approx(one.p_value, abs=0.02)
-
-
 def test_a_score_of_noise_passes_as_often_as_stated() -> None:
     passed = [auditing.judge([(rng(s).random(8), rng(s + 1000).random(8))], rng(s)).signal for s in range(50)]
     assert 1 <= sum(map(bool, passed)) <= 12  # 5 are expected, 99.8 % of such counts lie between

@@ -15,35 +15,37 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def pool(seed: int, m: int = 12, c: int = 4, bought: int = 2) -> Candidates:
-    """Skewed gains, classes that are absent here and there, images of three looks."""
+    """Classes that are absent here and there, images of three looks."""
     rng = np.random.default_rng(seed)
-    parts = rng.lognormal(sigma=2, size=(m, c)) * (rng.random((m, c)) < 0.5)
     looks = rng.normal(size=(3, 5))[rng.integers(0, 3, m + bought)] + 0.3 * rng.normal(size=(m + bought, 5))
     looks = looks.astype(np.float32)
-    holds = rng.exponential(size=(m + bought, c))
+    holds = rng.lognormal(sigma=2, size=(m + bought, c)) * (rng.random((m + bought, c)) < 0.5)
     return Candidates(
-        parts.sum(1),
+        np.ones(m),
         rng.uniform(2, 10, m),
-        parts,
+        np.ones((m, 1)),
         features=looks[:m],
         bought_features=looks[m:],
         holds=holds[:m],
         bought_holds=holds[m:],
+        iou=rng.random(c),
     )
 
 
 def plain(candidates: Candidates, chosen: list[int]) -> float:
-    """F(S) - F({}) as it is written, in units of the largest gain."""
+    """F(S) - F({}) as it is written, in units of its largest weight."""
+    worth = [100 / 4 * j * (1 - j) for j in candidates.iou]
+    weights = candidates.holds * worth
     looks = candidates.features.astype(float)
     scale = median_square(candidates.features, np.random.default_rng(0))
     total = 0.0
-    for j, c in np.ndindex(candidates.parts.shape):
+    for j, c in np.ndindex(candidates.holds.shape):
         known = 1.0
         for look, held in zip(candidates.bought_features, candidates.bought_holds, strict=True):
             known += held[c] * np.exp(-((look - looks[j]) ** 2).sum() / scale)
         more = sum(candidates.holds[x, c] * np.exp(-((looks[x] - looks[j]) ** 2).sum() / scale) for x in chosen)
-        total += candidates.parts[j, c] * np.log((known + more) / known)
-    return total / max(candidates.parts.max(), 1e-300)
+        total += weights[j, c] * np.log((known + more) / known)
+    return total / max(weights.max(), 1e-300)
 
 
 def curves_of(candidates: Candidates) -> LearningCurves:
@@ -57,9 +59,10 @@ def value(candidates: Candidates, chosen: list[int]) -> float:
     return curves.value()
 
 
-def alike(parts: np.ndarray, holds: np.ndarray) -> Candidates:
+def alike(holds: np.ndarray, iou: np.ndarray) -> Candidates:
     """Images that look the same; nothing is bought."""
-    return Candidates(parts.sum(1), np.ones(len(parts)), parts, features=np.ones((len(parts), 2)), holds=holds)
+    ones = np.ones(len(holds))
+    return Candidates(ones, ones, ones[:, None], features=np.ones((len(holds), 2)), holds=holds, iou=iou)
 
 
 def choose(candidates: Candidates, images: int | None = None, minutes: float | None = None) -> list[int]:
@@ -107,45 +110,50 @@ def test_minutes_are_kept_and_well_spent(seed: int, minutes: float) -> None:
 
 
 def test_a_class_that_is_labelled_already_is_bought_last() -> None:
-    """Four images of each of three classes, the same gain everywhere."""
-    parts = np.kron(np.eye(3), np.ones((4, 1)))
-    candidates = alike(parts, 3 * parts)
+    """Four images of each of three classes."""
+    candidates = alike(3 * np.kron(np.eye(3), np.ones((4, 1))), np.full(3, 0.5))
     assert sorted(index // 4 for index in choose(candidates, 3)) == [0, 1, 2]
     known = candidates._replace(bought_features=np.ones((1, 2)), bought_holds=np.array([[0.0, 9.0, 0.0]]))
     assert sorted(index // 4 for index in choose(known, 4)) == [0, 0, 2, 2]
 
 
-def test_a_class_with_more_to_gain_is_bought_more_often() -> None:
-    shows = np.kron(np.eye(2), np.ones((6, 1)))
-    chosen = choose(alike(shows * [4.0, 1.0], 2 * shows), 5)
+@pytest.mark.parametrize("iou", [[0.5, 0.07], [0.5, 0.93]])
+def test_a_class_that_can_be_taught_is_bought_more_often(iou: list[float]) -> None:
+    """Than one of which nearly nothing, or nearly all, is found."""
+    chosen = choose(alike(2 * np.kron(np.eye(2), np.ones((6, 1))), np.array(iou)), 5)
     assert sum(index < 6 for index in chosen) == 4
 
 
+@pytest.mark.parametrize("iou", [0.0, 1.0])
+def test_where_nothing_can_be_taught_anything_is_bought(iou: float) -> None:
+    assert len(choose(alike(np.ones((6, 2)), np.full(2, iou)), 3)) == 3
+
+
 def test_a_near_duplicate_is_bought_after_what_looks_otherwise() -> None:
-    """The images of one look have a little more to gain, but they teach each other."""
-    looks, one = np.eye(2)[[0, 0, 0, 1, 1, 1]], np.ones((6, 1))
-    candidates = alike(one + 0.1 * looks[:, :1], one)._replace(features=looks)
+    """The images of one look hold a little more, but they teach each other."""
+    looks = np.eye(2)[[0, 0, 0, 1, 1, 1]]
+    candidates = alike(1 + 0.02 * looks[:, :1], np.full(1, 0.5))._replace(features=looks)
     assert sorted(index >= 3 for index in choose(candidates, 2)) == [False, True]
     known = candidates._replace(bought_features=looks[:1], bought_holds=np.full((1, 1), 9.0))
     assert choose(known, 1)[0] >= 3
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e300])
-def test_the_unit_of_the_gain_plays_no_part(scale: float) -> None:
+def test_gains_play_no_part() -> None:
     candidates = pool(3)
-    scaled = candidates._replace(gains=candidates.gains * scale, parts=candidates.parts * scale)
-    assert choose(scaled, 5) == choose(candidates, 5)
+    assert choose(candidates._replace(gains=np.arange(12.0)), 5) == choose(candidates, 5)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"holds": None}, "not known"),
+        ({"iou": None}, "not known"),
         ({"bought_holds": None}, "not known"),
-        ({"holds": np.ones((12, 3))}, r"gains are of \(12, 4\)"),
-        ({"bought_holds": np.ones((3, 4))}, "2 images are bought"),
+        ({"holds": np.ones((12, 3))}, r"\(12, 3\) .* the IoU of 4 classes"),
+        ({"bought_holds": np.ones((3, 4))}, "2 bought ones"),
         ({"holds": np.full((12, 4), np.nan)}, "finite"),
         ({"bought_holds": np.full((2, 4), -1.0)}, "negative"),
+        ({"iou": np.array([0.5, 0.5, np.nan, 0.5])}, r"lies in \[0, 1\]"),
     ],
 )
 def test_what_images_hold_must_be_known(changes: dict[str, np.ndarray | None], said: str) -> None:

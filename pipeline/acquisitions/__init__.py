@@ -8,7 +8,6 @@ In mIoU points:
     shortfall         what the reward lacks now because claims are wrong: first order in the pooled mIoU
     evpi              expected value of perfect information: what of it knowing the model better would bring
     gain              evpi + blend (shortfall - evpi): from what is missing to what can be learnt, as rounds go by
-    learnable         what a class gains by more labels, spread over the pixels that show it; for `learning_curve`
 
 Baselines, a mean over the image's pixels in the unit of their own score, split by the claimed class:
 
@@ -22,7 +21,7 @@ Baselines, a mean over the image's pixels in the unit of their own score, split 
 `evpi`, `gain` and `bald` ask several members of the network's posterior, `Posterior`; the others its probabilities.
 """
 
-from pipeline.acquisitions import information, learnable, mean, shortfall
+from pipeline.acquisitions import information, mean, shortfall
 from pipeline.acquisitions.contract import Acquisition, Observe, Posterior, Probabilities, Worth
 from pipeline.acquisitions.information import faded
 from pipeline.acquisitions.shortfall import expected_iou, observe_truth, oracle, predicted_miou, worth
@@ -46,7 +45,6 @@ ACQUISITIONS: dict[str, Acquisition] = {
     "shortfall": shortfall.SHORTFALL,
     "evpi": information.EVPI,
     "gain": information.GAIN,
-    "learnable": learnable.LEARNABLE,
     "entropy": mean.of_pixels(mean.entropy),
     "margin": mean.of_pixels(mean.margin),
     "least_confidence": mean.of_pixels(mean.least_confidence),

@@ -93,8 +93,6 @@ class Acquisition(NamedTuple):
     """Whether it asks members of the posterior."""
     worth: bool = False
     """Whether the posterior must come with its `worth`, estimated before the pass."""
-    realised: Gain | None = None
-    """What the gain was in truth, from claimed, wrongly claimed and missed pixels; None: the truth's shortfall."""
 
 
 def asked(posterior: Posterior | None, name: str) -> Posterior:

@@ -10,7 +10,7 @@ clue              the centres of gain-weighted k-means: Prabhu et al. 2021
 coverage          those that together cover most gain of the pool, per predicted minute
 representative    the same by whole images instead of classes: Wei et al. 2015
 drawn_coverage    in proportion to the coverage that they add
-learning_curve    those that add most to the labels of every class, of images that look alike, on logarithmic curves
+learning_curve    those that add most to the labels of the classes that can still be taught, on learning curves
 """
 
 from pipeline.selection.contract import Budget, Candidates, Choice, Method, Options
@@ -20,7 +20,7 @@ from pipeline.selection.draws import class_stratified, draw
 from pipeline.selection.learning import learning_curve
 from pipeline.selection.rankings import best_first, class_balanced
 
-__all__ = ["METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
+__all__ = ["BY_GAIN", "METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
 
 METHODS: dict[str, Method] = {
     "draw": draw,
@@ -35,6 +35,9 @@ METHODS: dict[str, Method] = {
     "representative": representative,
     "learning_curve": learning_curve,
 }
+
+BY_GAIN = ("draw", "best_first", "class_balanced", "clue", "coverage", "drawn_coverage", "representative")
+"""Methods that look for gain; the others for what is rare, typical or different, whatever the score says."""
 
 NEEDS: dict[str, str] = {
     "coreset": "features",

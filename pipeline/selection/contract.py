@@ -35,6 +35,8 @@ class Candidates(NamedTuple):
     """Pixels of every class that an image is expected to show, as a multiple of the mean over the m images."""
     bought_holds: Float[np.ndarray, "b c"] | None = None
     """The same of the images bought already: labelled pixels."""
+    iou: Float64[np.ndarray, " c"] | None = None
+    """Expected IoU of every class in the pool, in [0, 1]."""
 
 
 class Budget(NamedTuple):

@@ -1,17 +1,23 @@
-"""Learning curves: images that add most to what is labelled of every class, on curves that rise with its logarithm.
+"""Learning curves: images that add most to the labels of the classes that can still be taught.
 
-    F(S) = sum_j sum_c g_jc log(1 + n_jc(S)),    n_jc(S) = sum_{x in S u L} n_xc kappa(x, j)
+With the number n of its labelled pixels, the IoU of a class rises as a logistic curve in log n,
 
-What the pool gains by class c in image j grows with the logarithm of the labelled pixels of c in images that look like
-j. n_xc is what image x holds of c, counted in average images of the pool: expected pixels of a candidate, real ones of
-an image that is bought already (L). kappa = exp(-d^2 / median d^2) of the distances d between the mean features of two
-images: of near-duplicates, the second teaches little; of images that look otherwise, each teaches something of its own.
+    dJ / dlog n = k J (1 - J),
+
+slowly where nearly nothing or nearly all of it is found, fast between. So labels of class c are worth
+W_c = J_c (1 - J_c) per factor e of them, up to k, with the IoU J_c that the model expects in the pool; and a set S of
+images is worth
+
+    F(S) = sum_j sum_c W_c n_jc log(1 + N_jc(S)),    N_jc(S) = sum_{x in S u L} n_xc kappa(x, j).
+
+n_xc is what image x holds of class c, counted in average images of the pool: expected pixels, or labelled ones of an
+image that is bought already (L). Image j of the pool shares the curve of class c with the labels in images that look
+like it: kappa = exp(-d^2 / median d^2) of the distances d between mean features. So near-duplicates teach little after
+the first, and images that look otherwise teach something of their own.
 
 A concave function of a sum: monotone and submodular, so that the greedy choice of k images reaches 1 - 1/e of the best
 (Nemhauser et al. 1978). That accuracy rises with the logarithm of the labels is found over wide ranges: Sun et al.
-2017, "Revisiting Unreasonable Effectiveness of Data in Deep Learning Era".
-
-Made for the acquisition `learnable`, whose gains of class c sum to what a factor e more labels of it bring.
+2017, "Revisiting Unreasonable Effectiveness of Data in Deep Learning Era". docs/decisions/0012 says how it was found.
 """
 
 from typing import NamedTuple
@@ -28,13 +34,14 @@ PAIRS = 2000
 
 
 def learning_curve(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
-    """The images with the highest F, greedily and under a budget in minutes as `coverage`. Every probability is 1.
+    """The images with the highest F, greedily and under a budget in minutes as `coverage`. Gains play no part.
+
+    Every probability is 1; the generator only draws the terms and the pairs whose distances set the scale.
 
     Raises:
-        ValueError: numbers are out of range, there is no gain by class, there are no features, or it is not said what
-            images hold.
+        ValueError: numbers are out of range, there are no features, or it is not said what images hold.
     """
-    check(candidates, budget, classes=True)
+    check(candidates, budget)
     if len(candidates.gains) * expected_number(candidates, budget) > options.whole:
         options = options._replace(terms=options.terms // 2)  # a logarithm and an exponential each, of every candidate
     return greedy(LearningCurves(candidates, options, rng), candidates, budget, options, rng)
@@ -61,11 +68,11 @@ class LearningCurves:
             ValueError: there are no features, or it is not said what every image holds.
         """
         own, bought = compared(candidates, "features")
-        self._holds, known = _holds(candidates, len(bought))
+        self._holds, known, per_class = _holds(candidates, len(bought))
         self._points, mean = centred(own)
         others = bought.astype(np.float32) - mean
         self._scale = median_square(self._points, rng)
-        images, classes, weights = sample_terms(candidates.parts, options.terms, rng)
+        images, classes, weights = sample_terms(per_class * self._holds, options.terms, rng)
         self._curves = []
         for c in np.unique(classes):
             of = classes == c
@@ -108,24 +115,34 @@ class LearningCurves:
         ]
 
 
-def _holds(candidates: Candidates, bought: int) -> tuple[Float[np.ndarray, "m c"], Float[np.ndarray, "b c"]]:
-    """What the candidates and the images bought hold.
+def _holds(
+    candidates: Candidates, bought: int
+) -> tuple[Float[np.ndarray, "m c"], Float[np.ndarray, "b c"], Float64[np.ndarray, " c"]]:
+    """What the candidates and the images bought hold, and what more of every class is worth.
 
     Raises:
         ValueError: it is not said, not of these images and classes, negative or not finite.
     """
-    own, known = candidates.holds, candidates.bought_holds
-    if own is None or (known is None and bought):
-        raise ValueError("this method goes by what images hold of every class, and that is not known")
+    own, known, iou = candidates.holds, candidates.bought_holds, candidates.iou
+    if own is None or iou is None or (known is None and bought):
+        raise ValueError("this method goes by what images hold of every class and its IoU, which are not known")
     known = np.zeros((0, own.shape[1])) if known is None else known
-    if own.shape != candidates.parts.shape or known.shape != (bought, own.shape[1]):
+    if own.shape != (len(candidates.gains), len(iou)) or known.shape != (bought, len(iou)):
         raise ValueError(
-            f"what images hold is of shape {own.shape} and {known.shape}, but gains are of {candidates.parts.shape} "
-            f"and {bought} images are bought"
+            f"what images hold is of shape {own.shape} and {known.shape}, but there are {len(candidates.gains)} "
+            f"images, {bought} bought ones and the IoU of {len(iou)} classes"
         )
     if not all((np.isfinite(of) & (of >= 0)).all() for of in (own, known)):
         raise ValueError("what images hold must be finite and not negative")
-    return own, known
+    if not ((iou >= 0) & (iou <= 1)).all():
+        raise ValueError(f"the IoU of a class lies in [0, 1], unlike {iou}")
+    return own, known, worth(iou)
+
+
+def worth(iou: Float64[np.ndarray, " c"]) -> Float64[np.ndarray, " c"]:
+    """W_c: mIoU points per factor e of labels, and per k."""
+    points: np.ndarray = 100 / max(len(iou), 1) * iou * (1 - iou)
+    return points
 
 
 def median_square(points: Float32[np.ndarray, "m d"], rng: np.random.Generator) -> float:

@@ -14,8 +14,6 @@ SEEDS = st.integers(0, 2**32 - 1)
 every = pytest.mark.parametrize("acquisition", ACQUISITIONS.values(), ids=ACQUISITIONS)
 LOOKS_AROUND = ("ripu",)
 """Acquisitions whose pixels do not stand alone: cut an image, and those at the cut are others."""
-OF_DOUBT = [name for name in ACQUISITIONS if name != "learnable"]
-"""Acquisitions that look for what the model is unsure of."""
 
 
 def probabilities(seed: int, sharpness: float = 2) -> Tensor:
@@ -101,9 +99,8 @@ def test_gains_are_finite_not_negative_and_the_input_stays(acquisition: Acquisit
         assert torch.equal(members.members, kept)
 
 
-@pytest.mark.parametrize("name", OF_DOUBT)
-def test_the_more_uncertain_image_is_never_second(name: str) -> None:
-    acquisition = ACQUISITIONS[name]
+@every
+def test_the_more_uncertain_image_is_never_second(acquisition: Acquisition) -> None:
     sharp = torch.tensor([0.97, 0.01, 0.01, 0.005, 0.005]).reshape(1, 5, 1, 1).expand(1, 5, 8, 9)
     blunt = torch.tensor([0.40, 0.30, 0.20, 0.050, 0.050]).reshape(1, 5, 1, 1).expand(1, 5, 8, 9)
     p = torch.cat([sharp, blunt])

@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.selection import METHODS, NEEDS, Budget, Candidates, Choice, Method, Options
+from pipeline.selection import BY_GAIN, METHODS, NEEDS, Budget, Candidates, Choice, Method, Options
 
 QUICK = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 CLASSES = 3
-AFTER_GAIN = ("draw", "best_first", "class_balanced", "clue", "coverage", "drawn_coverage", "representative")
 CERTAIN = ("best_first", "class_balanced", "coreset", "clue", "coverage", "representative", "learning_curve")
 SAMPLED = {"whole": 0, "terms": 10}  # large pools, in small
 
@@ -33,6 +32,7 @@ def candidates(gains: np.ndarray, minutes: np.ndarray, seed: int = 0, bought: in
         bought_features=vectors[0][m:] if bought else None,
         bought_by_class=by_class[m:].astype(np.float16) if bought else None,
         holds=rng.exponential(size=(m, CLASSES)),
+        iou=rng.random(CLASSES),
         bought_holds=rng.exponential(size=(bought, CLASSES)) if bought else None,
     )
 
@@ -183,14 +183,14 @@ def test_who_needs_features_says_so(name: str) -> None:
             choose(METHODS[name], pool._replace(**{bought: getattr(pool, bought)[..., 1:]}), images=2)
 
 
-@pytest.mark.parametrize("name", ["class_stratified", "class_balanced", "coverage", "drawn_coverage", "learning_curve"])
+@pytest.mark.parametrize("name", ["class_stratified", "class_balanced", "coverage", "drawn_coverage"])
 def test_who_weighs_classes_refuses_gains_without(name: str) -> None:
     pool = candidates(np.ones(4), np.ones(4))
     with pytest.raises(ValueError, match="no column gain_<class>"):
         choose(METHODS[name], pool._replace(parts=np.zeros((4, 0)), by_class=np.zeros((4, 0, 8))), images=2)
 
 
-@pytest.mark.parametrize("name", AFTER_GAIN)
+@pytest.mark.parametrize("name", BY_GAIN)
 def test_gain_is_what_is_looked_for(name: str) -> None:
     gains = np.array([1.0] * 20 + [100.0] * 5)
     found = []
