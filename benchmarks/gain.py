@@ -70,10 +70,6 @@ def _by_features(acquisition: str, method: str) -> Way:
     return Way({"acquisition": acquisition, "features": True}, {"method": method})
 
 
-def _learning(start: str) -> Way:
-    return Way({"acquisition": "shortfall", "features": True}, {"start": start, "method": "learning_curve"})
-
-
 ACQUISITIONS = {
     "random": _drawn("random"),
     "class_stratified": Way({"acquisition": "random"}, {"method": "class_stratified"}),
@@ -96,8 +92,7 @@ ACQUISITIONS = {
     "drawn_coverage": _by_features("gain", "drawn_coverage"),
     "representative": _by_features("random", "representative"),
     "representative_gain": _by_features("shortfall", "representative"),
-    "learning": _learning("clue"),
-    "learning_after_representative": _learning("representative"),
+    "learning": Way({"acquisition": "shortfall", "features": True}, {"start": "clue", "method": "learning_curve"}),
     "oracle": Way({"acquisition": "shortfall"}, {"method": "draw"}, oracle=True),
 }
 
