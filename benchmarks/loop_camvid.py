@@ -2,10 +2,11 @@
 
     python -m benchmarks.loop_camvid --camvid PATH --weights PATH [--seeds 1 2 3] [--acquisitions shortfall random]
 
-Runs the very stages that `dvc repro` runs, in one process, with the parameters of examples/camvid/params.yaml. Each
-run has its folder under --work; stages whose result is there are not run again, so a killed study goes on where it was.
-Source only, each round, and `all` (every label of the pool at once, as many steps as all rounds together) are measured
-on CamVid's `val`.
+Runs the very stages that `dvc repro` runs, in one process, with the parameters of examples/camvid/params.yaml, but that
+images are drawn in proportion to the acquisition; benchmarks/gain.py compares other ways to choose. Each run has its
+folder under --work; stages whose result is there are not run again, so a killed study goes on where it was. Source
+only, each round, and `all` (every label of the pool at once, as many steps as all rounds together) are measured on
+CamVid's `val`.
 """
 
 import argparse
@@ -72,8 +73,12 @@ def main() -> None:
             rows.append(row("-", seed, "r00"))
             pool = pool_size()
         for acquisition in given.acquisitions:
+            drawn = {"acquisition": acquisition, "features": False}
             changed = settings.model_copy(
-                update={"score": settings.score.model_copy(update={"acquisition": acquisition})}
+                update={
+                    "score": settings.score.model_copy(update=drawn),
+                    "select": settings.select.model_copy(update={"start": None, "method": "draw"}),
+                }
             )
             rows += loop(changed, start, work / f"{acquisition}-{seed}", settings.budget, acquisition)
             save(rows)
