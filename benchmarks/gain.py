@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of likelihood training in a round")
     parser.add_argument("--size", type=int, nargs=2, default=(120, 160), help="height and width of the network's input")
     parser.add_argument("--work", type=Path, default=Path("data/bench/gain"))
+    parser.add_argument("--write", action="store_true", help="run nothing, write what is there")
     given = parser.parse_args()
     work = given.work.resolve() / given.setup
     work.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def main() -> None:
             pool = loop_camvid.pool_size()
             source = loop_camvid.row("source", SOURCE_SEED, "r00")
     runs = list(itertools.product(given.seeds, ("all", *given.acquisitions)))
-    for seed, name in runs:
+    for seed, name in [] if given.write else runs:
         with alone(work / f"{name}-{seed}.lock") as mine:
             if mine and not (work / f"{name}-{seed}.json").is_file():
                 print(f"seed {seed}: {name}", flush=True)
