@@ -12,8 +12,9 @@ CamVid from nothing but ImageNet weights; CamVid is copied at the network's size
 Each run has its folder under --work, and what is there is not made again: a killed study goes on where it was. The same
 command may run as often as there are cores (OMP_NUM_THREADS=1) or devices: each takes the runs that no other has.
 
-Written: the rows, a table (area under the curve over log images, paired difference to class-stratified random with its
-95 % interval and Holm-corrected p, labels needed for a share of the bound), a plot, and how many forecasts held.
+Written: the rows, a table (area under the curve over log images, paired differences to class-stratified random and to
+learning curves with 95 % intervals and Holm-corrected p, labels needed for a share of the bound), a plot, and how many
+forecasts held.
 """
 
 import argparse
@@ -41,7 +42,8 @@ from pipeline.params import BudgetLine, Params
 
 SHARES = (0.9, 0.95, 0.99)
 """Of the bound, for which the labels needed are counted."""
-BASELINE = "class_stratified"
+BASELINE, OURS = "class_stratified", "learning"
+"""The rows that all others are held against."""
 SOURCE_SEED = 1
 FIELDS = ("acquisition", "seed", "images", "minutes", "miou", "iou", "select_seconds", "forecast")
 """Of a row that is published; `forecast` is what the stage said before the purchase: low, expected, high."""
@@ -210,11 +212,12 @@ def save(setup: str, source: float, rows: Sequence[Mapping[str, Any]]) -> None:
         curves.setdefault(row["acquisition"], {}).setdefault(row["seed"], {})[row["images"]] = 100 * row["miou"]
     bound = {seed: max(curve.values()) for seed, curve in curves.pop("all").items()}
     areas = {name: {seed: area(curve) for seed, curve in seeds.items()} for name, seeds in curves.items()}
-    tests = compared(areas)
+    against = {other: compared(areas, other) for other in (BASELINE, OURS) if other in areas}
     table = []
     for name, seeds in sorted(curves.items(), key=lambda item: -statistics.mean(areas[item[0]].values())):
         line = {"acquisition": name, "seeds": len(seeds), "area": f"{statistics.mean(areas[name].values()):.2f}"}
-        line |= tests.get(name, {"area - class_stratified": "-", "Holm p": "-"})
+        for other, tests in against.items():
+            line |= {f"area - {other}": "-", f"p ({other})": "-"} | tests.get(name, {})
         for images in next(iter(seeds.values())):
             line[f"{images}"] = f"{statistics.mean(curve[images] for curve in seeds.values()):.1f}"
         for share in SHARES:
@@ -246,21 +249,21 @@ def area(curve: Mapping[int, float]) -> float:
     return float(np.trapezoid(points, images) / (images[-1] - images[0]))
 
 
-def compared(areas: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, str]]:
-    """Paired differences to the baseline, 95 % intervals, and p-values of paired t-tests corrected by Holm (1979)."""
+def compared(areas: Mapping[str, Mapping[int, float]], other: str) -> dict[str, dict[str, str]]:
+    """Paired differences to a row, 95 % intervals, and p-values of paired t-tests corrected by Holm (1979)."""
     found = {}
     for name, by_seed in areas.items():
-        seeds = sorted(set(by_seed) & set(areas.get(BASELINE, {})))
-        if name == BASELINE or len(seeds) < 2:
+        seeds = sorted(set(by_seed) & set(areas[other]))
+        if name == other or len(seeds) < 2:
             continue
-        one, other = ([side[seed] for seed in seeds] for side in (by_seed, areas[BASELINE]))
-        found[name] = (interval(np.subtract(one, other).tolist()), float(ttest_rel(one, other).pvalue))
+        one, two = ([side[seed] for seed in seeds] for side in (by_seed, areas[other]))
+        found[name] = (interval(np.subtract(one, two).tolist()), float(ttest_rel(one, two).pvalue))
     corrected, highest = {}, 0.0
     for place, name in enumerate(sorted(found, key=lambda name: found[name][1])):
         highest = max(highest, min(1.0, (len(found) - place) * found[name][1]))
         corrected[name] = highest
     return {
-        name: {"area - class_stratified": difference, "Holm p": f"{corrected[name]:.2f}"}
+        name: {f"area - {other}": difference, f"p ({other})": f"{corrected[name]:.3f}"}
         for name, (difference, _) in found.items()
     }
 
