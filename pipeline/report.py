@@ -117,6 +117,7 @@ def _panels(
         gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
         for place, index in enumerate(out.batch.indices):
             row = selection.iloc[index]
+            how = f"drawn with p = {row['probability']:.2f}" if row["probability"] < 1 else f"chosen by {row['method']}"
             artifacts.write(
                 paths.sample(name, index + 1, row["key"]),
                 pictures.panel(
@@ -126,6 +127,6 @@ def _panels(
                     after=then[place].byte().cpu().numpy(),
                     gain=gain_map[place].float().cpu().numpy(),
                     classes=classes,
-                    title=f"{name}  {row['key']}  gain {row['gain']:.4f}, drawn with p = {row['probability']:.2f}",
+                    title=f"{name}  {row['key']}  gain {row['gain']:.4f}, {how}",
                 ),
             )
