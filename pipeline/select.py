@@ -29,11 +29,12 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     scores = artifacts.load_scores(round_name)
     grid = blocks.grid_of(scores["key"].iloc[0])
     blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
-    wanted = select.start if select.start and line.after == paths.SOURCE_ROUND else select.method
+    field = "start" if select.start and line.after == paths.SOURCE_ROUND else "method"
+    wanted = getattr(select, field)
     if grid is not None and wanted in NEEDS:
         raise UserError(
-            f"select: the method of {round_name} is {wanted}, which compares features, and score.unit is block, of "
-            f"which there are none: choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
+            f"select.{field} is {wanted}, which compares features, and score.unit is block, of which there are none: "
+            f"choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
         )
     left = scores[~scores["key"].isin(gone)].reset_index(drop=True)
     images = None if line.images is None else line.images - len(kept)
@@ -54,7 +55,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
                 f"{round_name}: drawn by {name} instead of {wanted}, since the labels of {line.after} "
                 f"showed no signal in the score ({paths.audit(line.after)})"
             )
-        method = choose("select.method", METHODS, name)
+        method = choose(f"select.{field}", METHODS, name)
         try:
             choice = method(
                 _candidates(round_name, left, book.orders, NEEDS.get(name)),

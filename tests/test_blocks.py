@@ -374,6 +374,8 @@ def test_methods_that_compare_features_are_refused(project: Path, capsys: pytest
     assert "select.method is coverage, which compares features, and score.unit is block" in said(
         capsys, "select", "r01"
     )
+    paths.PARAMS.write_text(PARAMS + "select: {start: clue, method: draw}\n")
+    assert "select.start is clue, which compares features, and score.unit is block" in said(capsys, "select", "r01")
     paths.PARAMS.write_text(PARAMS.replace("unit: block,", "unit: block, features: true,"))
     assert "features is true and unit is block, but features are of whole images" in said(capsys, "score", "r01")
 
