@@ -374,4 +374,6 @@ def vectors(
     average = shown.mean(0)
     pixels = np.concatenate([shown, labelled])
     holds = np.divide(pixels, average, out=np.zeros_like(pixels), where=average > 0).astype(np.float32)
-    return Features(keys, whole.image.numpy(), by_class.numpy(), whole.gradient.numpy(), holds, iou.numpy())
+    return Features(
+        keys, whole.image.numpy(), by_class.numpy(), whole.gradient.numpy(), holds, iou.nan_to_num(0).numpy()
+    )

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.selection import Budget, Candidates, Options
-from pipeline.selection.coverage import Covering, coverage, drawn_coverage, lazy, representative, sample_terms
+from pipeline.selection.coverage import Covering, coverage, drawn_coverage, representative
+from pipeline.selection.greedy import lazy, sample_terms
 
 QUICK = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)

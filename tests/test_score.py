@@ -90,6 +90,13 @@ def test_images_hold_expected_pixels_and_labelled_ones() -> None:
     np.testing.assert_allclose(holds[5:] * shown.mean(0), [labelled] * 3, rtol=0.05)
 
 
+def test_a_class_that_the_pool_does_not_show_has_nothing_to_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = torch.tensor([float("nan")] + [0.25] * 18, dtype=torch.float64)  # intersection and union are 0
+    monkeypatch.setattr(scoring, "expected_iou", lambda pool, smooth: unknown)
+    run(features=True)
+    assert artifacts.load_features("r01").iou.tolist() == [0.0] + [0.25] * 18
+
+
 def test_a_label_that_is_not_here_is_a_sentence() -> None:
     (key,) = buy(1)
     paths.mask(key).unlink()

@@ -26,15 +26,16 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
 from pipeline.selection.contract import Budget, Candidates, Choice, Options, check, compared, expected_number
-from pipeline.selection.coverage import ROWS, greedy, sample_terms
+from pipeline.selection.coverage import ROWS
 from pipeline.selection.distances import centred
+from pipeline.selection.greedy import greedy, sample_terms
 
 PAIRS = 2000
 """Pairs of images whose median squared distance is the kernel's scale."""
 
 
 def learning_curve(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
-    """The images with the highest F, greedily and under a budget in minutes as `coverage`. Gains play no part.
+    """The images with the highest F, greedily and under a budget in minutes per predicted minute. Gains play no part.
 
     Every probability is 1; the generator only draws the terms and the pairs whose distances set the scale.
 
