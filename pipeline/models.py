@@ -67,7 +67,9 @@ class Network(nn.Module):
 
         def sized(logits: Tensor) -> Tensor:
             if logits.shape[-2:] != x.shape[-2:]:
-                logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+                # Class by class: a softmax over classes that lie together, as convolutions leave them on the CPU, takes
+                # three times as long, and a step of the loss a third longer (docs/log.md, 2026-11-26).
+                logits = F.interpolate(logits.contiguous(), size=x.shape[-2:], mode="bilinear", align_corners=False)
             return logits[..., :height, :width]
 
         if not auxiliary:
