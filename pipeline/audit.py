@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline import acquisitions, artifacts, auditing, batches, datasets, inference, metrics, scoring, training
 from pipeline.acquisitions.contract import by_claim
 from pipeline.auditing import IN_POINTS, Verdict
+from pipeline.claims import highest
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
@@ -55,7 +56,7 @@ def run(
         else:
             seen = acquisition.observe(_certain_elsewhere(probabilities, known), None).double().cpu()
             expected.append(acquisition.gain(seen, reference, scorer.smooth, scorer.blend))
-        true.append(acquisitions.observe_truth(probabilities.argmax(1), truth, len(classes.names)).cpu())
+        true.append(acquisitions.observe_truth(highest(probabilities)[1], truth, len(classes.names)).cpu())
         reliability += metrics.reliability(probabilities, truth, BINS).cpu()
     predicted, realised = (batches.gather(fabric, torch.cat(part), len(items)) for part in (expected, true))
     reliability = training.total(fabric, reliability)
@@ -83,7 +84,7 @@ def run(
 
 def _certain_elsewhere(probabilities: Tensor, known: Bool[Tensor, "n h w"]) -> Tensor:
     """Where nobody labelled, the model is taken at its word: no doubt there, so no gain."""
-    claim = F.one_hot(probabilities.argmax(1), probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    claim = F.one_hot(highest(probabilities)[1].long(), probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
     return torch.where(known[:, None], probabilities, claim)
 
 

@@ -23,6 +23,8 @@ from jaxtyping import Float, Float64, UInt8
 from scipy.optimize import nnls
 from torch import Tensor
 
+from pipeline.claims import highest
+
 FEATURES = ("regions", "boundary", "corrections")
 """Connected areas of a class; pixels along boundaries between classes; pixels expected to be wrong."""
 STEP = 4
@@ -34,11 +36,11 @@ SHORTEST = 1 / 60
 
 def observe(probabilities: Float[Tensor, "n c h w"]) -> Float64[Tensor, "n 3"]:
     """FEATURES of a batch of calibrated predictions, in areas and pixels at the network's size."""
-    confidence, claim = probabilities[..., ::STEP, ::STEP].max(1)
+    confidence, claim = highest(probabilities[..., ::STEP, ::STEP])
     height, width = probabilities.shape[-2:]
     points = claim[0].numel()
     corrections = (1 - confidence).double().sum((1, 2)) * (height * width / points)
-    labellings = claim.byte().cpu().numpy()
+    labellings = claim.cpu().numpy()
     boundary = [STEP * _changes(labelling) for labelling in labellings]
     counted = torch.tensor([[count_regions(one) for one in labellings], boundary], dtype=torch.float64)
     return torch.cat([counted.T, corrections.cpu()[:, None]], dim=1)

@@ -12,8 +12,10 @@ function of the probability per class. It is only as good as the probabilities a
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
+
+from pipeline.claims import highest
 
 ITERATIONS = 4
 """Labellings tried after argmax; twice as many brought 0.0 to 0.2 mIoU points more on synthetic pixels."""
@@ -66,7 +68,7 @@ def fit(probabilities: Float[Tensor, "m c"]) -> Decoder:
     return best
 
 
-def decode(probabilities: Float[Tensor, "n c h w"], decoder: Decoder) -> Int64[Tensor, "n h w"]:
+def decode(probabilities: Float[Tensor, "n c h w"], decoder: Decoder) -> UInt8[Tensor, "n h w"]:
     """The decoder's label of every pixel; of equal scores one of them.
 
     Raises:
@@ -77,21 +79,21 @@ def decode(probabilities: Float[Tensor, "n c h w"], decoder: Decoder) -> Int64[T
             f"the decoder is of {len(decoder.scale)} classes, the probabilities are of {probabilities.shape[1]}"
         )
     scale, offset = (values.to(probabilities)[:, None, None] for values in decoder)
-    return torch.addcmul(offset, probabilities, scale).argmax(1)
+    return highest(torch.addcmul(offset, probabilities, scale))[1]
 
 
 def expected(
-    probabilities: Float[Tensor, "m c"], labels: Int64[Tensor, " m"]
+    probabilities: Float[Tensor, "m c"], labels: UInt8[Tensor, " m"]
 ) -> tuple[Float64[Tensor, " c"], Float64[Tensor, " c"]]:
     """Expected intersection and union, in pixels, of every class under a labelling."""
     classes = probabilities.shape[1]
-    own = probabilities.gather(1, labels[:, None])[:, 0].double()
+    own = probabilities.gather(1, labels.long()[:, None])[:, 0].double()
     intersection = torch.bincount(labels, own, minlength=classes)
     missed = probabilities.sum(0, dtype=torch.float64) - intersection
     return intersection, torch.bincount(labels, minlength=classes) + missed.clamp(min=0)  # rounding
 
 
-def _labels(probabilities: Float[Tensor, "m c"], decoder: Decoder) -> Int64[Tensor, " m"]:
+def _labels(probabilities: Float[Tensor, "m c"], decoder: Decoder) -> UInt8[Tensor, " m"]:
     return decode(probabilities.T[None, :, None], decoder)[0, 0]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipeline import artifacts, batches, datasets, decoding, inference, metrics, paths, training
+from pipeline.claims import highest
 from pipeline.errors import UserError
 from pipeline.params import Compute, Evaluate, Model, Prepare
 
@@ -44,7 +45,7 @@ def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, 
             truth = mask[None].to(full.device)
             probabilities = calibration.apply(full).softmax(1)
             # The network's own labels: a bias that was fitted to the model before must not change what is measured.
-            labellings = {"argmax": full.argmax(1), "expected_iou": decoding.decode(probabilities, decoder)}
+            labellings = {"argmax": highest(full)[1], "expected_iou": decoding.decode(probabilities, decoder)}
             for name, prediction in labellings.items():
                 confusions[name] += metrics.confusion(prediction, truth, len(classes.names)).cpu()
             reliability += metrics.reliability(probabilities, truth, evaluate.calibration_bins).cpu()

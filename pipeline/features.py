@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float16, Float32, Float64
 from torch import Tensor
 
-from pipeline.acquisitions.contract import claims
+from pipeline.claims import highest
 
 GRADIENT = 256
 """Dimensions of a projected gradient: it keeps distances to about 1 / sqrt(128) of them."""
@@ -55,7 +55,8 @@ def pool(
         pixels: how many pixels a cell stands for.
         projected: of `projection`.
     """
-    own = torch.stack(list(claims(probabilities, probabilities.amax(1))), dim=1)
+    _, claim = highest(probabilities)
+    own = claim[:, None] == torch.arange(probabilities.shape[1], device=claim.device).view(-1, 1, 1)
     doubt = torch.where(own, 1 - probabilities, 0) * pixels
     miss = torch.where(own, 0, probabilities) * pixels
     weights = torch.stack([doubt, miss], dim=2).flatten(3)  # (n, c, 2, cells)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, Real, UInt8
 from torch import Tensor
 
+from pipeline.claims import highest
 from pipeline.labels import IGNORE
 
 
@@ -70,8 +71,8 @@ def reliability(
     Bin b holds the pixels whose highest probability lies in [b / bins, (b + 1) / bins); the last one also holds 1.
     """
     valid = truth != IGNORE
-    highest, claimed = probabilities.max(1)
-    confidence = highest[valid].double()
+    best, claimed = highest(probabilities)
+    confidence = best[valid].double()
     index = (confidence * bins).long().clamp(max=bins - 1)
     correct = (claimed == truth)[valid].double()
     values = torch.stack([torch.ones_like(confidence), confidence, correct], dim=1)

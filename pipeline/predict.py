@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline import artifacts, batches, blocks, datasets, inference, paths, pictures, scoring, training
 from pipeline.batches import Item
+from pipeline.claims import highest
 from pipeline.errors import UserError
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
 
@@ -72,7 +73,7 @@ def _items(round_name: str, classes: int) -> list[Item]:
 def _write(round_name: str, item: Item, logits: Float[Tensor, "c h w"], gain: Float[np.ndarray, "h w"]) -> None:
     image = datasets.read_image(item.image)
     full = inference.upsample(logits, (image.shape[0], image.shape[1]))
-    ids = blocks.crop(full.argmax(0).byte().cpu().numpy(), item.key)
+    ids = blocks.crop(highest(full[None])[1][0].cpu().numpy(), item.key)
     artifacts.save_mask(paths.prediction(round_name, item.key), ids)
     seen = scoring.seen_crop(gain, item.key, (image.shape[0], image.shape[1]))
     artifacts.write(paths.gain_picture(round_name, item.key), pictures.gain_overlay(blocks.crop(image, item.key), seen))

@@ -8,6 +8,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pipeline import artifacts, auditing, batches, datasets, inference, paths, pictures, scoring, training
+from pipeline.claims import highest
 from pipeline.labels import ClassSet
 from pipeline.params import BudgetLine, Compute, Model, Prepare, Report, Score
 
@@ -111,9 +112,9 @@ def _panels(
     for out in inference.outputs(fabric, before, items, model.size, compute, f"report {name}", grid):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size)
-        now = out.logits.argmax(1)
+        _, now = highest(out.logits)
         with torch.inference_mode():
-            then = after.to(fabric.device).eval()(out.batch.images).argmax(1)
+            _, then = highest(after.to(fabric.device).eval()(out.batch.images))
         gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
         for place, index in enumerate(out.batch.indices):
             row = selection.iloc[index]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline import inference, losses, training
 from pipeline.batches import Batch, Item
+from pipeline.claims import highest
 from pipeline.errors import UserError, choose
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
@@ -47,7 +48,7 @@ def held_out_reward(
         statistics = reward.statistics(unlabelled, unlabelled)[0]  # there may be fewer images than processes
         for out in inference.outputs(fabric, network, items, model.size, compute, "held out"):
             truth = inference.small_masks(out.batch, model.size).to(out.logits.device)
-            statistics = statistics + reward.statistics(out.logits.argmax(1).byte(), truth).sum(0).cpu()
+            statistics = statistics + reward.statistics(highest(out.logits)[1], truth).sum(0).cpu()
         return float(reward.value(training.total(fabric, statistics)).total)
 
     return validate

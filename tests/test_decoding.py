@@ -66,7 +66,7 @@ def by_loops(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_expected_counts_by_hand() -> None:
     probabilities = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
-    intersection, union = expected(probabilities, torch.tensor([0, 1, 0]))
+    intersection, union = expected(probabilities, torch.tensor([0, 1, 0], dtype=torch.uint8))
     assert intersection.tolist() == [0.75 + 0.5, 0.75]
     assert union.tolist() == [2 + 0.25, 1 + 0.25 + 0.5]
 
@@ -88,7 +88,7 @@ def test_a_rare_class_is_claimed_before_it_is_the_most_probable() -> None:
 
 def test_argmax_is_the_most_probable_class() -> None:
     probabilities = pixels(0).T.reshape(1, 5, 20, 15)
-    assert decode(probabilities, decoding.argmax(5)).equal(probabilities.argmax(1))
+    assert decode(probabilities, decoding.argmax(5)).equal(probabilities.argmax(1).byte())
 
 
 @QUICK
@@ -131,7 +131,7 @@ def test_classes_that_are_alike_keep_their_order(seed: int) -> None:
     turned = torch.cat([probabilities.roll(shift, 1) for shift in range(3)])  # every class has the same J and U
     fitted = fit(turned)
     np.testing.assert_allclose(fitted.scale.numpy(), float(fitted.scale[0]), rtol=1e-5)
-    assert labels(probabilities, fitted).equal(probabilities.argmax(1))
+    assert labels(probabilities, fitted).equal(probabilities.argmax(1).byte())
 
 
 @QUICK
@@ -139,7 +139,9 @@ def test_classes_that_are_alike_keep_their_order(seed: int) -> None:
 def test_renamed_classes_are_renamed_in_the_answer(seed: int, order: list[int]) -> None:
     probabilities = pixels(seed, 200, 6).double()
     renamed = probabilities[:, order]
-    assert torch.tensor(order)[labels(renamed, fit(renamed))].equal(labels(probabilities, fit(probabilities)))
+    assert torch.tensor(order)[labels(renamed, fit(renamed)).long()].equal(
+        labels(probabilities, fit(probabilities)).long()
+    )
 
 
 @QUICK
@@ -164,7 +166,7 @@ def test_a_class_that_is_not_expected_is_never_claimed(unlikely: float) -> None:
 def test_shape_and_device_are_those_of_the_probabilities() -> None:
     probabilities = pixels(0, 24, 4).T.reshape(4, 2, 3, 4).transpose(0, 1)
     found = decode(probabilities, fit(pixels(1, classes=4)))
-    assert (found.shape, found.dtype) == ((2, 3, 4), torch.int64)
+    assert (found.shape, found.dtype) == ((2, 3, 4), torch.uint8)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, asked, by_claim, claims
+from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, asked, by_claim
+from pipeline.claims import highest
 
 REGION = 3
 """Height and width in pixels of the region of `ripu`."""
@@ -21,8 +22,8 @@ def entropy(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
 
 def margin(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
     """1 - (highest - second highest probability)."""
-    highest, second = probabilities.topk(2, dim=1).values.unbind(1)
-    return 1 - (highest - second)
+    first, second = probabilities.topk(2, dim=1).values.unbind(1)
+    return 1 - (first - second)
 
 
 def least_confidence(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
@@ -49,8 +50,9 @@ def ripu(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
         return F.avg_pool2d(maps, REGION, stride=1, padding=REGION // 2, count_include_pad=False)
 
     impurity = torch.zeros_like(probabilities[:, 0])
-    for own in claims(probabilities, probabilities.amax(1)):
-        impurity += torch.special.entr(region(own.to(probabilities.dtype)))
+    _, claim = highest(probabilities)
+    for c in range(probabilities.shape[1]):
+        impurity += torch.special.entr(region((claim == c).to(probabilities.dtype)))
     return impurity * region(entropy(probabilities))
 
 

@@ -17,13 +17,14 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, Worth, total
+from pipeline.claims import highest
 from pipeline.labels import IGNORE
 
 
 def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 3"]:
     """Claimed pixels, expected wrong claims and expected missed pixels, of every class."""
     n, c = probabilities.shape[:2]
-    confidence, claim = probabilities.max(1)
+    confidence, claim = highest(probabilities)
     image = torch.arange(n, device=claim.device)[:, None, None]
     place = (claim + c * image).flatten()
     claimed = torch.bincount(place, minlength=n * c).view(n, c).double()
@@ -94,7 +95,8 @@ def gain_map(
 ) -> Float[Tensor, "n h w"]:
     """Shortfall of every pixel. Errors as `worth`."""
     per_doubt, per_miss = (table.to(probabilities.dtype) for table in worth(pool, smooth))
-    confidence, claim = probabilities.max(1)
+    confidence, claim = highest(probabilities)
+    claim = claim.long()
     # Never below 0: a rounded sum of positive parts is at least its largest part rounded.
     missed = torch.einsum("nchw,c->nhw", probabilities, per_miss) - per_miss[claim] * confidence
     return per_doubt[claim] * (1 - confidence) + missed

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
+from pipeline.claims import highest
 from pipeline.labels import IGNORE
 from pipeline.policy.contract import Asked, Estimate, counts_of, estimate
 from pipeline.policy.sampling import OTHER_IMAGES
@@ -28,7 +29,7 @@ def soft_iou(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
         pool = asked.memory.reshape(counts.shape[1:]) + counts.sum(0)
         share = pool.detach().sum() / counts.detach().sum().clamp(min=1)
         loss = -share * of_counts(pool).total if counts.detach().any() else 0 * logits.sum().double()
-    return estimate(loss, probabilities.detach().argmax(1).byte(), asked)
+    return estimate(loss, highest(probabilities.detach())[1], asked)
 
 
 def _expected_counts(p: Float[Tensor, "c h w"], truth: UInt8[Tensor, "h w"]) -> Float64[Tensor, "c c"]:
@@ -52,7 +53,7 @@ def lovasz(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     pieces = zip(*whole, strict=True) if asked.reward.per_image else [(probabilities.transpose(0, 1), asked.truth)]
     losses = [_lovasz_softmax(p.flatten(1), t.flatten()) for p, t in pieces if (t != IGNORE).any()]
     loss = torch.stack(losses).mean() if losses else 0 * logits.sum()
-    return estimate(loss, probabilities.detach().argmax(1).byte(), asked)
+    return estimate(loss, highest(probabilities.detach())[1], asked)
 
 
 def _lovasz_softmax(p: Float[Tensor, "c m"], truth: UInt8[Tensor, " m"]) -> Float[Tensor, ""]:
@@ -77,7 +78,7 @@ def reward_weighted(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
         ValueError: nothing is labelled.
     """
     pooled = field(logits, asked.segments)
-    labelling = pooled.detach().argmax(1).byte()
+    labelling = highest(pooled.detach())[1]
     valid = (asked.truth != IGNORE).sum((1, 2))
     seen = valid > 0
     best, is_now = (
