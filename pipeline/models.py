@@ -56,6 +56,8 @@ class Network(nn.Module):
         self.auxiliary: nn.Module | None = None
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD).view(3, 1, 1), persistent=False)
+        for layer in self._last_layers():
+            layer.register_forward_hook(_apart)
 
     def forward(
         self, images: UInt8[Tensor, "n 3 h w"], auxiliary: bool = False
@@ -67,9 +69,7 @@ class Network(nn.Module):
 
         def sized(logits: Tensor) -> Tensor:
             if logits.shape[-2:] != x.shape[-2:]:
-                # Class by class: a softmax over classes that lie together, as convolutions leave them on the CPU, takes
-                # three times as long, and a step of the loss a third longer (docs/log.md, 2026-11-26).
-                logits = F.interpolate(logits.contiguous(), size=x.shape[-2:], mode="bilinear", align_corners=False)
+                logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
             return logits[..., :height, :width]
 
         if not auxiliary:
@@ -95,12 +95,7 @@ class Network(nn.Module):
         Raises:
             UserError: the model has several.
         """
-        layers = [
-            layer
-            for name in self.parts.head
-            for layer in self.body.get_submodule(name).modules()
-            if isinstance(layer, nn.Conv2d)
-        ]
+        layers = self._last_layers()
         if len(layers) != 1:
             known = ", ".join(name for name, model in MODELS.items() if len(model.parts.head) == 1)
             raise UserError(
@@ -108,6 +103,10 @@ class Network(nn.Module):
                 f"of {known}, or score.acquisition to one without members and score.features to false"
             )
         return layers[0]
+
+    def _last_layers(self) -> list[nn.Conv2d]:
+        heads = [self.body.get_submodule(name) for name in self.parts.head]
+        return [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Conv2d)]
 
     def with_grid(self, images: UInt8[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c h w"], Grid]:
         """Logits as from `forward`, and what enters and leaves the last layer on the way to them.
@@ -165,6 +164,15 @@ class Network(nn.Module):
         made = F.conv2d(features, weights.flatten(0, 1).to(features), bias, layer.stride, layer.padding, layer.dilation)
         logits: Tensor = made.reshape(len(made), members, classes, *made.shape[2:]).transpose(0, 1)
         return logits
+
+
+def _apart(layer: nn.Module, given: object, logits: Tensor) -> Tensor:
+    """Where nothing is trained, the last layer leaves the pixels of a class side by side, not the classes of a pixel.
+
+    Before the logits grow to the image's size that costs little, and softmax then takes a quarter of the time on the
+    CPU. The loss wants them as they come.
+    """
+    return logits if layer.training else logits.contiguous()
 
 
 def _logits(output: Any) -> Tensor:
