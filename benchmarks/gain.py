@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.stats import ttest_rel
@@ -280,16 +281,21 @@ def labels_needed(curve: Mapping[int, float], wanted: float) -> float | None:
 
 
 def plot(curves: Mapping[str, Mapping[int, Mapping[int, float]]], bound: float) -> Figure:
-    """Mean curves; the two random ones grey (the darker one is the baseline), best-first ones dotted."""
+    """Mean curves of the rows with most seeds: ours black, the two random ones grey, best-first ones dotted."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    for name, seeds in curves.items():
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
+    most = max(len(seeds) for seeds in curves.values())
+    finished = {name: seeds for name, seeds in curves.items() if len(seeds) == most}
+    for name, seeds in sorted(finished.items(), key=lambda item: -statistics.mean(map(area, item[1].values()))):
         images = list(next(iter(seeds.values())))
         means = [statistics.mean(curve[number] for curve in seeds.values()) for number in images]
         way = ACQUISITIONS[name]
         (line,) = axes.plot(images, means, marker="o", markersize=3, label=name)
         if name in ("random", BASELINE):
             line.set(color="0.3" if name == BASELINE else "0.65", linewidth=2.5)
+        if name == OURS:
+            line.set(color="black", linewidth=3.5, zorder=3)
         if way.select["method"] == "best_first":
             line.set(linestyle=":")
     axes.axhline(bound, color="0.2", linestyle="--", linewidth=1, label="all labels")
