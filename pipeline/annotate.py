@@ -212,7 +212,7 @@ def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, prepare: 
     if new:
         _check_spending(round_name, line, book, new)
         ledger.append(new)
-        print(f"{round_name}: ordered {len(new)} images from {annotate.annotator}")
+        print(f"{round_name}: ordered {blocks.counted([order.key for order in new])} from {annotate.annotator}")
 
 
 def _check_store(book: Ledger) -> None:
@@ -235,8 +235,8 @@ def _check_store(book: Ledger) -> None:
 def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequence[Order]) -> None:
     if os.environ.get("DVC_EXP_NAME"):
         raise UserError(
-            f"{round_name} would buy {len(new)} images inside `dvc exp run`, whose ledger is thrown away: "
-            f"buy them with `dvc repro` first, then experiment on what was bought"
+            f"{round_name} would buy {blocks.counted([order.key for order in new])} inside `dvc exp run`, whose ledger "
+            f"is thrown away: buy them with `dvc repro` first, then experiment on what was bought"
         )
     images, minutes = book.spent(round_name, new)
     if images > (line.images or images) or minutes > (line.minutes or minutes) + 1e-6:

@@ -106,6 +106,11 @@ def share(key: str) -> float:
     return 1 / (rows * cols)
 
 
+def counted(units: Sequence[str]) -> str:
+    """How many there are, in words: images or blocks."""
+    return f"{len(units)} {'block' if units and parse(units[0]) else 'image'}{'' if len(units) == 1 else 's'}"
+
+
 def crop(picture: Shaped[np.ndarray, "h w ..."], key: str) -> Shaped[np.ndarray, "h2 w2 ..."]:
     """What a picture of the whole image shows of a label's place: all of it, or the block."""
     block = parse(key)

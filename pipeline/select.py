@@ -71,8 +71,9 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
         raise UserError(
             f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
         )
-    artifacts.save_selection(round_name, pd.DataFrame(rows))
-    print(f"{round_name}: {len(rows)} images, {len(kept)} of them ordered before")
+    selection = pd.DataFrame(rows)
+    artifacts.save_selection(round_name, selection)
+    print(f"{round_name}: {blocks.counted(selection['key'].tolist())}, {len(kept)} of them ordered before")
 
 
 def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], need: str | None) -> Candidates:

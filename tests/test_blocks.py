@@ -97,6 +97,14 @@ def test_network_sees_a_pixel_in_the_block_whose_label_it_gets(
         assert scoring.seen_crop(np.zeros(seen, np.float32), name, size).shape == box.size
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [(["a"], "1 image"), (["a", "b"], "2 images"), (["a@2x2-0-0"], "1 block"), (["a@2x2-0-0"] * 3, "3 blocks")],
+)
+def test_they_are_counted_in_words(keys: list[str], said: str) -> None:
+    assert blocks.counted(keys) == said
+
+
 def test_blocks_without_a_pixel_are_a_sentence() -> None:
     assert scoring.seen_boxes((1, 1), (24, 32), (16, 32)) == [Box(0, 0, 16, 32)]
     with pytest.raises(

@@ -194,7 +194,7 @@ def test_experiments_do_not_buy(tiny: Project) -> None:
     now, ledger = tiny.results(), (tiny.folder / "data/ledger.jsonl").read_bytes()
     refused = tiny.dvc("exp", "run", "--temp", "--set-param", "+budget.r03={after: r02, images: 1}")
     assert refused.status != 0
-    assert "annotate: r03 would buy 1 images inside `dvc exp run`" in refused.output, refused.output
+    assert "annotate: r03 would buy 1 image inside `dvc exp run`" in refused.output, refused.output
     assert sorted(refused.ran) == sorted(f"{stage}@r03" for stage in STAGES[:5])
     assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
     assert not (tiny.folder / "data/rounds/r03").exists()
