@@ -55,6 +55,12 @@ def test_logits_are_finite_and_of_the_images_size(name: str, size: tuple[int, in
 
 
 @every_model
+def test_out_of_training_the_pixels_of_a_class_lie_side_by_side(name: str) -> None:
+    with torch.inference_mode():
+        assert made(name)(images(64, 96, count=2)).stride(3) == 1
+
+
+@every_model
 def test_evaluation_is_deterministic_and_one_image_does_not_see_another(name: str) -> None:
     batch = images(64, 96, count=2)
     with torch.inference_mode():
