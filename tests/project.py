@@ -34,7 +34,7 @@ model: {{name: small, size: [32, 64], width: 16}}
 pretrain: {{steps: {steps}, batch: 4, lr: 2e-3}}
 calibration: {{method: temperature, start: none}}
 score: {{acquisition: shortfall, features: true}}
-select: {{start: clue, method: learning_curve}}
+select: {{method: clue}}
 annotate: {{annotator: oracle, oracle_minutes: 10}}
 tune:
   likelihood: {{steps: {steps}, batch: 4, lr: 1e-3}}

@@ -46,9 +46,17 @@ def test_shipped_params_name_every_section_and_acquisition() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text()):
-        assert (page.parent / link).exists(), link
+        file, _, heading = link.partition("#")
+        assert (page.parent / file).exists(), link
+        assert not heading or heading in _headings(page.parent / file), link
     for path in re.findall(r"`((?:docs|examples|tests|benchmarks|pipeline)/[\w./-]+)`", page.read_text()):
         assert (ROOT / path).exists(), path
+
+
+def _headings(page: Path) -> set[str]:
+    """As the forge makes them: small letters, hyphens for spaces."""
+    titles = re.findall(r"^#+ (.+)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_make_has_the_two_commands_of_the_first_screen() -> None:

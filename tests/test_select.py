@@ -183,7 +183,7 @@ def test_the_first_purchase_may_have_a_method_of_its_own() -> None:
 def test_no_signal_in_the_score_is_not_heeded_by_who_does_not_go_by_it() -> None:
     look("r01", KEYS, np.eye(40))
     artifacts.save_json(paths.audit("r00"), {"signal": False})
-    for method, used in (("coreset", "coreset"), ("clue", "class_stratified")):
+    for method, used in (("coreset", "coreset"), ("clue", "clue"), ("representative", "class_stratified")):
         run(images=3, method=method)
         assert set(artifacts.load_selection("r01")["method"]) == {used}
 

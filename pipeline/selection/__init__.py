@@ -36,8 +36,9 @@ METHODS: dict[str, Method] = {
     "learning_curve": learning_curve,
 }
 
-BY_GAIN = ("draw", "best_first", "class_balanced", "clue", "coverage", "drawn_coverage", "representative")
-"""Methods that look for gain; the others for what is rare, typical or different, whatever the score says."""
+BY_GAIN = ("draw", "best_first", "class_balanced", "coverage", "drawn_coverage", "representative")
+"""Methods that look for gain; the others for what is rare, typical or different, whatever the score says. CLUE weighs
+its clusters by gain, but is measured (docs/gain_study.md) without a fallback."""
 
 NEEDS: dict[str, str] = {
     "coreset": "features",

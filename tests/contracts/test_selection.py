@@ -190,7 +190,7 @@ def test_who_weighs_classes_refuses_gains_without(name: str) -> None:
         choose(METHODS[name], pool._replace(parts=np.zeros((4, 0)), by_class=np.zeros((4, 0, 8))), images=2)
 
 
-@pytest.mark.parametrize("name", BY_GAIN)
+@pytest.mark.parametrize("name", [*BY_GAIN, "clue"])
 def test_gain_is_what_is_looked_for(name: str) -> None:
     gains = np.array([1.0] * 20 + [100.0] * 5)
     found = []
