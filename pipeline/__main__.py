@@ -6,11 +6,13 @@ import fcntl
 import importlib
 import inspect
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline import params_file, paths
+from pipeline import inputs, ledger, params_file, paths
 from pipeline.errors import UserError, WaitingForPeople
 from pipeline.params import BudgetLine, Params
 
@@ -20,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 STAGES = (
     "prepare",
     "pretrain",
+    "snapshot",
     "score",
     "select",
     "forecast",
@@ -30,6 +33,10 @@ STAGES = (
     "evaluate",
     "report",
 )
+NETWORK = ("pretrain", "score", "predict", "audit", "tune", "evaluate", "report")
+"""Stages that run the network: they are started by `launch`."""
+LAUNCHED = "REGAIN_LAUNCHED"
+"""Set for what `launch` has started."""
 WAITING = 75
 STOPPED = 130
 """As a shell has it after Ctrl-C."""
@@ -71,6 +78,8 @@ def main(argv: list[str]) -> int:
     try:
         settings = params_file.load()
         if given.command in STAGES:
+            if given.command in NETWORK:
+                _launch(settings.launch, argv)
             with _alone(given.command):
                 _stage(given, settings)
             return 0
@@ -100,6 +109,33 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _launch(launch: str, argv: list[str]) -> None:
+    """Become what `launch` starts, unless this is it already; the default starts nothing.
+
+    Here and not in dvc.yaml: how many GPUs there are says nothing of what comes out, and DVC runs a stage anew when its
+    command changes.
+    """
+    if launch == Params.model_fields["launch"].default or {LAUNCHED, "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        return
+    where = f"launch is {launch!r} in {paths.PARAMS}"
+    try:
+        words = shlex.split(launch)
+    except ValueError as error:
+        raise UserError(f"{where}, which cannot be read ({error}): write it as in a shell") from None
+    environment = {**os.environ, LAUNCHED: "1"}
+    while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0]):  # CUDA_VISIBLE_DEVICES=0,1 torchrun ...
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    if len(words) < 3 or words[-2:] != ["-m", "pipeline"]:
+        raise UserError(f"{where}: let it end in `-m pipeline`, since the stage's name comes after it")
+    try:
+        os.execvpe(words[0], [*words, *argv], environment)
+    except OSError as error:
+        raise UserError(
+            f"{where}, but {words[0]!r} does not start ({error.strerror}): install it, or take `launch` out of the file"
+        ) from None
+
+
 def sections(run: Callable[..., None], settings: Params) -> dict[str, Any]:
     """What of params.yaml a stage's signature names."""
     wanted = inspect.signature(run).parameters
@@ -107,6 +143,8 @@ def sections(run: Callable[..., None], settings: Params) -> dict[str, Any]:
 
 
 def _stage(given: argparse.Namespace, settings: Params) -> None:
+    for sentence in inputs.class_lists(settings.prepare) if given.command != "prepare" else ():
+        raise UserError(sentence)
     run = importlib.import_module(f"pipeline.{given.command}").run
     wanted, values = inspect.signature(run).parameters, sections(run, settings)
     if "round_name" in wanted:
@@ -120,6 +158,12 @@ def _line(given: argparse.Namespace, settings: Params) -> BudgetLine:
     if given.round not in settings.budget:
         known = ", ".join(settings.budget)
         raise UserError(f"unknown round {given.round!r}: the budget table in {paths.PARAMS} has {known}")
+    replaced = ledger.load().replaced(list(settings.budget))
+    if replaced and replaced[1] == given.round:
+        raise UserError(
+            f"{replaced[0]} has bought, but the budget table in {paths.PARAMS} has {given.round} in its place, which "
+            f"would buy again: rename {given.round} to {replaced[0]}, or put the line of {replaced[0]} back before it"
+        )
     line = settings.budget[given.round]
     for name in ("after", "images", "minutes"):
         if getattr(given, name) not in (None, getattr(line, name)):

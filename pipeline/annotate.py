@@ -10,6 +10,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,13 @@ from dvc.repo import Repo
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, blocks, datasets, ledger, paths
+from pipeline import artifacts, blocks, ledger, paths
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, HeldBack, Request, Skipped, Unreachable
 from pipeline.errors import UserError, WaitingForPeople, choose
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, ClassSet
 from pipeline.ledger import Delivery, Ledger, Order, Skip
-from pipeline.params import Annotate, BudgetLine, Prepare, Score
+from pipeline.params import Annotate, BudgetLine, Roots, Score
 
 POLL_SECONDS = 30.0
 LONGEST_POLL_SECONDS = 600.0
@@ -33,7 +34,7 @@ PATIENCE_SECONDS = 24 * 3600.0
 """So long they may stay away in mode `wait`."""
 
 
-def run(round_name: str, line: BudgetLine, *, prepare: Prepare, score: Score, annotate: Annotate) -> None:
+def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annotate: Annotate) -> None:
     """Order what the round's selection adds, collect what has come back, and write the labels bought so far.
 
     Raises:
@@ -43,11 +44,12 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, score: Score, an
     """
     annotator = choose("annotate.annotator", ANNOTATORS, annotate.annotator)
     _check_store(ledger.load())
+    classes = ledger.classes()
     with _dvc() as add:  # before anything is bought that could not be kept
         selection = artifacts.load_selection(round_name)
-        pool = _with_blocks(artifacts.load_manifest("pool").set_index("key", drop=False), round_name, selection["key"])
-        _order(round_name, line, selection, prepare, annotate)
-        waiting = _collect(annotator, Request(round_name, (), {}, pool, prepare, annotate, score.acquisition), add)
+        pool = _with_blocks(round_name, roots.pool, selection["key"])
+        _order(round_name, line, selection, classes, annotate)
+        waiting = _collect(annotator, Request(round_name, (), {}, pool, classes, annotate, score.acquisition), add)
         _take_corrections(round_name, pool)
         add()
     orders = ledger.load().ordered(round_name)
@@ -59,8 +61,9 @@ def run(round_name: str, line: BudgetLine, *, prepare: Prepare, score: Score, an
     _write_labels(round_name, line.after, [order.key for order in orders])
 
 
-def _with_blocks(pool: pd.DataFrame, round_name: str, selected: Iterable[str]) -> pd.DataFrame:
+def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> pd.DataFrame:
     """The pool's manifest with a row for every block that the round selects or has ordered before: a small image."""
+    pool = artifacts.load_images(round_name, root).set_index("key", drop=False)
     ordered = [entry.key for entry in ledger.load().entries if entry.round == round_name]
     rows = []
     for key in dict.fromkeys([*selected, *ordered]):
@@ -69,7 +72,7 @@ def _with_blocks(pool: pd.DataFrame, round_name: str, selected: Iterable[str]) -
             continue
         if block.image not in pool.index:
             raise UserError(
-                f"{round_name} is to buy {key!r}, a block of an image that {paths.manifest('pool')} has not: set "
+                f"{round_name} is to buy {key!r}, a block of an image that the pool has not: set "
                 f"prepare.pool in {paths.PARAMS} back to the data that the round was selected from"
             )
         image = pool.loc[block.image]
@@ -184,15 +187,9 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
     add()
 
 
-def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, prepare: Prepare, annotate: Annotate) -> None:
+def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, classes: ClassSet, annotate: Annotate) -> None:
     """Put on record what the selection adds to what is ordered already, without what was skipped."""
     book = ledger.load()
-    for order in [*book.orders, *book.withdrawn]:
-        if order.classes != prepare.classes:
-            raise UserError(
-                f"prepare.classes is {prepare.classes!r}, but labels were bought in {order.classes!r}: "
-                f"set it back, or start a new project for the new classes"
-            )
     for grid in set(map(blocks.grid_of, selection["key"])):
         blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
     elsewhere = {order.key: order.round for order in book.orders}
@@ -204,9 +201,9 @@ def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, prepare: 
                 f"{round_name} wants {key!r}, which {elsewhere[key]} has bought already: "
                 f"run `dvc repro -s -f select@{round_name}`, then `dvc repro`"
             )
-    annotator = annotate.annotator
+    names = (annotate.annotator, classes.name)
     new = [
-        Order(round_name, r.key, annotator, prepare.classes, r.gain, r.minutes, r.probability, ledger.now(), r.method)
+        Order(round_name, r.key, *names, r.gain, r.minutes, r.probability, ledger.now(), r.method, classes.names)
         for r in wanted.itertuples()
     ]
     if new:
@@ -247,7 +244,7 @@ def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequen
 
 
 def _check_mask(key: str, mask: UInt8[np.ndarray, "h w"], request: Request, annotator: str) -> None:
-    classes = len(datasets.class_set(request.prepare.classes).names)
+    classes = len(request.classes.names)
     unknown = np.setdiff1d(mask, [*range(classes), IGNORE])
     if unknown.size:
         raise UserError(

@@ -22,16 +22,24 @@ from jaxtyping import Float16, Float32, Float64, Int64, UInt8
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN, ClassSet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256")
+MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256", "mask_sha256")
+CLASS_COLUMNS = ("id", "name")
+COLOUR_COLUMNS = ("name", "red", "green", "blue")
 SCORE_COLUMNS = ("key", "gain", "minutes")
 SELECTION_COLUMNS = ("key", "gain", "minutes", "probability", "method")
 COST_COLUMNS = ("key", "regions", "boundary", "corrections")
 AUDIT_COLUMNS = ("key", "probability", "predicted")
-TEXT_COLUMNS = ("key", "image", "mask", "sha256", "method")
+TEXT_COLUMNS = ("key", "name", "image", "mask", "sha256", "mask_sha256", "method")
+
+FILES = ("image", "mask")
+"""Columns of a manifest that are paths."""
+IGNORED = "ignore"
+"""Stands for IGNORE where ids have names."""
 
 
 def write(path: Path, data: bytes) -> None:
@@ -84,18 +92,19 @@ def _load_table(path: Path, columns: Sequence[str], maker: str) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values={})
     except ValueError as error:  # pandas' errors of parsing are ValueErrors
         raise _damaged(path, " ".join(str(error).split()), maker) from None
-    _check_table(path, frame, columns)
+    _check_table(path, frame, columns, maker)
     return frame
 
 
-def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str], maker: str = "") -> None:
+    """See that a table has what it should; its first column names the rows."""
     lacking = [column for column in columns if column not in frame.columns]
     if lacking:
-        raise UserError(
-            f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; make it again"
-        )
-    if frame["key"].duplicated().any():
-        twice = frame["key"][frame["key"].duplicated()].iloc[0]
+        how = f"run `dvc repro -f {maker}` to make it again" if maker else "make it again"
+        raise UserError(f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; {how}")
+    keys = frame[columns[0]]
+    if keys.duplicated().any():
+        twice = keys[keys.duplicated()].iloc[0]
         raise UserError(f"{path}: the key {twice!r} stands twice")
     for column in columns:
         if column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(frame[column]):
@@ -103,17 +112,71 @@ def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> Non
     numbers = frame.select_dtypes("number").to_numpy(dtype=float)
     if not np.isfinite(numbers).all():
         row = int(np.argwhere(~np.isfinite(numbers))[0][0])
-        raise UserError(f"{path}: a value of {frame['key'].iloc[row]!r} is not finite")
+        raise UserError(f"{path}: a value of {keys.iloc[row]!r} is not finite")
 
 
 def save_manifest(split: str, frame: pd.DataFrame) -> None:
-    """Write the manifest of `source`, `pool` or `test`: one row per image."""
+    """Write the manifest of `source`, `pool` or `test`: one row per image, files by their paths below the root."""
     _save_table(paths.manifest(split), frame, MANIFEST_COLUMNS)
 
 
-def load_manifest(split: str) -> pd.DataFrame:
-    """Columns key, image, mask (empty if none), height, width, sha256; the source also `n_<class>`."""
-    return _load_table(paths.manifest(split), MANIFEST_COLUMNS, "prepare")
+def load_manifest(split: str, root: Path = Path()) -> pd.DataFrame:
+    """Columns key, image, mask (empty if none), height, width, sha256, mask_sha256 (empty: closed, or none).
+
+    The source also `n_<class>`. With the root of the data, image and mask are paths that can be opened.
+    """
+    return _below(root, _load_table(paths.manifest(split), MANIFEST_COLUMNS, "prepare"))
+
+
+def save_images(round_name: str, frame: pd.DataFrame) -> None:
+    """Write the pool as a round has it: rows of the pool's manifest."""
+    _save_table(paths.images(round_name), frame, MANIFEST_COLUMNS)
+
+
+def load_images(round_name: str, root: Path = Path()) -> pd.DataFrame:
+    """The pool as a round has it, as `load_manifest` does; until that is on record, the pool of now."""
+    path = paths.images(round_name)
+    if not path.is_file():
+        return load_manifest("pool", root)
+    return _below(root, _load_table(path, MANIFEST_COLUMNS, f"snapshot@{round_name}"))
+
+
+def _below(root: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(**{of: [(root / path).as_posix() if path else "" for path in frame[of]] for of in FILES})
+
+
+def save_classes(classes: ClassSet) -> None:
+    """Write the class set that everything is made with."""
+    frame = pd.DataFrame({"id": range(len(classes.names)), "name": classes.names})
+    _save_table(paths.CLASSES, frame, CLASS_COLUMNS)
+    colours = pd.DataFrame(classes.colours, columns=list(COLOUR_COLUMNS[1:]))
+    colours.insert(0, "name", classes.names)
+    _save_table(paths.COLOURS, colours, COLOUR_COLUMNS)
+
+
+def load_classes() -> ClassSet:
+    """The class set that everything is made with; it is called like a set of ours where it has its names."""
+    names = tuple(_load_table(paths.CLASSES, CLASS_COLUMNS, "prepare").sort_values("id")["name"])
+    colours = _load_table(paths.COLOURS, COLOUR_COLUMNS, "prepare").set_index("name")
+    name = next((name for name, of in CLASS_SETS.items() if of.names == names), paths.CLASSES.as_posix())
+    return ClassSet(name, names, tuple(tuple(map(int, colours.loc[each])) for each in names))  # type: ignore[misc]
+
+
+def save_ids(split: str, table: UInt8[np.ndarray, "256"], classes: ClassSet) -> None:
+    """Write which class each id is that the masks of a set store."""
+    known = np.flatnonzero(table != UNKNOWN)
+    names = [IGNORED if table[number] == IGNORE else classes.names[table[number]] for number in known]
+    _save_table(paths.ids(split), pd.DataFrame({"id": known, "name": names}), CLASS_COLUMNS)
+
+
+def load_ids(split: str, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
+    """Table from the ids that the masks of a set store to class ids, IGNORE or UNKNOWN."""
+    path, table = paths.ids(split), np.full(256, UNKNOWN, np.uint8)
+    for number, name in _load_table(path, CLASS_COLUMNS, "prepare").itertuples(index=False):
+        if name not in (*classes.names, IGNORED):
+            raise UserError(f"{path} has the class {name!r}, which {paths.CLASSES} has not: run `dvc repro -f prepare`")
+        table[number] = IGNORE if name == IGNORED else classes.names.index(name)
+    return table
 
 
 def save_scores(round_name: str, frame: pd.DataFrame) -> None:

@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
-from pipeline import acquisitions, artifacts, auditing, batches, datasets, inference, metrics, scoring, training
+from pipeline import acquisitions, artifacts, auditing, batches, inference, ledger, metrics, scoring, training
 from pipeline.acquisitions.contract import by_claim
 from pipeline.auditing import IN_POINTS, Verdict
 from pipeline.claims import highest
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
-from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
+from pipeline.params import BudgetLine, Compute, Model, Roots, Score
 
 BINS = 15
 """Of the expected calibration error."""
 
 
 def run(
-    round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, score: Score, compute: Compute
+    round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
 ) -> None:
     """Write audit.csv (predicted and realised gain of every image that came back) and audit.json (what they say).
 
@@ -30,11 +30,11 @@ def run(
         UserError: a label is missing, or no pixel of the round's labels is of a class.
     """
     fabric = training.start(compute)
-    classes = datasets.class_set(prepare.classes)
+    classes = ledger.classes()
     labels = artifacts.load_labels(round_name)
     keys = [row["key"] for row in labels if row["round"] == round_name]
-    images = artifacts.load_manifest("pool").set_index("key")["image"]
-    items = batches.labelled(keys, images, len(classes.names))
+    pool = artifacts.load_images(round_name, roots.pool).set_index("key")
+    items = batches.labelled(keys, pool, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name))
     network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in labels} - {round_name})

@@ -39,6 +39,10 @@ class Item(NamedTuple):
     """The mask's native ids -> class ids."""
     blocks: tuple[tuple[str, Path], ...] = ()
     """In the place of one mask, key and mask of each of some blocks; the rest is IGNORE."""
+    sha256: str = ""
+    """Of the image file, as it was looked at; empty if that is not known."""
+    mask_sha256: str = ""
+    """Of the mask file."""
 
     @property
     def masks(self) -> list[Path]:
@@ -60,25 +64,34 @@ class Item(NamedTuple):
 def items(frame: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> list[Item]:
     """The rows of a manifest, in its order."""
     return [
-        Item(key, Path(image), Path(mask) if mask else None, table)
-        for key, image, mask in zip(frame["key"], frame["image"], frame["mask"], strict=True)
+        Item(r.key, Path(r.image), Path(r.mask) if r.mask else None, table, (), r.sha256, r.mask_sha256)
+        for r in frame.itertuples()
     ]
 
 
-def labelled(keys: Iterable[str], images: pd.Series, classes: int) -> list[Item]:
+def labelled(keys: Iterable[str], pool: pd.DataFrame, classes: int) -> list[Item]:
     """An item for each delivered label, whole image or block.
 
     Args:
         keys: of the labels.
-        images: where the pool's images lie, by image key.
+        pool: its manifest, by image key.
         classes: how many there are.
+
+    Raises:
+        UserError: the image of a label is not in the pool.
     """
     table = stored(classes)
     found = []
     for key in keys:
-        image, block = Path(str(images[blocks.image_of(key)])), blocks.parse(key)
-        parts = () if block is None else ((key, paths.mask(key)),)
-        found.append(Item(key, image, paths.mask(key) if block is None else None, table, parts))
+        name, block = blocks.image_of(key), blocks.parse(key)
+        if name not in pool.index:
+            raise UserError(
+                f"{key!r} is labelled, but its image is not in the pool: put it back into prepare.pool, then run "
+                f"`dvc repro -f prepare` and `dvc repro`"
+            )
+        image, parts = pool.loc[name], () if block is None else ((key, paths.mask(key)),)
+        mask = paths.mask(key) if block is None else None
+        found.append(Item(key, Path(str(image["image"])), mask, table, parts, str(image["sha256"])))
     return found
 
 

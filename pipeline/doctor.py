@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline import artifacts, blocks, datasets, paths
+from pipeline import artifacts, blocks, datasets, inputs, paths
 from pipeline.annotators import label_studio
 from pipeline.datasets.scan import Found, near_pairs, scan, shared_images
 from pipeline.errors import UserError
@@ -57,6 +57,7 @@ def run(params: Params) -> int:
     _duplicates(found, report)
     _budget(params, found["pool"], report)
     _manifests(prepare, found, report)
+    _inputs(params, report)
     if classes is not None and params.tune.reward.steps:
         from pipeline import reward_tuning  # torch: seconds to import, and only this needs it
 
@@ -201,9 +202,9 @@ def _manifests(prepare: Prepare, found: Mapping[str, Sequence[Found]], report: R
         except UserError as error:
             report.problems.append(str(error))
             continue
-        listed = dict(zip(manifest["key"], manifest["sha256"], strict=True))
+        listed = dict(zip(manifest["key"], zip(manifest["sha256"], manifest["mask_sha256"], strict=True), strict=True))
         there = {
-            one.sample.key: one.sha256
+            one.sample.key: (one.sha256, one.mask_sha256)
             for one in looked_at
             if not (skip and any(fault.kind == "size mismatch" for fault in one.faults))
         }
@@ -215,9 +216,18 @@ def _manifests(prepare: Prepare, found: Mapping[str, Sequence[Found]], report: R
         what = ", ".join(f"{len(keys)} {word} ({min(keys)!r})" for word, keys in differ.items() if keys)
         if what:
             report.problems.append(
-                f"{paths.manifest(split)} is not what is on the disk, images: {what}; run "
-                "`dvc repro --force --single-item prepare`, then `dvc repro`"
+                f"{paths.manifest(split)} is not what is on the disk, images or masks: {what}; run "
+                "`dvc repro -f prepare`, then `dvc repro`"
             )
+
+
+def _inputs(params: Params, report: Report) -> None:
+    """Files that are not what the stages have recorded of them."""
+    try:
+        report.problems.extend(inputs.changed(params))
+    except UserError as error:
+        if str(error) not in report.problems:
+            report.problems.append(str(error))
 
 
 def _first(items: Iterable[str]) -> str:

@@ -3,29 +3,28 @@
 Both decoders are measured, so that what tuning brings and what decoding brings are not taken for each other.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from pipeline import artifacts, batches, datasets, decoding, inference, metrics, paths, training
+from pipeline import artifacts, batches, decoding, inference, metrics, paths, training
 from pipeline.claims import highest
 from pipeline.errors import UserError
-from pipeline.params import Compute, Evaluate, Model, Prepare
+from pipeline.params import Compute, Evaluate, Model, Roots
 
 
-def run(round_name: str, *, prepare: Prepare, model: Model, evaluate: Evaluate, compute: Compute) -> None:
+def run(round_name: str, *, roots: Roots, model: Model, evaluate: Evaluate, compute: Compute) -> None:
     """Write the metrics of a round and its confusion matrix.
 
     Raises:
         UserError: the model gives no probabilities.
     """
     fabric = training.start(compute)
-    classes = datasets.class_set(prepare.classes)
-    table = datasets.table(prepare.test.dataset, Path(prepare.test.root), classes)
-    items = batches.items(artifacts.load_manifest("test"), table)
+    classes = artifacts.load_classes()
+    table = artifacts.load_ids("test", classes)
+    items = batches.items(artifacts.load_manifest("test", roots.test), table)
     network, calibration = training.open_network(round_name, model, classes)
-    pool = artifacts.load_manifest("pool").assign(mask="")  # the pool's own masks are none of the model's business
+    # The pool's own masks are none of the model's business.
+    pool = artifacts.load_images(round_name, roots.pool).assign(mask="")
     places = np.linspace(0, len(pool) - 1, min(evaluate.decode_images, len(pool))).round().astype(int)
     seen = batches.items(pool.iloc[places], table)
     pixels = inference.probabilities(fabric, network, seen, model.size, compute, calibration)

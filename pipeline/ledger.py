@@ -10,8 +10,11 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import pandas as pd
+
 from pipeline import artifacts, paths
 from pipeline.errors import UserError
+from pipeline.labels import CLASS_SETS, ClassSet
 
 
 class Order(NamedTuple):
@@ -21,7 +24,7 @@ class Order(NamedTuple):
     key: str
     annotator: str
     classes: str
-    """Name of the class set that the labels are made in."""
+    """Name of the class set that the labels are made in; what counts is `class_names`."""
     gain: float
     """Expected gain when it was ordered, in the acquisition's unit."""
     minutes: float
@@ -32,6 +35,8 @@ class Order(NamedTuple):
     """When, UTC."""
     method: str = ""
     """The selection method that chose it; empty in a ledger of before this was on record."""
+    class_names: tuple[str, ...] = ()
+    """The classes in the order of their ids in the mask; empty in a ledger of before this was on record."""
 
 
 class Delivery(NamedTuple):
@@ -106,6 +111,16 @@ class Ledger(NamedTuple):
         """What a round has ordered; skipped images are not among it."""
         return [order for order in self.orders if order.round == round_name]
 
+    def replaced(self, table: Sequence[str]) -> tuple[str, str] | None:
+        """A round that has bought but is not in the budget table, and the first of the table that stands in its place.
+
+        A table that only lacks its last rounds replaces none of them.
+        """
+        bought = list(dict.fromkeys(entry.round for entry in self.entries))
+        gone = [name for name in bought if name not in table]
+        new = [name for name in table if name not in bought]
+        return (gone[0], new[0]) if gone and new else None
+
     def delivered(self, round_name: str) -> list[Delivery]:
         """What has come back of a round."""
         return [delivery for delivery in self.deliveries if delivery.round == round_name]
@@ -145,6 +160,8 @@ def load() -> Ledger:
     for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
+            if "class_names" in fields:
+                fields["class_names"] = tuple(fields["class_names"])
             entries.append(KINDS[fields.pop("event")](**fields))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
@@ -153,6 +170,54 @@ def load() -> Ledger:
             ) from None
     _check(entries)
     return Ledger(tuple(entries))
+
+
+def classes() -> ClassSet:
+    """The class set in force, in which all that was ever ordered is made.
+
+    Raises:
+        UserError: something was ordered in other classes, or in another order of them.
+    """
+    in_force = artifacts.load_classes()
+    check_classes(load(), in_force.names)
+    return in_force
+
+
+def pool_of(round_name: str) -> pd.DataFrame:
+    """The rows of the pool's manifest that a round has to do with.
+
+    What came to the pool after the round had bought is none of them, so that past rounds stay as they are; r00 is past
+    as soon as anything is bought. What is still there has its present path and hash.
+    """
+    pool = artifacts.load_manifest("pool")
+    past = any(entry.round == round_name or round_name == paths.SOURCE_ROUND for entry in load().entries)
+    if past and paths.images(round_name).is_file():
+        pool = pool[pool["key"].isin(artifacts.load_images(round_name)["key"])]
+    return pool
+
+
+def check_classes(book: Ledger, names: Sequence[str], unnamed: Sequence[str] | None = None) -> None:
+    """See that everything was ordered in these classes: the masks store their numbers.
+
+    Args:
+        book: the ledger.
+        names: of the classes, in the order of their ids.
+        unnamed: the classes of orders that name none but the path of a list; None takes them for these.
+
+    Raises:
+        UserError: something was ordered in others.
+    """
+    for entry in book.entries:
+        if not isinstance(entry, Order):
+            continue
+        built_in = CLASS_SETS[entry.classes].names if entry.classes in CLASS_SETS else None
+        bought_in = entry.class_names or built_in or unnamed
+        if bought_in is not None and tuple(bought_in) != tuple(names):
+            raise UserError(
+                f"labels were bought in the classes {', '.join(bought_in)} ({entry.round}), but now they are "
+                f"{', '.join(names)}: set prepare.classes, or the list that it names, back to those, in that order, or "
+                f"start a new project for the new ones"
+            )
 
 
 def _check(entries: Iterable[Entry]) -> None:

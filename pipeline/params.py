@@ -1,6 +1,7 @@
 """The sections of params.yaml as frozen, closed types; pipeline/params_file.py reads them."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -400,11 +401,19 @@ class BudgetLine(Section):
         return f"{self.images} images" if self.images is not None else f"{self.minutes:g} minutes"
 
 
+class Roots(NamedTuple):
+    """The folders of the data on this machine; the manifests' paths begin there."""
+
+    source: Path
+    pool: Path
+    test: Path
+
+
 class Params(Section):
     """All of params.yaml."""
 
     launch: str = "python -m pipeline"
-    """How dvc.yaml starts the stages that use the network; `torchrun --nproc-per-node 4 -m pipeline` for 4 GPUs."""
+    """How the stages that use the network start; `torchrun --nproc-per-node 4 -m pipeline` for 4 GPUs."""
     seed: Seed
     """Another seed is another run: initial weights, batches, augmentation, draws."""
     budget: dict[str, BudgetLine]
@@ -421,6 +430,11 @@ class Params(Section):
     report: Report = Report()
     compute: Compute = Compute()
 
+    @property
+    def roots(self) -> "Roots":
+        """The folders alone, for stages to which the rest of `prepare` is in the manifests."""
+        return Roots(Path(self.prepare.source.root), Path(self.prepare.pool.root), Path(self.prepare.test.root))
+
     @model_validator(mode="after")
     def _rounds_form_one_chain(self) -> "Params":
         previous = paths.SOURCE_ROUND
@@ -436,5 +450,5 @@ class Params(Section):
         return self
 
 
-UNTRACKED = ("annotate", "compute")
-"""Sections that a stage may read without declaring them in dvc.yaml: they say where and how, not what."""
+UNTRACKED = ("annotate", "compute", "roots")
+"""What a stage may read without declaring it in dvc.yaml: it says where and how, not what."""

@@ -18,6 +18,10 @@ LABEL_STUDIO_VENV = Path(".venv-label-studio")
 CHECKPOINTS = Path("data/checkpoints")
 TOWN = Path("data/town")
 MANIFESTS = Path("data/manifests")
+CLASSES = Path("data/manifests/classes.csv")
+"""The classes in force, in order."""
+COLOURS = Path("data/manifests/colours.csv")
+"""Their colours, apart from their names: a model does not depend on them."""
 METRICS = Path("data/metrics")
 MODELS = Path("data/models")
 ROUNDS = Path("data/rounds")
@@ -38,9 +42,24 @@ def manifest(split: str) -> Path:
     return MANIFESTS / f"{split}.csv"
 
 
+def ids(split: str) -> Path:
+    """What the ids mean that the masks of `source`, `pool` or `test` store."""
+    return MANIFESTS / f"{split}_ids.csv"
+
+
+def images(round_name: str) -> Path:
+    """The pool as it was when the round bought: rows of the pool's manifest."""
+    return ROUNDS / round_name / "images.csv"
+
+
 def model(round_name: str) -> Path:
-    """Folder of the model that a round ends with: `model.pt` and `log.csv`."""
+    """Folder of the model that a round ends with: `model.pt` and `log.csv`, of the source model also `weights.json`."""
     return MODELS / round_name
+
+
+def weights(round_name: str) -> Path:
+    """Which file of weights a model's encoder started from, by its hash."""
+    return model(round_name) / "weights.json"
 
 
 def scores(round_name: str) -> Path:

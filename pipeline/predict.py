@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import artifacts, batches, blocks, datasets, inference, paths, pictures, scoring, training
+from pipeline import artifacts, batches, blocks, datasets, inference, ledger, paths, pictures, scoring, training
 from pipeline.batches import Item
 from pipeline.claims import highest
 from pipeline.errors import UserError
-from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
+from pipeline.params import BudgetLine, Compute, Model, Roots, Score
 
 
 def run(
-    round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, score: Score, compute: Compute
+    round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
 ) -> None:
     """Write, for every selected image or block, its predicted class ids and a picture of where its gain lies.
 
@@ -24,8 +24,8 @@ def run(
         UserError: a selected image is not in the pool, or the network's outputs are not finite.
     """
     fabric = training.start(compute)
-    classes = datasets.class_set(prepare.classes)
-    items = _items(round_name, len(classes.names))
+    classes = ledger.classes()
+    items = _items(round_name, roots.pool, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name)).to(fabric.device)
     network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
@@ -56,18 +56,21 @@ def run(
         print(f"{round_name}: {len(items)} images predicted, {folder}")
 
 
-def _items(round_name: str, classes: int) -> list[Item]:
+def _items(round_name: str, root: Path, classes: int) -> list[Item]:
     """The images of what is selected, in the selection's order."""
-    pool = artifacts.load_manifest("pool").set_index("key")
+    pool = artifacts.load_images(round_name, root).set_index("key")
     keys = artifacts.load_selection(round_name)["key"]
     strangers = keys[~keys.map(blocks.image_of).isin(pool.index)]
     if len(strangers):
         raise UserError(
-            f"{paths.selection(round_name)} has {strangers.iloc[0]!r}, which {paths.manifest('pool')} has not: set "
+            f"{paths.selection(round_name)} has {strangers.iloc[0]!r}, which the pool has not: set "
             f"prepare.pool in {paths.PARAMS} back to the data that the round was selected from"
         )
-    images = [Path(str(pool.at[blocks.image_of(key), "image"])) for key in keys]
-    return [Item(key, image, None, batches.stored(classes)) for key, image in zip(keys, images, strict=True)]
+    rows = [pool.loc[blocks.image_of(key)] for key in keys]
+    table = batches.stored(classes)
+    return [
+        Item(key, Path(row["image"]), None, table, sha256=row["sha256"]) for key, row in zip(keys, rows, strict=True)
+    ]
 
 
 def _write(round_name: str, item: Item, logits: Float[Tensor, "c h w"], gain: Float[np.ndarray, "h w"]) -> None:

@@ -10,23 +10,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import artifacts, blocks, datasets, paths
+from pipeline import artifacts, blocks, datasets, ledger, paths
 from pipeline.datasets.scan import Found, scan, shared_images
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, ClassSet
+from pipeline.labels import CLASS_SETS, IGNORE, ClassSet
 from pipeline.params import Data, Prepare, Town
 
 SPLITS = ("source", "pool", "test")
 
 
 def run(*, prepare: Prepare) -> None:
-    """Write data/town, data/manifests/*.csv and the empty list of labels and the empty audit of round r00.
+    """Write data/town, data/manifests/*.csv, and of round r00 the pool, the empty list of labels, the empty audit.
 
     Raises:
-        UserError: data is missing or damaged, masks do not fit, two of the sets share an image, or an image is called
-            like a block of another.
+        UserError: data is missing or damaged, masks do not fit, two of the sets share an image, an image is called
+            like a block of another, or labels were bought in other classes.
     """
     classes = datasets.class_set(prepare.classes)
+    check_bought(classes)
     draw(prepare)
     usable = {}
     for split in SPLITS:
@@ -35,10 +36,30 @@ def run(*, prepare: Prepare) -> None:
         usable[split] = keep(found, f"{split} ({data.dataset} in {data.root})", skip=prepare.size_mismatch == "skip")
     refuse_leakage(usable)
     blocks.check_image_keys(found.sample.key for found in usable["pool"])
+    artifacts.save_classes(classes)
     for split, found in usable.items():
-        artifacts.save_manifest(split, frame(found, classes if split == "source" else None))
+        data = getattr(prepare, split)
+        root = Path(data.root)
+        artifacts.save_manifest(split, frame(found, root, classes if split == "source" else None))
+        artifacts.save_ids(split, datasets.table(data.dataset, root, classes), classes)
+    artifacts.save_images(paths.SOURCE_ROUND, ledger.pool_of(paths.SOURCE_ROUND))
     artifacts.save_labels(paths.SOURCE_ROUND, [])
     artifacts.save_json(paths.audit(paths.SOURCE_ROUND), {"signal": None})  # nothing was bought
+
+
+def check_bought(classes: ClassSet) -> None:
+    """See that what was bought was bought in these classes, before anything is made anew.
+
+    An older ledger names a class list by its path only: then the source model says which classes that listed.
+
+    Raises:
+        UserError: it was not.
+    """
+    book, unnamed = ledger.load(), None
+    by_path = any(not order.class_names and order.classes not in CLASS_SETS for order in book.orders)
+    if by_path and (paths.model(paths.SOURCE_ROUND) / "model.pt").is_file():
+        unnamed = artifacts.load_model(paths.SOURCE_ROUND)[1]["classes"]
+    ledger.check_classes(book, classes.names, unnamed)
 
 
 def draw(prepare: Prepare) -> None:
@@ -102,14 +123,14 @@ def refuse_leakage(sets: Mapping[str, Sequence[Found]]) -> None:
             )
 
 
-def frame(found: Sequence[Found], classes: ClassSet | None) -> pd.DataFrame:
-    """A manifest; with `classes`, also the pixels of each class in a column `n_<class>`."""
+def frame(found: Sequence[Found], root: Path, classes: ClassSet | None) -> pd.DataFrame:
+    """A manifest, with paths below `root`; with `classes`, also the pixels of each class in a column `n_<class>`."""
     rows: list[dict[str, str | int]] = []
     for one in found:
         sample = one.sample
-        mask = sample.mask.as_posix() if sample.mask else ""
-        row: dict[str, str | int] = {"key": sample.key, "image": sample.image.as_posix(), "mask": mask}
-        row |= {"height": one.height, "width": one.width, "sha256": one.sha256}
+        image, mask = (path.relative_to(root).as_posix() if path else "" for path in (sample.image, sample.mask))
+        row: dict[str, str | int] = {"key": sample.key, "image": image, "mask": mask}
+        row |= {"height": one.height, "width": one.width, "sha256": one.sha256, "mask_sha256": one.mask_sha256}
         if classes is not None and one.counts is not None:
             row |= {f"n_{name}": int(one.counts[number]) for number, name in enumerate(classes.names)}
         rows.append(row)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import artifacts, batches, datasets, inference, losses, paths, training
+from pipeline import artifacts, batches, inference, losses, paths, training
 from pipeline.calibration import NONE
 from pipeline.errors import UserError
-from pipeline.params import Calibration, Compute, Model, Prepare, Training
+from pipeline.params import Calibration, Compute, Model, Roots, Training
 
 HELD_OUT = 20
 """One source image in so many is kept from training, to calibrate on; so that what is learnt is the same
@@ -18,7 +18,7 @@ whatever it is calibrated on."""
 def run(
     *,
     seed: int,
-    prepare: Prepare,
+    roots: Roots,
     model: Model,
     pretrain: Training,
     calibration: Calibration,
@@ -30,10 +30,9 @@ def run(
         UserError: the loss is not finite, the encoder's weights do not fit, or the calibration fails or has no images.
     """
     fabric = training.start(compute)
-    classes = datasets.class_set(prepare.classes)
-    manifest = artifacts.load_manifest("source")
-    table = datasets.table(prepare.source.dataset, Path(prepare.source.root), classes)
-    source = batches.items(manifest, table)
+    classes = artifacts.load_classes()
+    manifest = artifacts.load_manifest("source", roots.source)
+    source = batches.items(manifest, artifacts.load_ids("source", classes))
     learnt = [item for place, item in enumerate(source) if place % HELD_OUT != HELD_OUT - 1]
     held_out = source[HELD_OUT - 1 :: HELD_OUT]
     if calibration.start == "source" and not held_out:
@@ -45,12 +44,13 @@ def run(
     network = training.new_network(model, classes, torch.Generator().manual_seed(seed))
     pixels = np.asarray(manifest[[f"n_{name}" for name in classes.names]].sum(), dtype=float)
     weights = losses.class_weights(torch.from_numpy(pixels), pretrain.class_smooth).to(fabric.device)
+    inputs = [paths.CLASSES, paths.ids("source"), paths.manifest("source")]
     plan = training.likelihood_plan(
         pretrain,
         name="pretrain",
         seed=seed,
         compute=compute,
-        fingerprint=training.fingerprint(seed, prepare, model, pretrain, paths.manifest("source")),
+        fingerprint=training.fingerprint(seed, model, pretrain, *inputs),
     )
     draws = batches.training(
         fabric,
@@ -68,6 +68,9 @@ def run(
     if calibration.start == "source":
         fitted = inference.labelled(fabric, network, held_out, model.size, compute).fit(calibration.method)
     if fabric.is_global_zero:
+        file = Path(model.weights or "")
+        started_from = artifacts.sha256(file) if file.is_file() else None
+        artifacts.save_json(paths.weights(paths.SOURCE_ROUND), {"sha256": started_from})
         artifacts.save_log(paths.SOURCE_ROUND, log)
         artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), training.describe(model, classes, fitted))
         plan.checkpoint.unlink(missing_ok=True)

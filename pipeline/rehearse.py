@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, blocks, datasets, paths
+from pipeline import artifacts, blocks, paths
 from pipeline.annotators import client, regions
 from pipeline.annotators.contract import Unreachable
 from pipeline.annotators.oracle import known_label
@@ -65,8 +65,9 @@ def run(params: Params, noise: Noise) -> None:
     _check(noise)
     url, title = params.annotate.url.rstrip("/"), params.annotate.project
     client.Client(url).close()  # refuses a key that is missing, or that the SDK would fail with
-    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
-    classes = datasets.class_set(params.prepare.classes)
+    pool = artifacts.load_manifest("pool", params.roots.pool).set_index("key", drop=False)
+    classes = artifacts.load_classes()
+    table = artifacts.load_ids("pool", classes)
     from label_studio_sdk import LabelStudio  # takes 5 s
 
     counts = {"answered": 0, "skipped": 0}
@@ -80,7 +81,7 @@ def run(params: Params, noise: Noise) -> None:
             name = listed.data["key"]
             if task.annotations or task.data.get("key") != name:
                 continue  # somebody was faster, or the number was given to another task since
-            work = annotated(known_label(_key(name), pool, params.prepare), noise, name)
+            work = annotated(known_label(_key(name), pool, table), noise, name)
             sent = task.predictions[0].result if task.predictions else []
             result = sent if work.skipped else _result(work.mask, sent, classes)
             server.annotations.create(

@@ -7,17 +7,17 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 
-from pipeline import artifacts, auditing, batches, datasets, inference, paths, pictures, scoring, training
+from pipeline import artifacts, auditing, batches, inference, ledger, paths, pictures, scoring, training
 from pipeline.claims import highest
 from pipeline.labels import ClassSet
-from pipeline.params import BudgetLine, Compute, Model, Prepare, Report, Score
+from pipeline.params import BudgetLine, Compute, Model, Report, Roots, Score
 
 
 def run(
     *,
     seed: int,
     budget: dict[str, BudgetLine],
-    prepare: Prepare,
+    roots: Roots,
     model: Model,
     score: Score,
     report: Report,
@@ -25,14 +25,14 @@ def run(
 ) -> None:
     """Write reports/: rounds.csv, summary.json, curve.png, training/, audit/ and samples/."""
     fabric = training.start(compute)
-    classes = datasets.class_set(prepare.classes)
-    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+    classes = ledger.classes()
     rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [])]
     if fabric.is_global_zero:
         for folder in (paths.SAMPLES, paths.AUDITS):
             folder.mkdir(parents=True, exist_ok=True)
     for name, line in budget.items():
         rows.append(_row(name, artifacts.load_labels(name)))
+        pool = artifacts.load_images(name, roots.pool).set_index("key")
         _panels(fabric, name, line, pool, classes, seed, model, score, report, compute)
     if fabric.is_global_zero:
         frame = pd.DataFrame(rows)
@@ -102,7 +102,7 @@ def _panels(
 ) -> None:
     """Draw a panel of each of the round's images (whole, also where a block is bought), highest gain first."""
     selection = artifacts.load_selection(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
-    items = batches.labelled(selection["key"], pool["image"], len(classes.names))
+    items = batches.labelled(selection["key"], pool, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(name))
     before, calibration = training.open_network(line.after, model, classes)
     after, _ = training.open_network(name, model, classes)

@@ -1,23 +1,22 @@
 """Stage: the expected reward gain of every pool image, or block of one, that has no label yet, in one pass over it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64
 
-from pipeline import artifacts, batches, blocks, costs, datasets, ledger, paths, scoring, training
+from pipeline import artifacts, batches, blocks, costs, ledger, paths, scoring, training
 from pipeline.blocks import Grid
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
-from pipeline.params import BudgetLine, Compute, Model, Prepare, Score
+from pipeline.params import BudgetLine, Compute, Model, Roots, Score
 from pipeline.scoring import Cut
 
 
 def run(
-    round_name: str, line: BudgetLine, *, seed: int, prepare: Prepare, model: Model, score: Score, compute: Compute
+    round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
 ) -> None:
     """Write scores.csv (gain, its part per class, predicted minutes) and pool.csv (what the gains are relative to).
 
@@ -29,9 +28,9 @@ def run(
     """
     blocks.check_unit(score.grid, [entry.key for entry in ledger.load().entries], str(paths.LEDGER))
     fabric = training.start(compute)
-    classes = datasets.class_set(prepare.classes)
+    classes = ledger.classes()
     bought = artifacts.load_labels(line.after)
-    pool = artifacts.load_manifest("pool")
+    pool = artifacts.load_images(round_name, roots.pool)
     paid = {row["key"] for row in bought}
     units = np.array([blocks.keys(key, score.grid) for key in pool["key"]])  # (images, blocks), of whole images one
     free = np.array([[key not in paid for key in of] for of in units])
@@ -41,9 +40,9 @@ def run(
         raise UserError(
             f"{round_name}: all {units.size} {score.unit}s of the pool are labelled: remove its line from the budget"
         )
-    table = datasets.table(prepare.pool.dataset, Path(prepare.pool.root), classes)
     seen = pd.concat([left, pool[labelled]]) if score.features else left
-    items = batches.items(seen.assign(mask=""), table)  # the pool's own masks are none of the model's business
+    # The pool's own masks are none of the model's business.
+    items = batches.items(seen.assign(mask=""), batches.stored(len(classes.names)))
 
     network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in bought})

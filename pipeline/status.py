@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline import artifacts, ledger, paths
+from pipeline import artifacts, inputs, ledger, paths
 from pipeline.errors import UserError
 from pipeline.ledger import Delivery, Ledger, Skip
 from pipeline.params import Params
@@ -32,6 +32,7 @@ def collect(params: Params) -> dict[str, Any]:
         "label_studio": _label_studio(params, [row["round"] for row in rounds if row["ordered"] > row["labelled"]]),
         "spent": {"images": sum(images for images, _ in spent), "minutes": sum(minutes for _, minutes in spent)},
         "outside_the_table": sorted({order.round for order in book.orders} - set(params.budget)),
+        "changed": inputs.changed(params),
         "next": next((f"{r['round']}: {r['state']}" for r in rounds if r["state"] != "done"), "all rounds are done"),
     }
 
@@ -128,5 +129,7 @@ def run(params: Params, *, as_json: bool) -> None:
             )
         if content["label_studio"]["error"]:
             print(f"not asked how far people are: {content['label_studio']['error']}")
+    for sentence in content["changed"]:
+        print(sentence)
     if content["outside_the_table"]:
         print(f"bought in rounds that the budget table no longer has: {', '.join(content['outside_the_table'])}")

@@ -3,18 +3,17 @@
 import copy
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, batches, blocks, datasets, inference, losses, paths, reward_tuning, training
+from pipeline import artifacts, batches, blocks, inference, ledger, losses, paths, reward_tuning, training
 from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
-from pipeline.params import BudgetLine, Calibration, Compute, Model, Prepare, Tune
+from pipeline.params import BudgetLine, Calibration, Compute, Model, Roots, Tune
 
 
 def run(
@@ -22,7 +21,7 @@ def run(
     line: BudgetLine,
     *,
     seed: int,
-    prepare: Prepare,
+    roots: Roots,
     model: Model,
     calibration: Calibration,
     tune: Tune,
@@ -35,13 +34,12 @@ def run(
             fails.
     """
     fabric = training.start(compute)
-    classes = datasets.class_set(prepare.classes)
+    classes = ledger.classes()
     rows = artifacts.load_labels(round_name)
-    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+    pool = artifacts.load_images(round_name, roots.pool).set_index("key", drop=False)
     labels = _labelled(rows, pool, len(classes.names))
-    source_manifest = artifacts.load_manifest("source")
-    source_table = datasets.table(prepare.source.dataset, Path(prepare.source.root), classes)
-    source = batches.items(source_manifest, source_table)
+    source_manifest = artifacts.load_manifest("source", roots.source)
+    source = batches.items(source_manifest, artifacts.load_ids("source", classes))
     network, _ = training.open_network(line.after, model, classes)
 
     # Fitted before training on them: to the model, this round's labels are still unseen.
@@ -50,8 +48,9 @@ def run(
 
     target, held_out = _hold_out(batches.by_image(labels), tune.held_out)
     weights = class_weights(target, source_manifest, classes, tune).to(fabric.device)
-    inputs = [paths.model(line.after) / "model.pt", paths.labels(round_name), paths.manifest("source")]
-    mark = training.fingerprint(seed, prepare, model, tune, *inputs)
+    manifests = [paths.CLASSES, paths.ids("source"), paths.manifest("source")]
+    inputs = [paths.model(line.after) / "model.pt", paths.labels(round_name), *manifests]
+    mark = training.fingerprint(seed, model, tune, *inputs)
     # Each round draws its own batches.
     round_seed = int(np.random.SeedSequence([seed, *round_name.encode()]).generate_state(1)[0])
     plan = training.likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", round_seed, compute, mark)
@@ -105,7 +104,7 @@ def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[I
                 f"{path} was changed since it was delivered: run `dvc repro -s -f annotate@{row['round']}` "
                 f"to take the correction, or `dvc checkout -f {paths.LABELS_DVC}` to undo it; then `dvc repro`"
             )
-    return batches.labelled([row["key"] for row in rows], pool["image"], classes)
+    return batches.labelled([row["key"] for row in rows], pool, classes)
 
 
 def replayed_images(tune: Tune, target: Sequence[Item]) -> int:

@@ -14,6 +14,8 @@ from pipeline.params import Params
 from pipeline.params_file import parse, read_yaml
 from tests import fakes
 
+CLASSES = CLASS_SETS["cityscapes19"]
+
 PARAMS = """\
 budget:
   r01: {after: r00, images: 3}
@@ -39,16 +41,31 @@ def write(folder: Path, *, pool: int = 8) -> None:
     with contextlib.chdir(folder):
         paths.PARAMS.write_text(PARAMS)
         fakes.write("cityscapes", Path("pool"), count=pool)
-        samples = datasets.find("cityscapes", Path("pool"), "train")
-        frame = pd.DataFrame({"key": [sample.key for sample in samples], "image": [str(s.image) for s in samples]})
-        frame["mask"] = [str(sample.mask) for sample in samples]
-        frame = frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32)
-        artifacts.save_manifest("pool", frame)
+        artifacts.save_classes(CLASSES)
+        frame = manifest("pool", "cityscapes")
         artifacts.save_labels(paths.SOURCE_ROUND, [])
         for name in (paths.SOURCE_ROUND, "r01"):
             artifacts.save_json(paths.audit(name), {"signal": None})
         select("r01", list(frame["key"][:3]))
         select("r02", list(frame["key"][3:5]))
+
+
+def manifest(split: str, dataset: str, **more: object) -> pd.DataFrame:
+    """Write the manifest of the data in the folder called like the split, as it is now, as `prepare` would."""
+    root = Path(split)
+    rows = []
+    for key, image, mask in datasets.find(dataset, root, "train"):
+        height, width = datasets.read_image(image).shape[:2]
+        row = {"key": key, "image": image.relative_to(root).as_posix(), "height": height, "width": width}
+        row |= {"mask": "", "sha256": artifacts.sha256(image), "mask_sha256": ""}
+        if mask is not None:
+            row["mask"] = mask.relative_to(root).as_posix()
+            row["mask_sha256"] = "" if split == "pool" else artifacts.sha256(mask)
+        rows.append(row)
+    frame = pd.DataFrame(rows).assign(**more)
+    artifacts.save_manifest(split, frame)
+    artifacts.save_ids(split, datasets.table(dataset, root, CLASSES), CLASSES)
+    return frame
 
 
 def select(round_name: str, keys: list[str]) -> None:
@@ -63,7 +80,7 @@ def predict(round_name: str) -> None:
     rng = np.random.default_rng([*round_name.encode()])
     keys = artifacts.load_manifest("pool")["key"]
     frame = pd.DataFrame({"key": keys, "gain": 0.003, "minutes": 10.0})
-    for number, name in enumerate(CLASS_SETS["cityscapes19"].names):
+    for number, name in enumerate(CLASSES.names):
         frame[f"gain_{name}"] = 0.0001 * number
     artifacts.save_scores(round_name, frame)
     for key in artifacts.load_selection(round_name)["key"]:

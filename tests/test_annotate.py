@@ -64,14 +64,14 @@ def bought(paid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run(round_name: str, line: BudgetLine | None = None, *, classes: str = "cityscapes19", **changes: object) -> None:
+def run(round_name: str, line: BudgetLine | None = None, **changes: object) -> None:
     params = repo.params()
     line = line or params.budget[round_name]
     settings = params.annotate.model_copy(update=changes)
     annotate.run(
         round_name,
         line,
-        prepare=params.prepare.model_copy(update={"classes": classes}),
+        roots=params.roots,
         score=params.score,
         annotate=settings,
     )
@@ -82,7 +82,8 @@ def keys(round_name: str) -> list[str]:
 
 
 def truth(key: str) -> UInt8[np.ndarray, "h w"]:
-    return datasets.read_mask(Path(artifacts.load_manifest("pool").set_index("key").at[key, "mask"]), TABLE)
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
+    return datasets.read_mask(Path(pool.at[key, "mask"]), TABLE)
 
 
 Scripted = Callable[..., list[list[str]]]
@@ -219,8 +220,9 @@ def test_image_that_another_round_has_bought_is_refused(bought: Path) -> None:
 
 
 def test_another_class_set_is_refused(bought: Path) -> None:
-    with pytest.raises(UserError, match=r"prepare\.classes is 'camvid11', but labels were bought in 'cityscapes19'"):
-        run("r02", classes="camvid11")
+    artifacts.save_classes(CLASS_SETS["camvid11"])
+    with pytest.raises(UserError, match=r"bought in the classes road, .* \(r01\), but now they are Sky, "):
+        run("r02")
     assert not ledger.load().ordered("r02")
 
 

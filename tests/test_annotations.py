@@ -10,7 +10,7 @@ import pytest
 from pipeline.annotators import annotations, regions
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped
 from pipeline.labels import CLASS_SETS
-from pipeline.params import Annotate, Data, Prepare
+from pipeline.params import Annotate
 
 CLASSES = CLASS_SETS["camvid11"]
 RNG = np.random.default_rng(0)
@@ -20,9 +20,7 @@ LATER = "2026-01-02T03:04:0{}.123456Z"
 
 def request(known: dict[str, str] | None = None, **annotate: Any) -> Request:
     pool = pd.DataFrame({"height": [6], "width": [8]}, index=["a"])
-    data = Data(dataset="folder", root="x")
-    prepare = Prepare(classes="camvid11", source=data, pool=data, test=data)
-    return Request("r01", (), known or {}, pool, prepare, Annotate(**annotate), "shortfall")
+    return Request("r01", (), known or {}, pool, CLASSES, Annotate(**annotate), "shortfall")
 
 
 def annotation(number: int = 1, mask: np.ndarray = SENT, who: str = "ann@example.org", **more: Any) -> dict[str, Any]:

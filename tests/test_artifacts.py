@@ -93,7 +93,7 @@ def test_a_file_where_a_folder_should_be_is_a_sentence(folder: Path) -> None:
 
 def manifest(keys: list[str]) -> pd.DataFrame:
     frame = pd.DataFrame({"key": keys, "image": [f"images/{key}.png" for key in keys], "mask": ""})
-    return frame.assign(height=3, width=4, sha256="ab" * 32, n_road=[100 * 2**31 + 1] * len(keys))
+    return frame.assign(height=3, width=4, sha256="ab" * 32, mask_sha256="", n_road=[100 * 2**31 + 1] * len(keys))
 
 
 def scores(keys: list[str]) -> pd.DataFrame:

@@ -33,12 +33,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         repo.write(folder, pool=12)
-        frame = artifacts.load_manifest("pool").assign(height=SIZE[0], width=SIZE[1])
-        for number, path in enumerate(frame["image"]):
+        for number, path in enumerate(artifacts.load_manifest("pool", Path("pool"))["image"]):
             coarse = np.random.default_rng(number).integers(0, 256, (2, 4, 3)) * (number + 1) / 12
             cv2.imwrite(path, cv2.resize(coarse.astype(np.uint8), SIZE[::-1], interpolation=cv2.INTER_CUBIC))
-        artifacts.save_manifest("pool", frame)
-        repo.select("r01", list(frame["key"][:8]))
+        repo.select("r01", list(repo.manifest("pool", "cityscapes")["key"][:8]))
         of = settings()
         network = training.new_network(of.model, CLASSES, torch.Generator().manual_seed(3))
         last = [weight for weight in network.parameters() if weight.dim() == 4][-1]
@@ -59,13 +57,13 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def scored(acquisition: str, round_name: str = "r01") -> None:
     of = settings(acquisition)
     line = of.budget["r01"]
-    score.run(round_name, line, seed=1, prepare=of.prepare, model=of.model, score=of.score, compute=of.compute)
+    score.run(round_name, line, seed=1, roots=of.roots, model=of.model, score=of.score, compute=of.compute)
 
 
 def audited(acquisition: str = "shortfall") -> tuple[pd.DataFrame, dict]:
     of = settings(acquisition)
     line = of.budget["r01"]
-    audit.run("r01", line, seed=1, prepare=of.prepare, model=of.model, score=of.score, compute=of.compute)
+    audit.run("r01", line, seed=1, roots=of.roots, model=of.model, score=of.score, compute=of.compute)
     return artifacts.load_audit_table("r01"), artifacts.load_audit("r01")
 
 
@@ -74,7 +72,7 @@ def predicted() -> dict[str, torch.Tensor]:
     of = settings()
     fabric = training.start(of.compute)
     network, _ = training.open_network("r00", of.model, CLASSES)
-    pool = artifacts.load_manifest("pool").set_index("key")
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
     keys = artifacts.load_selection("r01")["key"]
     items = [Item(key, Path(pool.at[key, "image"]), None, stored(19)) for key in keys]
     outputs = inference.outputs(fabric, network, items, SIZE, of.compute, "test")

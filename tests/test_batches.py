@@ -28,7 +28,7 @@ def fabric() -> Fabric:
 def items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
     root = fakes.write("cityscapes", tmp_path_factory.mktemp("data"), count=5)
     samples = datasets.find("cityscapes", root, "train")
-    frame = pd.DataFrame(samples).astype(str)
+    frame = pd.DataFrame(samples).astype(str).assign(sha256="", mask_sha256="")
     return batches.items(frame, datasets.table("cityscapes", root, CLASSES))
 
 

@@ -233,7 +233,7 @@ def project(looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def truth(key: str) -> np.ndarray:
     """The known mask of a whole image."""
-    mask = artifacts.load_manifest("pool").set_index("key").at[blocks.image_of(key), "mask"]
+    mask = artifacts.load_manifest("pool", Path("pool")).set_index("key").at[blocks.image_of(key), "mask"]
     return datasets.read_mask(Path(mask), datasets.table("cityscapes", Path("pool"), CLASSES))
 
 
@@ -276,7 +276,7 @@ def test_every_block_is_scored_once_bought_once_and_stays_the_crop_of_its_label(
 
 def test_blocks_of_one_image_are_one_to_learn_from(project: Path) -> None:
     keys = [row["key"] for row in artifacts.load_labels("r02")]
-    labels = batches.labelled(keys, artifacts.load_manifest("pool").set_index("key")["image"], 19)
+    labels = batches.labelled(keys, artifacts.load_manifest("pool").set_index("key"), 19)
     assert [one.key for one in labels] == keys
     merged = batches.by_image(labels)
     assert [one.key for one in merged] == list(dict.fromkeys(map(blocks.image_of, keys)))
@@ -406,12 +406,13 @@ def test_doctor_counts_blocks_and_knows_where_there_are_none(project: Path, caps
 
 
 def test_known_label_of_a_block_is_asked_by_whoever_answers(project: Path) -> None:
-    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key", drop=False)
+    table = artifacts.load_ids("pool", CLASSES)
     name = blocks.keys(pool.index[2], (2, 2))[3]
-    np.testing.assert_array_equal(known_label(name, pool, load().prepare), truth(name)[12:, 16:])
+    np.testing.assert_array_equal(known_label(name, pool, table), truth(name)[12:, 16:])
     digest = pool["sha256"].iloc[2]
     assert _is_ours({"key": f"r01/{name}", "sha256": digest}, pool)
     assert not _is_ours({"key": f"r01/{pool.index[2]}@2x2-9-9", "sha256": digest}, pool)
     pool["height"] = 25
     with pytest.raises(UserError, match=f"is 24x32, its image 25x32 .* the oracle cannot cut '{name}' out"):
-        known_label(name, pool, load().prepare)
+        known_label(name, pool, table)

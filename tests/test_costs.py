@@ -151,7 +151,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def scored(round_name: str) -> np.ndarray:
     of = repo.params()
     line = of.budget[round_name]
-    score.run(round_name, line, seed=1, prepare=of.prepare, model=of.model, score=of.score, compute=of.compute)
+    score.run(round_name, line, seed=1, roots=of.roots, model=of.model, score=of.score, compute=of.compute)
     return artifacts.load_scores(round_name)["minutes"].to_numpy(float)
 
 

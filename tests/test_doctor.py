@@ -202,7 +202,7 @@ def test_manifests_that_are_out_of_date(raw: Path, capsys: pytest.CaptureFixture
     status, text = report(capsys, settings())
     assert status == 1
     changes = "1 gone ('0001TP_000001'), 2 new ('new_a'), 1 changed ('0001TP_000002')"
-    assert f"problem: data/manifests/pool.csv is not what is on the disk, images: {changes}; run `dvc repro" in text
+    assert f"pool.csv is not what is on the disk, images or masks: {changes}; run `dvc repro -f prepare`, then" in text
     paths.manifest("pool").write_text("key,image\n")
     assert "problem: data/manifests/pool.csv lacks the columns" in report(capsys, settings())[1]
 

@@ -26,13 +26,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         repo.write(folder)
-        for mask in artifacts.load_manifest("pool")["mask"]:
+        for mask in artifacts.load_manifest("pool", Path("pool"))["mask"]:
             Path(mask).unlink()  # the decoder needs no label
         fakes.write("cityscapes", Path("test"), count=3)
-        samples = datasets.find("cityscapes", Path("test"), "train")
-        frame = pd.DataFrame({"key": [s.key for s in samples], "image": [str(s.image) for s in samples]})
-        frame["mask"] = [str(sample.mask) for sample in samples]
-        artifacts.save_manifest("test", frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32))
+        repo.manifest("test", "cityscapes")
         settings = repo.params()
         network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
         artifacts.save_model(
@@ -49,7 +46,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def run(**changes: Any) -> dict[str, Any]:
     given = repo.params(evaluate=changes)
-    evaluate.run("r00", prepare=given.prepare, model=given.model, evaluate=given.evaluate, compute=given.compute)
+    evaluate.run("r00", roots=given.roots, model=given.model, evaluate=given.evaluate, compute=given.compute)
     found: dict[str, Any] = json.loads(paths.metrics("r00").read_text())
     return found
 
@@ -59,7 +56,7 @@ def probabilities(split: str) -> list[torch.Tensor]:
     network, _ = training.open_network("r00", repo.params().model, CLASSES)
     table = datasets.table("cityscapes", Path("test"), CLASSES)
     given = repo.params()
-    items = batches.items(artifacts.load_manifest(split).assign(mask=""), table)
+    items = batches.items(artifacts.load_manifest(split, Path(split)).assign(mask=""), table)
     results = inference.outputs(training.start(given.compute), network, items, given.model.size, given.compute, split)
     return [one for out in results for one in out.logits]
 
@@ -73,7 +70,7 @@ def test_both_decoders_are_measured_and_the_chosen_one_leads(images: int) -> Non
     )
     table = datasets.table("cityscapes", Path("test"), CLASSES)
     counts = {"argmax": torch.zeros(19, 19, dtype=torch.int64), "expected_iou": torch.zeros(19, 19, dtype=torch.int64)}
-    for logits, mask in zip(probabilities("test"), artifacts.load_manifest("test")["mask"], strict=True):
+    for logits, mask in zip(probabilities("test"), artifacts.load_manifest("test", Path("test"))["mask"], strict=True):
         truth = torch.from_numpy(datasets.read_mask(Path(mask), table))[None]
         p = (inference.upsample(logits, fakes.SIZE) / TEMPERATURE).softmax(0)[None]
         counts["argmax"] += metrics.confusion(p.argmax(1), truth, 19)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, batches, datasets, inference, paths, pretrain, training, tune
+from pipeline import artifacts, batches, inference, paths, pretrain, training, tune
 from pipeline.batches import Item
 from pipeline.labels import CLASS_SETS
 from pipeline.params import BudgetLine, Training
@@ -35,11 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(made)
         repo.write(made)
         fakes.write("gta5", Path("source"))
-        samples = datasets.find("gta5", Path("source"), "train")
-        frame = pd.DataFrame({"key": [s.key for s in samples], "image": [str(s.image) for s in samples]})
-        frame["mask"] = [str(sample.mask) for sample in samples]
-        frame = frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32)
-        artifacts.save_manifest("source", frame.assign(**{f"n_{name}": 100 for name in CLASSES}))
+        repo.manifest("source", "gta5", **{f"n_{name}": 100 for name in CLASSES})
         rows = []
         for key in artifacts.load_selection("r01")["key"]:
             mask = np.random.default_rng(1).integers(0, 19, fakes.SIZE, np.uint8)
@@ -59,7 +55,7 @@ def trained(stage: str, method: str = "temperature", **knobs: Any) -> tuple[dict
     if stage == "pretrain":
         pretrain.run(
             seed=1,
-            prepare=of.prepare,
+            roots=of.roots,
             model=of.model,
             pretrain=settings,
             calibration=calibration,
@@ -73,7 +69,7 @@ def trained(stage: str, method: str = "temperature", **knobs: Any) -> tuple[dict
             "r01",
             line,
             seed=1,
-            prepare=of.prepare,
+            roots=of.roots,
             model=of.model,
             calibration=calibration,
             tune=changed,
@@ -105,10 +101,8 @@ def test_calibration_is_fitted_on_the_labels_by_the_method(
     _, fitted = training.open_network("r01", settings.model, CLASS_SETS["cityscapes19"])
     assert (len(fitted.scale), len(fitted.bias)) == numbers
     before, _ = training.open_network("r00", settings.model, CLASS_SETS["cityscapes19"])
-    items = [
-        Item(key, Path(image), paths.mask(key), batches.stored(19))
-        for key, image in zip(*(artifacts.load_manifest("pool")[name][:3] for name in ("key", "image")), strict=True)
-    ]
+    pool = artifacts.load_manifest("pool", Path("pool"))[:3]
+    items = [Item(row.key, Path(row.image), paths.mask(row.key), batches.stored(19)) for row in pool.itertuples()]
     fabric = training.start(settings.compute)
     pixels = inference.labelled(fabric, before, items, settings.model.size, settings.compute, [4.0] * 3)
     assert pixels.fit(method) == fitted  # of the model before, whose labels these still are new to

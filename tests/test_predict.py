@@ -35,13 +35,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         repo.write(folder)
-        frame = artifacts.load_manifest("pool")
+        frame = artifacts.load_manifest("pool", Path("pool"))
         for number, (path, size) in enumerate(zip(frame["image"], SIZES, strict=True)):
             # blocks of colour, so that the network says different things of different places
             coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
             Image.fromarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)).save(path)
-        frame["height"], frame["width"] = zip(*SIZES, strict=True)
-        artifacts.save_manifest("pool", frame)
+        repo.manifest("pool", "cityscapes")
         settings = repo.params()
         network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
         last = [weight for weight in network.parameters() if weight.dim() == 4][-1]
@@ -54,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "r01",
             line,
             seed=settings.seed,
-            prepare=settings.prepare,
+            roots=settings.roots,
             model=settings.model,
             score=settings.score,
             compute=one(),
@@ -83,7 +82,7 @@ def run(settings: Params | None = None, batch: int = 2) -> dict[str, bytes]:
         "r01",
         given.budget["r01"],
         seed=given.seed,
-        prepare=given.prepare,
+        roots=given.roots,
         model=given.model,
         score=given.score,
         compute=one(batch),
@@ -113,7 +112,7 @@ class Said(NamedTuple):
 
 def independent(key: str) -> Said:
     """What the network says of one image on its own."""
-    path = artifacts.load_manifest("pool").set_index("key").at[key, "image"]
+    path = artifacts.load_manifest("pool", Path("pool")).set_index("key").at[key, "image"]
     with Image.open(path) as file:
         image = np.array(file)
     state, _ = artifacts.load_model("r00")
@@ -161,7 +160,7 @@ def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisitio
         "r01",
         line,
         seed=settings.seed,
-        prepare=settings.prepare,
+        roots=settings.roots,
         model=settings.model,
         score=settings.score,
         compute=one(),
@@ -200,10 +199,11 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_image_turned_by_exif_is_predicted_upright() -> None:
-    path = Path(artifacts.load_manifest("pool").set_index("key").at[selected()[0], "image"])
+    path = Path(artifacts.load_manifest("pool", Path("pool")).set_index("key").at[selected()[0], "image"])
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20), "red").save(path, exif=exif)
+    repo.manifest("pool", "cityscapes")
     found = run()
     assert artifacts.load_prediction("r01", selected()[0]).shape == (30, 20)
     assert decoded(found[f"{selected()[0]}.jpg"]).shape == (30, 20, 3)
@@ -267,5 +267,5 @@ def test_selected_image_that_the_pool_no_longer_has_is_a_sentence() -> None:
     frame = artifacts.load_manifest("pool")
     gone = selected()[1]
     artifacts.save_manifest("pool", frame[frame["key"] != gone])
-    with pytest.raises(UserError, match=f"r01/selection.csv has '{gone}', which data/manifests/pool.csv has not: set"):
+    with pytest.raises(UserError, match=f"r01/selection.csv has '{gone}', which the pool has not: set"):
         run()

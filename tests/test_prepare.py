@@ -36,12 +36,15 @@ def test_manifests_say_what_is_there(settings: Prepare) -> None:
     prepare.run(prepare=settings)
     source, pool, test = (artifacts.load_manifest(split) for split in prepare.SPLITS)
     assert [len(source), len(pool), len(test)] == [4, 6, 4]
-    assert pool["image"].tolist()[0] == "raw/camvid/train/0001TP_000000.jpg"  # as given: relative, posix
-    assert pool["mask"].tolist()[0] == "raw/camvid/trainannot/0001TP_000000.png"
-    for frame in (source, pool, test):
+    assert pool["image"].tolist()[0] == "train/0001TP_000000.jpg"  # below the root, posix
+    assert pool["mask"].tolist()[0] == "trainannot/0001TP_000000.png"
+    for split, frame in (("source", source), ("pool", pool), ("test", test)):
         for row in frame.itertuples():
+            root = Path("raw/gta5" if split == "source" else "raw/camvid")
             assert (row.height, row.width) == fakes.SIZE
-            assert artifacts.sha256(Path(row.image)) == row.sha256
+            assert artifacts.sha256(root / row.image) == row.sha256
+            assert row.mask_sha256 == ("" if split == "pool" else artifacts.sha256(root / row.mask))
+    assert artifacts.load_images("r00").equals(pool)
     assert artifacts.load_labels("r00") == []
     assert list(paths.TOWN.iterdir()) == []
 
@@ -53,7 +56,7 @@ def test_source_counts_are_those_of_its_masks(settings: Prepare) -> None:
     columns = [column for column in source.columns if column.startswith("n_")]
     assert columns == [f"n_{name}" for name in classes.names]
     for row in source.to_dict("records"):
-        native = np.asarray(Image.open(row["mask"]))
+        native = np.asarray(Image.open(Path("raw/gta5") / row["mask"]))
         assert row["n_Building"] == np.isin(native, (11, 12, 15, 16)).sum()
         assert row["n_Road"] == (native == 7).sum()
     assert not [column for column in artifacts.load_manifest("pool").columns if column.startswith("n_")]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
@@ -22,11 +21,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     repo.write(tmp_path)
     fakes.write("gta5", Path("source"), count=20)
-    samples = datasets.find("gta5", Path("source"), "train")
-    frame = pd.DataFrame({"key": [s.key for s in samples], "image": [str(s.image) for s in samples]})
-    frame["mask"] = [str(sample.mask) for sample in samples]
-    frame = frame.assign(height=fakes.SIZE[0], width=fakes.SIZE[1], sha256="ab" * 32)
-    artifacts.save_manifest("source", frame.assign(**{f"n_{name}": 100 for name in CLASSES.names}))
+    repo.manifest("source", "gta5", **{f"n_{name}": 100 for name in CLASSES.names})
 
 
 def test_logits_that_are_not_finite_are_a_sentence() -> None:
@@ -41,7 +36,8 @@ def test_the_stage_calibrates_on_what_it_is_told(start: str) -> None:
     pretrain.run(**sections(pretrain.run, of))
     network, fitted = training.open_network(paths.SOURCE_ROUND, of.model, CLASSES)
     table = datasets.table("gta5", Path("source"), CLASSES)
-    held_out = batches.items(artifacts.load_manifest("source"), table)[pretrain.HELD_OUT - 1 :: pretrain.HELD_OUT]
+    source = batches.items(artifacts.load_manifest("source", Path("source")), table)
+    held_out = source[pretrain.HELD_OUT - 1 :: pretrain.HELD_OUT]
     assert len(held_out) == 1
     expected = {
         "none": lambda: NONE,

@@ -53,7 +53,7 @@ def run(round_name: str = "r01", batch: int = 3, model: str = "small", **changes
     compute = Compute(accelerator="cpu", workers=0, batch=batch)
     line = settings.budget[round_name].model_copy(update={"after": "r00"})
     score.run(
-        round_name, line, seed=1, prepare=settings.prepare, model=settings.model, score=settings.score, compute=compute
+        round_name, line, seed=1, roots=settings.roots, model=settings.model, score=settings.score, compute=compute
     )
     scores = artifacts.load_scores(round_name)
     gains = scores[[f"gain_{name}" for name in CLASSES.names]].to_numpy()
@@ -109,7 +109,7 @@ def outputs() -> list[inference.Output]:
     settings = repo.params(model={"name": "small", "size": [16, 32], "width": 32})
     network, calibration = training.open_network("r00", settings.model, CLASSES)
     assert calibration == of_temperature(TEMPERATURE)
-    frame = artifacts.load_manifest("pool").assign(mask="")
+    frame = artifacts.load_manifest("pool", Path("pool")).assign(mask="")
     items = batches.items(frame, datasets.table("cityscapes", Path("pool"), CLASSES))
     compute = Compute(accelerator="cpu", workers=0, batch=1)
     fabric = training.start(compute)

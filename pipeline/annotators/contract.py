@@ -12,8 +12,9 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from pipeline.errors import UserError
+from pipeline.labels import ClassSet
 from pipeline.ledger import Order
-from pipeline.params import Annotate, Prepare
+from pipeline.params import Annotate
 
 
 class Unreachable(UserError):
@@ -30,8 +31,8 @@ class Request(NamedTuple):
     """By image key, the version of what is on record. Answered again only in another version, and never sent again."""
     pool: pd.DataFrame
     """The pool's manifest, indexed by key; a block has a row of its own, with the size of its crop."""
-    prepare: Prepare
-    """Class set and layout of the pool."""
+    classes: ClassSet
+    """What can be painted."""
     annotate: Annotate
     """How this annotator works."""
     acquisition: str

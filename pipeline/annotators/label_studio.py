@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline import artifacts, datasets
+from pipeline import artifacts
 from pipeline.annotators import annotations, images, interface, regions
 from pipeline.annotators.client import Client, NotFound
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped, Unreachable
@@ -46,7 +46,7 @@ def answers(request: Request) -> Iterator[Answer | Skipped | HeldBack]:
         Unreachable: the server does not answer; another run goes on from here.
         UserError: the key, the project or its labels are not what they should be.
     """
-    classes = datasets.class_set(request.prepare.classes)
+    classes = request.classes
     server = Client(request.annotate.url)
     try:
         if all(order.key in request.known for order in request.orders):  # nothing to send: only corrections, if any

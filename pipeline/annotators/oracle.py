@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import UInt8
 
-from pipeline import blocks, datasets
+from pipeline import artifacts, blocks, datasets
 from pipeline.annotators.contract import Answer, Request
 from pipeline.errors import UserError
-from pipeline.params import Prepare
 
 
 def answers(request: Request) -> Iterator[Answer]:
@@ -19,27 +18,32 @@ def answers(request: Request) -> Iterator[Answer]:
     Raises:
         UserError: an image has no mask there.
     """
+    table = artifacts.load_ids("pool", request.classes)
     for order in request.orders:
         if order.key not in request.known:
-            mask = known_label(order.key, request.pool, request.prepare)
+            mask = known_label(order.key, request.pool, table)
             minutes = request.annotate.oracle_minutes * blocks.share(order.key)
             yield Answer(order.key, mask, minutes, "oracle")
 
 
-def known_label(key: str, pool: pd.DataFrame, prepare: Prepare) -> UInt8[np.ndarray, "h w"]:
-    """Class ids and IGNORE of a pool image, or of a block of one; `pool` is the manifest, indexed by key.
+def known_label(key: str, pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:
+    """Class ids and IGNORE of a pool image, or of a block of one.
+
+    Args:
+        key: of the image or block.
+        pool: the manifest, indexed by key.
+        table: from the ids that the pool's masks store to class ids.
 
     Raises:
         UserError: the image has no mask, or, for a block, one of another size.
     """
     image = pool.loc[blocks.image_of(key)]
-    mask, root = image["mask"], Path(prepare.pool.root)
+    mask = image["mask"]
     if not mask:
         raise UserError(
-            f"the oracle has no label for {key!r}: its image in {root} has no mask; "
+            f"the oracle has no label for {key!r}: {image['image']} has no mask; "
             f"let people label it (annotate.annotator: label_studio)"
         )
-    table = datasets.table(prepare.pool.dataset, root, datasets.class_set(prepare.classes))
     whole = datasets.read_mask(Path(mask), table)
     if blocks.parse(key) is None:
         return whole

@@ -75,11 +75,15 @@ def table(dataset: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256
 def class_set(name_or_path: str) -> ClassSet:
     """The class set that `prepare.classes` means: one of `CLASS_SETS`, or the path of a class list ending in .csv.
 
+    A list of the names of one of them, in their order, is that one.
+
     Raises:
         UserError: the name is not known, or the list is missing or not valid.
     """
     if name_or_path.lower().endswith(".csv"):
-        return folder.class_set(Path(name_or_path))
+        listed = folder.class_set(Path(name_or_path))
+        name = next((name for name, of in CLASS_SETS.items() if of.names == listed.names), listed.name)
+        return listed._replace(name=name)
     if name_or_path not in CLASS_SETS:
         known = ", ".join(CLASS_SETS)
         raise UserError(

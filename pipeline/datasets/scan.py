@@ -40,6 +40,8 @@ class Found(NamedTuple):
     counts: Int64[np.ndarray, "256"] | None
     """Pixels of every class id (IGNORE too); None where the mask was not looked at or has a fault."""
     faults: tuple[Fault, ...]
+    mask_sha256: str = ""
+    """Of the mask file; empty if it was not looked at or cannot be read."""
 
 
 def scan(samples: Sequence[Sample], table: UInt8[np.ndarray, "256"] | None, what: str) -> list[Found]:
@@ -72,9 +74,9 @@ def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
     if sample.mask is None:
         faults.append(Fault("no mask", f"the image {sample.image} has no mask"))
         return Found(sample, height, width, sha256, dhash, None, tuple(faults))
-    counts = np.zeros(256, np.int64)
+    counts, mask_sha256 = np.zeros(256, np.int64), ""
     try:
-        native = read_native(sample.mask)
+        native, mask_sha256 = read_native(sample.mask), hashlib.sha256(read_bytes(sample.mask)).hexdigest()
         stored = np.bincount(native.ravel(), minlength=256)
         np.add.at(counts, table, stored)
         if sha256 and native.shape != (height, width):
@@ -85,7 +87,7 @@ def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
             faults.append(Fault("unknown ids", f"the mask {sample.mask} holds unknown ids {ids}"))
     except UserError as error:
         faults.append(Fault("unreadable", str(error)))
-    return Found(sample, height, width, sha256, dhash, None if faults else counts, tuple(faults))
+    return Found(sample, height, width, sha256, dhash, None if faults else counts, tuple(faults), mask_sha256)
 
 
 def _sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> str:

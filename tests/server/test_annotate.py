@@ -59,7 +59,7 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, studio: Stu
         params = repo.params()
         own = {"annotator": "label_studio", "url": studio.url, "project": title, **changes}
         settings = params.annotate.model_copy(update=own)
-        annotate.run(name, params.budget[name], prepare=params.prepare, score=params.score, annotate=settings)
+        annotate.run(name, params.budget[name], roots=params.roots, score=params.score, annotate=settings)
 
     return stage
 
@@ -104,7 +104,7 @@ def test_every_annotator_answers_what_it_is_asked_once(name: str, run: Run, pers
     settings = params.annotate.model_copy(update={"url": person.url, "project": title})
     pool = artifacts.load_manifest("pool").set_index("key", drop=False)
     orders = [Order("r01", key, name, "cityscapes19", 0.1, 10.0, 0.5, "") for key in keys()]
-    request = Request("r01", orders[:2], {}, pool, params.prepare, settings, "shortfall")
+    request = Request("r01", orders[:2], {}, pool, artifacts.load_classes(), settings, "shortfall")
     said = {answer.key: answer for answer in ANNOTATORS[name](request)}
     assert list(said) == chosen
     for answer in said.values():
@@ -135,7 +135,7 @@ def test_project_and_tasks_are_what_people_need_and_a_second_run_adds_nothing(
     assert list(tasks) == [f"r01/{key}" for key in keys()]
     for key, task in zip(keys(), tasks.values(), strict=True):
         shown = Image.open(io.BytesIO(person.http.get(task["data"]["image"]).content))
-        original = Image.open(artifacts.load_manifest("pool").set_index("key").at[key, "image"])
+        original = Image.open(artifacts.load_manifest("pool", Path("pool")).set_index("key").at[key, "image"])
         np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), np.asarray(original.convert("RGB")))
         assert person.http.get(task["data"]["gain"]).content == paths.gain_picture("r01", key).read_bytes()
         [prediction] = task["predictions"]
@@ -480,7 +480,7 @@ def test_pictures_from_local_files_and_from_addresses(run: Run, person: Person, 
     tasks = person.tasks(title)
     for key in keys():
         data = tasks[f"r01/{key}"]["data"]
-        original = Path(artifacts.load_manifest("pool").set_index("key").at[key, "image"])
+        original = Path(artifacts.load_manifest("pool", Path("pool")).set_index("key").at[key, "image"])
         assert person.http.get(data["image"]).content == original.read_bytes()
         assert person.http.get(data["gain"]).content == paths.gain_picture("r01", key).read_bytes()
     person.call("DELETE", f"/api/projects/{person.project(title)['id']}/")

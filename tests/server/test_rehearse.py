@@ -41,7 +41,7 @@ def collect(settings: Params) -> Collect:
     """The stage `annotate` of r01, which has sent its images by now."""
 
     def stage() -> None:
-        own = {"prepare": settings.prepare, "score": settings.score, "annotate": settings.annotate}
+        own = {"roots": settings.roots, "score": settings.score, "annotate": settings.annotate}
         annotate.run("r01", settings.budget["r01"], **own)
 
     with pytest.raises(WaitingForPeople):
@@ -63,7 +63,8 @@ def keys() -> list[str]:
 def truth(key: str) -> np.ndarray:
     """The known label, read without what is under test."""
     table = datasets.table("cityscapes", Path("pool"), CLASS_SETS["cityscapes19"])
-    return datasets.read_mask(Path(artifacts.load_manifest("pool").set_index("key").at[key, "mask"]), table)
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
+    return datasets.read_mask(Path(pool.at[key, "mask"]), table)
 
 
 def decoded(result: list[dict]) -> np.ndarray:
