@@ -82,7 +82,7 @@ def town(here: Path) -> Setup:
     found = []
     for split, data in (("source", settings.prepare.source), ("pool", settings.prepare.pool)):
         table = datasets.table(data.dataset, Path(data.root), classes)
-        items = batches.items(artifacts.load_manifest(split), table)
+        items = batches.items(artifacts.load_manifest(split, Path(data.root)), table)
         found.append([item._replace(image=here / item.image, mask=here / str(item.mask)) for item in items])
     source, pool = found
     fabric = training.start(settings.compute)

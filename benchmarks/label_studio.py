@@ -41,7 +41,7 @@ from pipeline.annotators.contract import Answer, Request
 from pipeline.datasets.town import draw_town
 from pipeline.labels import IGNORE
 from pipeline.ledger import Order
-from pipeline.params import Annotate, Data, Prepare
+from pipeline.params import Annotate
 
 NAME = "label_studio"
 SIZE = (1024, 2048)
@@ -143,7 +143,7 @@ def draw(tasks: int) -> None:
         gain = cv2.GaussianBlur(rng.random((SIZE[0] // 8, SIZE[1] // 8), np.float32), (0, 0), 8)
         artifacts.write(paths.gain_picture(ROUND, key(number)), gain_overlay(datasets.read_image(sample.image), gain))
         row = {"key": key(number), "image": str(sample.image), "mask": "", "height": SIZE[0], "width": SIZE[1]}
-        rows.append(row | {"sha256": f"{number:064x}"})
+        rows.append(row | {"sha256": f"{number:064x}", "mask_sha256": ""})
     frame = pd.DataFrame(rows)
     artifacts.save_manifest("pool", frame)
     scores = {"gain": 0.01, "minutes": 10.0, **{f"gain_{name}": 0.0005 for name in CLASSES.names}}
@@ -189,10 +189,8 @@ def ask(tasks: int, url: str, project: str) -> Request:
     """What the stage would ask our annotator for."""
     orders = [Order(ROUND, key(n), NAME, CLASSES.name, 0.01 * (n + 1), 10.0, 0.5, "") for n in range(tasks)]
     pool = artifacts.load_manifest("pool").set_index("key", drop=False)
-    data = Data(dataset="cityscapes", root="town/cityscapes")
-    prepare = Prepare(classes=CLASSES.name, source=data, pool=data, test=data)
     annotate = Annotate(annotator=NAME, url=url, project=project)
-    return Request(ROUND, orders, {}, pool, prepare, annotate, "shortfall")
+    return Request(ROUND, orders, {}, pool, CLASSES, annotate, "shortfall")
 
 
 # The codec

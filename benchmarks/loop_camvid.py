@@ -166,7 +166,7 @@ def look_up(p: Params, round_name: str, line: BudgetLine) -> None:
     """Put the true shortfall of the images left, as the masks of the pool show it, in the place of their gains."""
     classes = datasets.class_set(p.prepare.classes)
     scores = artifacts.load_scores(round_name)
-    pool = artifacts.load_manifest("pool").set_index("key", drop=False).loc[scores["key"]]
+    pool = artifacts.load_images(round_name, p.roots.pool).set_index("key", drop=False).loc[scores["key"]]
     items = batches.items(pool, datasets.table(p.prepare.pool.dataset, Path(p.prepare.pool.root), classes))
     network, _ = training.open_network(line.after, p.model, classes)
     outputs = inference.outputs(training.start(p.compute), network, items, p.model.size, p.compute, "oracle")

@@ -130,9 +130,9 @@ def prepare(given: argparse.Namespace) -> Study:
     with folder(start):
         source_model(settings)
         table = datasets.table("camvid", given.camvid, CLASSES)
-        pool = _small(batches.items(artifacts.load_manifest("pool"), table), start / "pool")
-        test = batches.items(artifacts.load_manifest("test"), table)
-        manifest = artifacts.load_manifest("source")
+        pool = _small(batches.items(artifacts.load_manifest("pool", settings.roots.pool), table), start / "pool")
+        test = batches.items(artifacts.load_manifest("test", settings.roots.test), table)
+        manifest = artifacts.load_manifest("source", settings.roots.source)
         town = datasets.table("gta5", Path(settings.prepare.source.root), CLASSES)
         absolute = [
             item._replace(image=start / item.image, mask=start / str(item.mask))

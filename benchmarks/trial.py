@@ -94,8 +94,6 @@ def _make(folder: Path) -> None:
     repo.initialise(folder)
     with contextlib.chdir(folder):
         pool = artifacts.load_manifest("pool")
-        pool["sha256"] = [artifacts.sha256(Path(image)) for image in pool["image"]]
-        artifacts.save_manifest("pool", pool)
         for name in ("r01", "r02"):
             repo.select(name, list(pool["key"]))
             repo.predict(name)
@@ -122,7 +120,7 @@ class Trial:
         self.project.edit("annotate: {annotator: oracle, oracle_minutes: 4}", section)
         self.project.edit("images: 3", f"images: {IMAGES}")
         with contextlib.chdir(self.folder):
-            self.pool = artifacts.load_manifest("pool").set_index("key")
+            self.pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
         self.keys = list(self.pool.index)
         self.tasks: list[dict[str, Any]] = []
         self.drawn: dict[str, list[UInt8[np.ndarray, "h w"]]] = {}
@@ -199,7 +197,7 @@ class Trial:
             mock.patch.object(client, "TIMEOUT", TIMEOUT if fault and fault.kind in SILENT else client.TIMEOUT),
         ):
             given = repo.params()
-            sections = {"prepare": given.prepare, "score": given.score, "annotate": given.annotate}
+            sections = {"roots": given.roots, "score": given.score, "annotate": given.annotate}
             try:
                 annotate.run(round_name, given.budget[round_name], **sections)
             except (UserError, WaitingForPeople) as error:

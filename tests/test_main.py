@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__, artifacts, ledger, params_file, paths
+from pipeline.ledger import Order
 from tests import repo
 from tests.conftest import ROOT
 
@@ -131,3 +132,85 @@ def test_ctrl_c_is_a_sentence(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("pipeline.status.collect", stop)
     assert __main__.main(["status"]) == 130
     assert capsys.readouterr().err == "status: stopped by hand; run it again and it goes on from here\n"
+
+
+def test_a_round_that_has_bought_and_was_renamed_is_not_bought_again(capsys: Capture) -> None:
+    key = artifacts.load_manifest("pool")["key"][0]
+    ledger.append([Order("r01", key, "oracle", "cityscapes19", 1.0, 10.0, 1.0, ledger.now())])
+    paths.PARAMS.write_text(paths.PARAMS.read_text().replace("r01", "first"))
+    error = refused(capsys, "score", "first", "--after", "r00")
+    assert "r01 has bought, but the budget table in params.yaml has first in its place" in error
+    assert "rename first to r01, or put the line of r01 back before it" in error
+    assert "scores.csv not found" in refused(capsys, "select", "r02")  # whose turn comes after that
+    paths.PARAMS.write_text(paths.PARAMS.read_text().replace("first", "r01"))  # as it says
+    assert "scores.csv not found" in refused(capsys, "select", "r01")
+
+
+def test_a_table_without_its_last_rounds_replaces_none() -> None:
+    book = ledger.Ledger(tuple(Order(f"r0{n}", f"{n}", "oracle", "x", 1.0, 1.0, 1.0, "") for n in (1, 2, 3)))
+    assert book.replaced(["r01"]) is None
+    assert book.replaced(["r01", "r02", "r03", "r04"]) is None
+    assert book.replaced(["r01", "r02", "r04"]) == ("r03", "r04")
+    assert book.replaced(["r01", "again", "r03"]) == ("r02", "again")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """What `launch` starts, instead of starting it."""
+    found: list[tuple[list[str], dict[str, str]]] = []
+
+    def note(file: str, words: list[str], environment: dict[str, str]) -> None:
+        found.append((words, environment))
+        raise KeyboardInterrupt  # exec does not return
+
+    monkeypatch.setattr(os, "execvpe", note)
+    for name in (__main__.LAUNCHED, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def launch(words: str) -> None:
+    paths.PARAMS.write_text(f"launch: {words}\n{repo.PARAMS}")
+
+
+def test_launch_starts_the_stages_that_use_the_network(started: list) -> None:
+    launch("OMP_NUM_THREADS=2 torchrun --nproc-per-node 4 -m pipeline")
+    assert __main__.main(["score", "r01", "--after", "r00"]) == 130
+    ((words, environment),) = started
+    assert words == ["torchrun", "--nproc-per-node", "4", "-m", "pipeline", "score", "r01", "--after", "r00"]
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment[__main__.LAUNCHED]
+
+
+def test_launch_starts_nothing_else_nor_itself_again(
+    started: list, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch("torchrun -m pipeline")
+    assert "scores.csv not found" in refused(capsys, "select", "r01")
+    for name in (__main__.LAUNCHED, "TORCHELASTIC_RUN_ID"):
+        with monkeypatch.context() as inside:
+            inside.setenv(name, "1")
+            __main__._launch("torchrun -m pipeline", ["pretrain"])
+    assert started == []
+
+
+@pytest.mark.parametrize("given", ["python -m pipeline", None])
+def test_the_default_launch_is_this_process(given: str | None, started: list, capsys: Capture) -> None:
+    if given:
+        launch(given)
+    assert "source.csv not found" in refused(capsys, "pretrain")
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("torchrum --nproc-per-node 4 -m pipeline", "but 'torchrum' does not start (No such file or directory)"),
+        ("torchrun --nproc-per-node 4", "let it end in `-m pipeline`"),
+        ('""', "let it end in `-m pipeline`"),
+        ("python 'run -m pipeline", "which cannot be read (No closing quotation)"),
+    ],
+)
+def test_a_launch_that_cannot_be_is_a_sentence(words: str, says: str, capsys: Capture) -> None:
+    launch(words)
+    assert says in refused(capsys, "pretrain")
