@@ -223,11 +223,7 @@ def _manifests(prepare: Prepare, found: Mapping[str, Sequence[Found]], report: R
 
 def _inputs(params: Params, report: Report) -> None:
     """Files that are not what the stages have recorded of them."""
-    try:
-        report.problems.extend(inputs.changed(params))
-    except UserError as error:
-        if str(error) not in report.problems:
-            report.problems.append(str(error))
+    report.problems.extend(sentence for sentence in inputs.changed(params) if sentence not in report.problems)
 
 
 def _first(items: Iterable[str]) -> str:

@@ -17,8 +17,12 @@ SPLITS = ("source", "pool", "test")
 
 
 def changed(params: Params) -> list[str]:
-    """A sentence for each file that is not what was recorded."""
-    return [*class_lists(params.prepare), *weights(params.model)]
+    """A sentence for each file that is not what was recorded, or that cannot be read at all."""
+    try:
+        lists = class_lists(params.prepare)
+    except UserError as error:  # to those who ask for all, the rest is worth telling all the same
+        lists = [str(error)]
+    return [*lists, *weights(params.model)]
 
 
 def class_lists(prepare: Prepare) -> list[str]:

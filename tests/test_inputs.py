@@ -78,6 +78,12 @@ def test_another_list_is_noticed_by_every_stage_and_prepared_anew(
     assert inputs.changed(params()) == []
 
 
+def test_a_list_that_cannot_be_read_is_one_sentence_among_the_others() -> None:
+    LIST.write_text("a list of names\nroad\n")
+    (sentence,) = inputs.changed(params())
+    assert sentence.startswith("lists/street.csv line")
+
+
 def test_another_list_after_labels_were_bought_is_refused_before_anything_is_made_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
