@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline import artifacts, ledger, paths, select
 from pipeline.errors import UserError
 from pipeline.ledger import Delivery, Order, Skip
-from pipeline.params import BudgetLine, Select
+from pipeline.params import Annotate, BudgetLine, Select
 
 KEYS = [f"{number:03}" for number in range(40)]
 
@@ -18,8 +18,15 @@ KEYS = [f"{number:03}" for number in range(40)]
 def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     artifacts.save_json(paths.audit("r00"), {"signal": None})
+    pool(KEYS)
     for name in ("r01", "r02"):
         score(name, KEYS)
+
+
+def pool(keys: list[str], masks: str = "m.png", **contents: str) -> None:
+    """Write the pool's manifest; every image has a content of its own if it is not given."""
+    frame = pd.DataFrame({"key": keys, "image": "i.png", "mask": masks, "height": 8, "width": 8})
+    artifacts.save_manifest("pool", frame.assign(sha256=[contents.get(f"_{key}", f"of {key}") for key in keys]))
 
 
 def score(round_name: str, keys: list[str], minutes: float = 10.0) -> None:
@@ -35,11 +42,12 @@ def run(
     fallback: bool = True,
     start: str | None = None,
     after: str = "r00",
+    annotator: str = "oracle",
     **amount: float,
 ) -> list[str]:
     line = BudgetLine.model_validate({"after": after} | amount)
     how = Select.model_validate({"method": method, "fallback": fallback, "start": start})
-    select.run(round_name, line, seed=seed, select=how)
+    select.run(round_name, line, seed=seed, select=how, annotate=Annotate(annotator=annotator))
     return list(artifacts.load_selection(round_name)["key"])
 
 
