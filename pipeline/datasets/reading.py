@@ -225,20 +225,19 @@ def _check_mask(file: Image.Image, path: Path) -> None:
     inside = str(file.info.get("compression", "")).lower()
     if file.format in _LOSSY or (file.format == "TIFF" and ("jpeg" in inside or "webp" in inside)):
         what = file.format if file.format in _LOSSY else f"TIFF with {inside} inside"
-        raise UserError(f"the mask {path} is a {what}, a format that changes or renumbers ids: {advice}")
+        raise UserError(f"the mask {path} is {what}, a format that changes or renumbers ids: {advice}")
     if file.width * file.height > MOST_PIXELS:
         raise UserError(f"the mask {path} has {file.width}x{file.height} pixels, more than 2^30: cut it into parts")
     _check_single("mask", file, path)
     # Pillow stretches greyscale of fewer bits to 0-255, so that the id 1 of 4 bits would be read as 17
-    raw = [
-        str(tile.args if isinstance(tile.args, str) else tile.args[0])
-        for tile in getattr(file, "tile", ())
-        if tile.args
-    ]
-    if any(args.startswith(("L;2", "L;4")) for args in raw):
+    raw = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in getattr(file, "tile", ())]
+    few_bits = any(str(args[:1]).startswith(("('L;2", "('L;4")) for args in raw)
+    few_greys = file.format == "PPM" and any(isinstance(arg, int) and arg < 255 for args in raw for arg in args[-1:])
+    if few_bits or few_greys:
         raise UserError(f"the mask {path} is greyscale of less than 8 bits, not one byte a pixel: {advice}")
     if file.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
-        colours = "it shows colours, not ids; " if file.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LAB") else ""
+        several = file.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LAB")
+        colours = "it shows colours or several numbers, not ids; " if several else ""
         raise UserError(
             f"the mask {path} is of mode {file.mode}, not one byte a pixel (mode L or P): {colours}{advice}"
         )
