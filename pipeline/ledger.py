@@ -256,7 +256,7 @@ def absent(key: str, round_name: str, renamed: str | None = None, more: int = 0)
     if renamed is not None:
         return f"{what}it is called {renamed!r} now, so give its file the old name again"
     return (
-        f"{what}put its file back and run `dvc repro --force --single-item prepare`, or, if it has to stay out, run "
+        f"{what}put its file back and run `dvc repro -f prepare`, or, if it has to stay out, run "
         f"`python -m pipeline remove {shlex.quote(key)}`"
     )
 

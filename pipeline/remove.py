@@ -29,5 +29,5 @@ def run(keys: Sequence[str]) -> None:
         paths.selection(name).unlink(missing_ok=True)  # so that DVC makes the round anew
     print(
         f"{blocks.counted([order.key for order in gone])} no longer used: take the files out of the pool, then run "
-        f"`dvc repro --force --single-item prepare` and `dvc repro`; their labels stay in {paths.LABELS}"
+        f"`dvc repro -f prepare` and `dvc repro`; their labels stay in {paths.LABELS}"
     )

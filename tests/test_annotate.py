@@ -248,7 +248,7 @@ def test_oracle_without_a_label_says_so(project: Path) -> None:
 
 def spoil(key: str, how: str) -> None:
     """Make the mask of a pool image one that the oracle cannot deliver."""
-    path = Path(artifacts.load_manifest("pool").set_index("key").at[key, "mask"])
+    path = Path(artifacts.load_manifest("pool", Path("pool")).set_index("key").at[key, "mask"])
     if how == "absent":
         path.unlink()
     elif how == "damaged":

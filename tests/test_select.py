@@ -26,7 +26,7 @@ def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pool(keys: list[str], masks: str = "m.png", **contents: str) -> None:
     """Write the pool's manifest; every image has a content of its own if it is not given."""
-    frame = pd.DataFrame({"key": keys, "image": "i.png", "mask": masks, "height": 8, "width": 8})
+    frame = pd.DataFrame({"key": keys, "image": "i.png", "mask": masks, "mask_sha256": "", "height": 8, "width": 8})
     artifacts.save_manifest("pool", frame.assign(sha256=[contents.get(f"_{key}", f"of {key}") for key in keys]))
 
 

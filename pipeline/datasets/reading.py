@@ -90,7 +90,7 @@ def check_content(data: bytes, path: Path, sha256: str) -> None:
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(
             f"{path} was changed since `prepare` looked at it: put it back, or run "
-            "`dvc repro --force --single-item prepare` and then `dvc repro`"
+            "`dvc repro -f prepare` and then `dvc repro`"
         )
 
 
@@ -177,14 +177,22 @@ def orientation(data: bytes) -> int:
         return 1
 
 
-def read_mask(path: Path, table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:
-    """Class ids; `table` comes from `labels.table` or the data set's `table`. Turned as the mask's own EXIF tag says.
+def read_mask(path: Path, table: UInt8[np.ndarray, "256"], sha256: str = "") -> UInt8[np.ndarray, "h w"]:
+    """Class ids, turned as the mask's own EXIF tag says.
+
+    Args:
+        path: of the file.
+        table: from `labels.table` or the data set's `table`.
+        sha256: that the file has to have; empty: any.
 
     Raises:
-        UserError: the file is missing, cut short or not of ids of 8 bits, or holds one that the table does not define.
+        UserError: the file is missing, cut short or not of ids of 8 bits, holds one that the table does not define, or
+            is not the one that it was.
     """
+    data = read_bytes(path)
+    check_content(data, path, sha256)
     try:
-        return apply_table(read_native(path), table)
+        return apply_table(decode_mask(data, path), table)
     except ValueError as error:
         raise UserError(
             f"the mask {path} holds {error}: check that `dataset` in params.yaml names its layout, or set those "
