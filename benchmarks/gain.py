@@ -38,7 +38,6 @@ from scipy.stats import ttest_rel
 from benchmarks import loop_camvid, results
 from benchmarks.reward_camvid import interval
 from pipeline import artifacts, datasets, params_file, transforms
-from pipeline.datasets import camvid
 from pipeline.params import BudgetLine, Params
 
 SHARES = (0.9, 0.95, 0.99)
@@ -191,7 +190,7 @@ def shrunk(root: Path, size: tuple[int, int], work: Path) -> Path:
     """A copy of CamVid's `train` and `val` at the network's size: reading large images would take much of a round."""
     small = work / "camvid-{}x{}".format(*size)
     for split in () if small.is_dir() else ("train", "val"):
-        for sample in camvid.find(root, split):
+        for sample in datasets.find("camvid", root, split):
             if sample.mask is None:
                 raise SystemExit(f"{sample.image} has no mask in {split}annot")
             for path, made in (

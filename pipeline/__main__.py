@@ -68,6 +68,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     rehearse.add_argument("--skips", type=float, default=0.05, help="share of images that are skipped (default 0.05)")
     rehearse.add_argument("--seconds", type=float, default=90.0, help="median time for an image (default 90)")
     rehearse.add_argument("--seed", type=int, default=1, help="another seed makes other errors (default 1)")
+    remove = commands.add_parser("remove", help="images that were bought have to stay out of the pool from now on")
+    remove.add_argument("keys", nargs="+", metavar="KEY", help="as data/ledger.jsonl names them")
     commands.add_parser("doctor", help="look at all data that params.yaml names, before time is spent on it")
     return parser.parse_args(argv)
 
@@ -89,6 +91,8 @@ def main(argv: list[str]) -> int:
             return int(command.run(settings))
         if given.command == "status":
             command.run(settings, as_json=given.json)
+        elif given.command == "remove":
+            command.run(given.keys)
         elif given.command == "label-studio":
             command.run(settings, given.port)
         elif given.command == "rehearse":

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from pipeline import artifacts, blocks, ledger, paths
-from pipeline.annotators import ANNOTATORS
+from pipeline.annotators import ANNOTATORS, oracle
 from pipeline.annotators.contract import Annotator, Answer, HeldBack, Request, Skipped, Unreachable
 from pipeline.errors import UserError, WaitingForPeople, choose
 from pipeline.labels import IGNORE, ClassSet
@@ -48,7 +48,8 @@ def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annota
     with _dvc() as add:  # before anything is bought that could not be kept
         selection = artifacts.load_selection(round_name)
         pool = _with_blocks(round_name, roots.pool, selection["key"])
-        _order(round_name, line, selection, classes, annotate)
+        _check_pool(round_name, selection["key"], pool)
+        _order(round_name, line, selection, pool, classes, annotate)
         waiting = _collect(annotator, Request(round_name, (), {}, pool, classes, annotate, score.acquisition), add)
         _take_corrections(round_name, pool)
         add()
@@ -187,8 +188,35 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
     add()
 
 
-def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, classes: ClassSet, annotate: Annotate) -> None:
-    """Put on record what the selection adds to what is ordered already, without what was skipped."""
+def _check_pool(round_name: str, selected: Iterable[str], pool: pd.DataFrame) -> None:
+    """See that what was bought, and what is to be, is in the pool.
+
+    Raises:
+        UserError: it is not.
+    """
+    for order in ledger.load().ordered(round_name):
+        if order.key not in pool.index:
+            raise UserError(ledger.absent(order.key, round_name))
+    for key in selected:
+        if key not in pool.index:
+            raise UserError(
+                f"{round_name} is to buy {key!r}, which the pool has not: put its file back, or run "
+                f"`dvc repro -s -f select@{round_name}`, then `dvc repro`"
+            )
+
+
+def _order(
+    round_name: str,
+    line: BudgetLine,
+    selection: pd.DataFrame,
+    pool: pd.DataFrame,
+    classes: ClassSet,
+    annotate: Annotate,
+) -> None:
+    """Put on record what the selection adds to what is ordered already, without what was skipped.
+
+    What the oracle cannot deliver is skipped at once, so that others are drawn.
+    """
     book = ledger.load()
     for grid in set(map(blocks.grid_of, selection["key"])):
         blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
@@ -201,14 +229,26 @@ def _order(round_name: str, line: BudgetLine, selection: pd.DataFrame, classes: 
                 f"{round_name} wants {key!r}, which {elsewhere[key]} has bought already: "
                 f"run `dvc repro -s -f select@{round_name}`, then `dvc repro`"
             )
-    names = (annotate.annotator, classes.name)
-    new = [
-        Order(round_name, r.key, *names, r.gain, r.minutes, r.probability, ledger.now(), r.method, classes.names)
+    names, refused = (annotate.annotator, classes.name), dict[str, str]()
+    if annotate.annotator == "oracle":
+        refused = oracle.refused(wanted["key"], pool, artifacts.load_ids("pool", classes))
+    if refused and len(refused) == len(selection):
+        raise UserError(f"{round_name}: nothing that it selects can be delivered: {next(iter(refused.values()))}")
+    images = pool["sha256"]
+    every = [
+        Order(
+            *(round_name, r.key, *names, r.gain, r.minutes, r.probability, ledger.now(), r.method, classes.names),
+            image=str(images[r.key]),
+        )
         for r in wanted.itertuples()
     ]
-    if new:
+    new = [order for order in every if order.key not in refused]
+    for key, reason in refused.items():
+        print(f"{round_name}: {key} is not ordered, others are drawn in its place: {reason}")
+    if every:
         _check_spending(round_name, line, book, new)
-        ledger.append(new)
+        ledger.append([*every, *(Skip(round_name, key, names[0], 0.0, ledger.now(), "refused") for key in refused)])
+    if new:
         print(f"{round_name}: ordered {blocks.counted([order.key for order in new])} from {annotate.annotator}")
 
 

@@ -56,7 +56,7 @@ class Item(NamedTuple):
             UserError: a file is damaged, or that of a block has not the block's size.
         """
         if self.mask is not None:
-            return datasets.read_mask(self.mask, self.table)
+            return datasets.read_mask(self.mask, self.table, self.mask_sha256)
         crops = [(key, datasets.read_mask(path, self.table)) for key, path in self.blocks]
         return blocks.paste(crops, size) if crops else None
 
@@ -87,7 +87,7 @@ def labelled(keys: Iterable[str], pool: pd.DataFrame, classes: int) -> list[Item
         if name not in pool.index:
             raise UserError(
                 f"{key!r} is labelled, but its image is not in the pool: put it back into prepare.pool, then run "
-                f"`dvc repro -f prepare` and `dvc repro`"
+                "`dvc repro -f prepare` and `dvc repro`, or, if it has to stay out, `python -m pipeline remove KEY`"
             )
         image, parts = pool.loc[name], () if block is None else ((key, paths.mask(key)),)
         mask = paths.mask(key) if block is None else None
@@ -131,7 +131,7 @@ class _Whole(Dataset[tuple[int, Tensor, Tensor | None]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
         item = self.whole[index]
-        full = datasets.read_image(item.image)
+        full = datasets.read_image(item.image, item.sha256)
         image, mask = transforms.resize(full, self.size), item.read_mask(full.shape[:2])
         return index, torch.from_numpy(image).permute(2, 0, 1), None if mask is None else torch.from_numpy(mask)
 
@@ -188,7 +188,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, seed = index
         item = self.source[position]
-        full = datasets.read_image(item.image)
+        full = datasets.read_image(item.image, item.sha256)
         mask = item.read_mask(full.shape[:2])
         if mask is None:
             raise AssertionError(f"{item.key} has no mask")

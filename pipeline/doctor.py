@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline import artifacts, blocks, datasets, inputs, paths
+from pipeline import artifacts, blocks, datasets, inputs, ledger, paths
 from pipeline.annotators import label_studio
-from pipeline.datasets.scan import Found, near_pairs, scan, shared_images
+from pipeline.datasets.files import LEFT_BY_SYSTEMS, unfit_for_windows
+from pipeline.datasets.scan import Found, duplicates, near_pairs, scan, shared_images
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
 from pipeline.params import Data, Params, Prepare
-from pipeline.prepare import SPLITS
+from pipeline.prepare import SPLITS, doubts, passed_over, pool_doubts
 
 NEAR = 5
 """Two images whose difference hashes (64 bits) differ in at most this many are called near-duplicates.
@@ -54,6 +55,7 @@ def run(params: Params) -> int:
         _describe(split, getattr(prepare, split), looked_at, report, skip=prepare.size_mismatch == "skip")
     if classes is not None:
         _shares(classes, found, report)
+        _doubts(params, found, classes, report)
     _duplicates(found, report)
     _budget(params, found["pool"], report)
     _manifests(prepare, found, report)
@@ -89,11 +91,14 @@ def _classes(prepare: Prepare, report: Report) -> ClassSet | None:
 def _look(data: Data, split: str, classes: ClassSet | None, report: Report) -> list[Found]:
     root, table = Path(data.root), None
     try:
-        samples = datasets.find(data.dataset, root, data.split)
+        samples, unused = datasets.listing(data.dataset, root, data.split)
     except UserError as error:
         report.problems.append(f"{split}: {error}")
         return []
-    if classes is not None:
+    report.warnings.extend(passed_over(split, unused))
+    if unused.get(LEFT_BY_SYSTEMS):
+        print(f"{split}: {len(unused[LEFT_BY_SYSTEMS])} files {LEFT_BY_SYSTEMS}, {unused[LEFT_BY_SYSTEMS][0]} first")
+    if classes is not None and (split != "pool" or any(sample.mask for sample in samples)):
         try:
             table = datasets.table(data.dataset, root, classes)
         except UserError as error:
@@ -157,11 +162,39 @@ def _bar(pixels: int, total: int) -> str:
     return f"{share:5.1f} {'#' * max(round(share / 2.5), 1)}"  # one # is 2.5 %
 
 
+def _doubts(params: Params, found: Mapping[str, Sequence[Found]], classes: ClassSet, report: Report) -> None:
+    """What `prepare` would refuse or tell, and what of the pool cannot be labelled or kept everywhere."""
+    pool = found["pool"]
+    told = doubts(params.prepare, found, classes)
+    if pool:
+        try:
+            told += pool_doubts(pool, ledger.load())
+        except UserError as error:  # of the ledger
+            report.problems.append(str(error))
+    for doubt in told:
+        (report.problems if doubt.sure else report.warnings).append(doubt.text)
+    closed = [one.sample.key for one in pool if one.sample.mask is None]
+    if closed and params.annotate.annotator == "oracle":
+        what = f"annotate.annotator is oracle, and {len(closed)} of {len(pool)} images of the pool have no mask"
+        if len(closed) == len(pool):
+            report.problems.append(f"{what}: let people label (annotate.annotator: label_studio)")
+        else:
+            report.warnings.append(f"{what}, {closed[0]!r} first: they are not bought")
+    odd = [one.sample.key for one in pool if unfit_for_windows(one.sample.key)]
+    if odd:
+        report.warnings.append(f"the pool has {len(odd)} names that Windows cannot store: {_first(map(repr, odd))}")
+
+
 def _duplicates(found: Mapping[str, Sequence[Found]], report: Report) -> None:
     for one, other in itertools.combinations(SPLITS, 2):
         pairs = [f"{a.sample.image} = {b.sample.image}" for a, b in shared_images(found[one], found[other])]
         if pairs:
             report.problems.append(f"{one} and {other} share {len(pairs)} images (same content): {_first(pairs)}")
+    for split in ("source", "test"):
+        groups = duplicates(found[split])
+        same = _first(" = ".join(str(one.sample.image) for one in group) for group in groups)
+        if groups:
+            report.warnings.append(f"{split}: {len(groups)} images are there more than once (same content): {same}")
     pool, test = ([one for one in found[split] if one.sha256] for split in ("pool", "test"))
     hashes = [np.array([one.dhash for one in side], np.uint64) for side in (pool, test)]
     across = near_pairs(hashes[0], hashes[1], NEAR)
@@ -179,7 +212,8 @@ def _duplicates(found: Mapping[str, Sequence[Found]], report: Report) -> None:
 
 def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
     asked, unit = sum(line.images or 0 for line in params.budget.values()), f"{params.score.unit}s"
-    there = len(pool) * len(blocks.keys("", params.score.grid))
+    different = len(pool) - sum(len(group) - 1 for group in duplicates(pool))
+    there = different * len(blocks.keys("", params.score.grid))
     if pool and asked > there:
         report.problems.append(f"the budget asks for {asked} {unit}, the pool has {there}: lower `budget`")
     try:

@@ -7,6 +7,7 @@ killed run leaves the old or the new ledger, never half a line.
 
 import datetime
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ class Order(NamedTuple):
     """The selection method that chose it; empty in a ledger of before this was on record."""
     class_names: tuple[str, ...] = ()
     """The classes in the order of their ids in the mask; empty in a ledger of before this was on record."""
+    image: str = ""
+    """Hash of the image file as it was ordered; empty in a ledger of before this was on record."""
 
 
 class Delivery(NamedTuple):
@@ -75,7 +78,16 @@ class Skip(NamedTuple):
     """Which annotation says so, in which state."""
 
 
-Entry = Order | Delivery | Skip
+class Removal(NamedTuple):
+    """One image that was bought has to stay out of the pool: what was paid stays paid, its label is not used."""
+
+    round: str
+    key: str
+    at: str
+    """When, UTC."""
+
+
+Entry = Order | Delivery | Skip | Removal
 
 
 class Ledger(NamedTuple):
@@ -100,12 +112,20 @@ class Ledger(NamedTuple):
 
     def _orders(self) -> list[tuple[Order, bool]]:
         stands: dict[tuple[str, str], tuple[Order, bool]] = {}
+        removed = self.removed
         for entry in self.entries:
             place = (entry.round, entry.key)
+            if entry.key in removed or isinstance(entry, Removal):
+                continue
             stands[place] = (
                 (entry, True) if isinstance(entry, Order) else (stands[place][0], isinstance(entry, Delivery))
             )
         return list(stands.values())
+
+    @property
+    def removed(self) -> set[str]:
+        """Keys of what was bought and has to stay out of the pool: neither ordered nor delivered any more, but paid."""
+        return {entry.key for entry in self.entries if isinstance(entry, Removal)}
 
     def ordered(self, round_name: str) -> list[Order]:
         """What a round has ordered; skipped images are not among it."""
@@ -123,7 +143,8 @@ class Ledger(NamedTuple):
 
     def delivered(self, round_name: str) -> list[Delivery]:
         """What has come back of a round."""
-        return [delivery for delivery in self.deliveries if delivery.round == round_name]
+        removed = self.removed
+        return [one for one in self.deliveries if one.round == round_name and one.key not in removed]
 
     def skipped(self, round_name: str) -> list[Skip]:
         """What annotators of a round would not label."""
@@ -134,8 +155,10 @@ class Ledger(NamedTuple):
 
         The minutes that a skipped image took are spent, too.
         """
-        orders = [*self.ordered(round_name), *more]
-        measured = {delivery.key: delivery.minutes for delivery in self.delivered(round_name)}
+        removed = self.removed
+        gone = {e.key: e for e in self.entries if isinstance(e, Order) and e.round == round_name and e.key in removed}
+        orders = [*self.ordered(round_name), *gone.values(), *more]
+        measured = {delivery.key: delivery.minutes for delivery in self.deliveries if delivery.round == round_name}
         minutes = sum(measured.get(order.key, order.minutes) for order in orders)
         return len(orders), float(minutes + sum(skip.minutes for skip in self.skipped(round_name)))
 
@@ -145,7 +168,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-KINDS: dict[str, type[Entry]] = {"order": Order, "delivery": Delivery, "skip": Skip}
+KINDS: dict[str, type[Entry]] = {"order": Order, "delivery": Delivery, "skip": Skip, "removal": Removal}
 
 
 def load() -> Ledger:
@@ -165,7 +188,7 @@ def load() -> Ledger:
             entries.append(KINDS[fields.pop("event")](**fields))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{paths.LEDGER}: line {number} is not an order, a delivery or a skip ({line[:60]!r}): "
+                f"{paths.LEDGER}: line {number} is not an order, a delivery, a skip or a removal ({line[:60]!r}): "
                 f"restore the file from git, or resolve the merge by keeping the lines of both sides"
             ) from None
     _check(entries)
@@ -220,6 +243,24 @@ def check_classes(book: Ledger, names: Sequence[str], unnamed: Sequence[str] | N
             )
 
 
+def absent(key: str, round_name: str, renamed: str | None = None, more: int = 0) -> str:
+    """What to do about an image that was bought and is not in the pool: a sentence.
+
+    Args:
+        key: of the image.
+        round_name: that bought it.
+        renamed: key under which its content is there.
+        more: so many others are absent, too.
+    """
+    what = f"the pool lacks {key!r}, which {round_name} has bought{f', and {more} more' if more else ''}: "
+    if renamed is not None:
+        return f"{what}it is called {renamed!r} now, so give its file the old name again"
+    return (
+        f"{what}put its file back and run `dvc repro -f prepare`, or, if it has to stay out, run "
+        f"`python -m pipeline remove {shlex.quote(key)}`"
+    )
+
+
 def _check(entries: Iterable[Entry]) -> None:
     standing: dict[str, str] = {}
     seen = set()
@@ -231,11 +272,11 @@ def _check(entries: Iterable[Entry]) -> None:
             seen.add(place)
             standing[entry.key] = entry.round
         elif place not in seen or holder not in (None, entry.round):
-            what = "delivered" if isinstance(entry, Delivery) else "skipped"
+            what = {Delivery: "delivered", Skip: "skipped", Removal: "removed"}[type(entry)]
             raise UserError(f"{paths.LEDGER}: {entry.key!r} was {what} in {entry.round} but not ordered there")
         elif isinstance(entry, Delivery):
             standing[entry.key] = entry.round
-        else:
+        elif isinstance(entry, Skip):  # what is removed is never bought again
             standing.pop(entry.key, None)
 
 

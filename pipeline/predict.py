@@ -74,7 +74,7 @@ def _items(round_name: str, root: Path, classes: int) -> list[Item]:
 
 
 def _write(round_name: str, item: Item, logits: Float[Tensor, "c h w"], gain: Float[np.ndarray, "h w"]) -> None:
-    image = datasets.read_image(item.image)
+    image = datasets.read_image(item.image, item.sha256)
     full = inference.upsample(logits, (image.shape[0], image.shape[1]))
     ids = blocks.crop(highest(full[None])[1][0].cpu().numpy(), item.key)
     artifacts.save_mask(paths.prediction(round_name, item.key), ids)

@@ -8,12 +8,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from jaxtyping import UInt8
 
 from pipeline import artifacts, blocks, datasets, ledger, paths
-from pipeline.datasets.scan import Found, scan, shared_images
+from pipeline.datasets import plausibility
+from pipeline.datasets.files import LEFT_BY_SYSTEMS, UNREAD
+from pipeline.datasets.plausibility import Doubt
+from pipeline.datasets.scan import Found, duplicates, pixels, scan, shared_images
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS, IGNORE, ClassSet
+from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN, ClassSet
+from pipeline.ledger import Ledger
 from pipeline.params import Data, Prepare, Town
 
 SPLITS = ("source", "pool", "test")
@@ -36,12 +42,13 @@ def run(*, prepare: Prepare) -> None:
         usable[split] = keep(found, f"{split} ({data.dataset} in {data.root})", skip=prepare.size_mismatch == "skip")
     refuse_leakage(usable)
     blocks.check_image_keys(found.sample.key for found in usable["pool"])
+    refuse_or_tell([*doubts(prepare, usable, classes), *pool_doubts(usable["pool"], ledger.load())])
     artifacts.save_classes(classes)
     for split, found in usable.items():
         data = getattr(prepare, split)
         root = Path(data.root)
         artifacts.save_manifest(split, frame(found, root, classes if split == "source" else None))
-        artifacts.save_ids(split, datasets.table(data.dataset, root, classes), classes)
+        artifacts.save_ids(split, ids(data, split, [one.sample.mask for one in found], classes), classes)
     artifacts.save_images(paths.SOURCE_ROUND, ledger.pool_of(paths.SOURCE_ROUND))
     artifacts.save_labels(paths.SOURCE_ROUND, [])
     artifacts.save_json(paths.audit(paths.SOURCE_ROUND), {"signal": None})  # nothing was bought
@@ -85,9 +92,32 @@ def draw(prepare: Prepare) -> None:
 def look(data: Data, split: str, classes: ClassSet) -> list[Found]:
     """Every sample of a set, with the masks of source and test."""
     root = Path(data.root)
-    samples = datasets.find(data.dataset, root, data.split)
-    table = datasets.table(data.dataset, root, classes)  # for the pool too: an early error if classes do not fit
-    return scan(samples, None if split == "pool" else table, split)
+    listing = datasets.listing(data.dataset, root, data.split)
+    for line in passed_over(split, listing.unused):
+        print(f"warning: {line}")
+    # for the pool too: an early error if classes do not fit
+    table = ids(data, split, [sample.mask for sample in listing.samples], classes)
+    return scan(listing.samples, None if split == "pool" else table, split)
+
+
+def ids(data: Data, split: str, masks: Sequence[Path | None], classes: ClassSet) -> UInt8[np.ndarray, "256"]:
+    """Table from the ids that a set's masks store to class ids. A pool without masks needs no class list."""
+    if split == "pool" and not any(masks):
+        return np.where(np.arange(256) == IGNORE, IGNORE, UNKNOWN).astype(np.uint8)
+    return datasets.table(data.dataset, Path(data.root), classes)
+
+
+def passed_over(split: str, unused: Mapping[str, Sequence[Path]]) -> list[str]:
+    """A sentence for each reason why files are neither image nor mask that people may have meant to be."""
+    lines = []
+    for reason, files in unused.items():
+        if reason != LEFT_BY_SYSTEMS:
+            suffixes = ", ".join(sorted({path.suffix for path in files} - {""})) if reason == UNREAD else ""
+            lines.append(
+                f"{split}: {len(files)} files {reason}{f' ({suffixes})' if suffixes else ''} and are passed over, "
+                f"{files[0]} first"
+            )
+    return lines
 
 
 def keep(found: Sequence[Found], name: str, *, skip: bool) -> list[Found]:
@@ -121,6 +151,83 @@ def refuse_leakage(sets: Mapping[str, Sequence[Found]]) -> None:
                 f"{one} and {other} share an image: {left.sample.image} and {right.sample.image} have the same "
                 "content; take it out of one of them"
             )
+
+
+def doubts(prepare: Prepare, sets: Mapping[str, Sequence[Found]], classes: ClassSet) -> list[Doubt]:
+    """What looks wrong about source and test: ids that seem to mean something else, images turned without their masks.
+
+    The pool's masks stay closed, also where the oracle will label: it looks before it takes an order.
+    """
+    found, counted = list[Doubt](), {}
+    for split in ("source", "test"):
+        data: Data = getattr(prepare, split)
+        counts, stored = pixels(sets[split])
+        if stored.any():
+            table = datasets.table(data.dataset, Path(data.root), classes)
+            found += [
+                doubt._replace(text=f"{split}: {doubt.text}")
+                for doubt in plausibility.of_masks(datasets.DATASETS[data.dataset].ids, stored, table, classes)
+            ]
+            counted[split] = counts
+        turned = [one.doubt for one in sets[split] if one.doubt]
+        if turned:
+            more = f", and {len(turned) - 1} more" if len(turned) > 1 else ""
+            found.append(
+                Doubt(False, f"{split}: {turned[0]}{more}: see that the masks are those of the upright images")
+            )
+    if len(counted) == 2:
+        found += plausibility.apart(counted["source"], counted["test"], ("source", "test"), classes)
+    return found
+
+
+def pool_doubts(pool: Sequence[Found], book: Ledger) -> list[Doubt]:
+    """Where the pool and the ledger disagree, and what the pool has twice."""
+    there, by_hash = {one.sample.key: one for one in pool}, {one.sha256: one.sample.key for one in pool}
+    bought = {blocks.image_of(order.key): order for order in book.orders}
+    found = []
+    absent = [order for key, order in bought.items() if key not in there]
+    if absent:
+        key, renamed = blocks.image_of(absent[0].key), by_hash.get(absent[0].image or "-")
+        found.append(Doubt(True, ledger.absent(key, absent[0].round, renamed, len(absent) - 1)))
+    changed = [key for key, order in bought.items() if key in there and order.image not in ("", there[key].sha256)]
+    for key in changed:
+        size, mask = (there[key].height, there[key].width), paths.mask(key)
+        if mask.is_file() and (shape := artifacts.load_mask(mask).shape) != size:
+            found.append(
+                Doubt(
+                    True,
+                    f"pool: {there[key].sample.image}, which {bought[key].round} has bought, is {size[1]}x{size[0]} "
+                    f"now, and its label {shape[1]}x{shape[0]}: put the image back as it was",
+                )
+            )
+    if changed:
+        found.append(
+            Doubt(
+                False,
+                f"pool: {len(changed)} images were changed after they had been bought, {changed[0]!r} first: see that "
+                f"their labels still fit, {paths.mask(changed[0])}, or put them back",
+            )
+        )
+    groups = duplicates(pool)
+    if groups:
+        extra, (one, other, *_) = sum(map(len, groups)) - len(groups), groups[0]
+        found.append(
+            Doubt(
+                False,
+                f"pool: {extra} images have the same content as another, {other.sample.image} as {one.sample.image} "
+                "first: of each group one is bought",
+            )
+        )
+    return found
+
+
+def refuse_or_tell(found: Sequence[Doubt]) -> None:
+    """Raise where something is surely wrong, print the rest."""
+    for doubt in found:
+        if doubt.sure:
+            raise UserError(doubt.text)
+    for doubt in found:
+        print(f"warning: {doubt.text}")
 
 
 def frame(found: Sequence[Found], root: Path, classes: ClassSet | None) -> pd.DataFrame:

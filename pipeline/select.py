@@ -3,19 +3,19 @@
 Where the last audit found no signal in the score, the rest is drawn class-stratified (`select.fallback`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import numpy as np
 import pandas as pd
 
 from pipeline import artifacts, auditing, blocks, ledger, paths
 from pipeline.errors import UserError, choose
-from pipeline.ledger import Order
-from pipeline.params import BudgetLine, Select
+from pipeline.ledger import Order, Skip
+from pipeline.params import Annotate, BudgetLine, Select
 from pipeline.selection import BY_GAIN, METHODS, NEEDS, Budget, Candidates, Options
 
 
-def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None:
+def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotate: Annotate) -> None:
     """Fill the round's budget line from its scores and write selection.csv.
 
     Raises:
@@ -25,7 +25,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     book = ledger.load()
     kept = book.ordered(round_name)  # paid for: whatever the scores say now, they stay
     # A skipped image is back in the pool, but not offered again in the round whose annotators would not have it.
-    gone = {order.key for order in book.orders} | {skip.key for skip in book.skipped(round_name)}
+    gone = {order.key for order in book.orders} | {skip.key for skip in book.skipped(round_name)} | book.removed
     scores = artifacts.load_scores(round_name)
     grid = blocks.grid_of(scores["key"].iloc[0])
     blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
@@ -36,9 +36,14 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
             f"select.{field} is {wanted}, which compares features, and score.unit is block, of which there are none: "
             f"choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
         )
-    left = scores[~scores["key"].isin(gone)].reset_index(drop=True)
-    images = None if line.images is None else line.images - len(kept)
-    minutes = None if line.minutes is None else line.minutes - book.spent(round_name)[1]
+    had = {entry.key for entry in book.entries if not isinstance(entry, Skip)} | gone
+    aside = _set_aside(
+        scores["key"], artifacts.load_images(round_name).set_index("key"), had, oracle=annotate.annotator == "oracle"
+    )
+    left = scores[~scores["key"].isin(gone | aside)].reset_index(drop=True)
+    spent = book.spent(round_name)
+    images = None if line.images is None else line.images - spent[0]
+    minutes = None if line.minutes is None else line.minutes - spent[1]
 
     rows = [_kept(order) for order in kept]
     if (images is None or images > 0) and (minutes is None or minutes > 0):
@@ -74,6 +79,26 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select) -> None
     selection = pd.DataFrame(rows)
     artifacts.save_selection(round_name, selection)
     print(f"{round_name}: {blocks.counted(selection['key'].tolist())}, {len(kept)} of them ordered before")
+
+
+def _set_aside(keys: pd.Series, pool: pd.DataFrame, had: Set[str], *, oracle: bool) -> set[str]:
+    """What of the scored images, or blocks, is not to be bought: doubles, and what the oracle has no mask of.
+
+    Of images of the same content one is left: one of which something is had already, else the first.
+    """
+    taken = {blocks.image_of(key) for key in had}
+    first: dict[str, str] = {}
+    for key in sorted(pool.index, key=lambda key: key not in taken):  # stable
+        first.setdefault(pool.at[key, "sha256"], key)
+    images = keys.map(blocks.image_of)
+    known = images.isin(pool.index)
+    content, mask = (images.map(pool[column]) for column in ("sha256", "mask"))
+    double = known & (content.map(first) != images)
+    closed = known & ~double & (mask == "") if oracle else known & False
+    for which, why in ((double, "have the same content as another"), (closed, "have no mask for the oracle")):
+        if which.any():
+            print(f"set aside: {which.sum()} of {blocks.counted(keys.tolist())} {why}, {keys[which].iloc[0]!r} first")
+    return set(keys[double | closed])
 
 
 def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], need: str | None) -> Candidates:

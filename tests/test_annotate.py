@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from jaxtyping import UInt8
 
-from pipeline import __main__, annotate, artifacts, blocks, datasets, ledger, paths
+from pipeline import __main__, annotate, artifacts, blocks, datasets, ledger, paths, remove
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, Request
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WaitingForPeople
 from pipeline.labels import CLASS_SETS
 from pipeline.params import BudgetLine
-from tests import repo
+from tests import fakes, repo
 
 TABLE = datasets.table("cityscapes", Path(), CLASS_SETS["cityscapes19"])
 
@@ -244,6 +244,74 @@ def test_oracle_without_a_label_says_so(project: Path) -> None:
     artifacts.save_manifest("pool", frame)
     with pytest.raises(UserError, match=f"the oracle has no label for '{keys('r01')[0]}'"):
         run("r01")
+
+
+def spoil(key: str, how: str) -> None:
+    """Make the mask of a pool image one that the oracle cannot deliver."""
+    path = Path(artifacts.load_manifest("pool", Path("pool")).set_index("key").at[key, "mask"])
+    if how == "absent":
+        path.unlink()
+    elif how == "damaged":
+        path.write_bytes(path.read_bytes()[:-30])
+    else:
+        fakes.mask(path, np.zeros(fakes.SIZE if how == "all ignore" else (5, 5)))
+
+
+@pytest.mark.parametrize("how", ["absent", "damaged", "all ignore", "of another size"])
+def test_what_the_oracle_cannot_deliver_is_not_ordered_and_the_round_goes_on(
+    project: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *rest = keys("r01")
+    spoil(first, how)
+    with pytest.raises(WaitingForPeople, match="draws others for the skipped images"):
+        run("r01")
+    assert f"r01: {first} is not ordered, others are drawn in its place: " in capsys.readouterr().out
+    assert [order.key for order in ledger.load().ordered("r01")] == rest
+    assert ledger.load().spent("r01") == (2, 8.0)  # it cost nothing
+    fifth = artifacts.load_manifest("pool")["key"].iloc[5]
+    repo.select("r01", [*rest, fifth])  # as the stage `select` would
+    run("r01")
+    assert [row["key"] for row in artifacts.load_labels("r01")] == [*rest, fifth]
+
+
+def test_an_order_that_the_oracle_can_no_longer_deliver_does_not_block_the_round(
+    project: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(each=1)
+    with pytest.raises(WaitingForPeople):
+        run("r01", annotator="scripted")
+    spoil(keys("r01")[1], "damaged")
+    with pytest.raises(WaitingForPeople, match="draws others for the skipped images"):
+        run("r01")
+    assert "is cut short, damaged or no image" in capsys.readouterr().out
+    assert len(ledger.load().delivered("r01")) == 2
+
+
+def test_a_bought_image_that_left_the_pool_is_a_sentence(bought: Path) -> None:
+    frame = artifacts.load_manifest("pool")
+    artifacts.save_manifest("pool", frame[frame["key"] != keys("r01")[0]])
+    with pytest.raises(UserError, match=f"the pool lacks '{keys('r01')[0]}', which r01 has bought: put its file back"):
+        run("r01")
+    repo.select("r02", ["nowhere"])
+    artifacts.save_manifest("pool", frame)
+    with pytest.raises(UserError, match="to buy 'nowhere', which the pool has not: put its file back, or run `dvc rep"):
+        run("r02")
+
+
+def test_an_image_that_has_to_stay_out_is_no_longer_a_label(bought: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone, *rest = keys("r01")
+    remove.run([gone])
+    assert "1 image no longer used: take the files out of the pool" in capsys.readouterr().out
+    assert not paths.selection("r01").exists()  # for DVC to make it anew
+    frame = artifacts.load_manifest("pool")
+    artifacts.save_manifest("pool", frame[frame["key"] != gone])
+    repo.select("r01", rest)
+    run("r01")
+    assert [row["key"] for row in artifacts.load_labels("r01")] == rest
+    assert paths.mask(gone).is_file()
+    assert len(ledger.load().orders) == 2
+    with pytest.raises(UserError, match=f"'{gone}' is not bought, or removed already"):
+        remove.run([gone])
 
 
 def test_mask_changed_by_hand_is_taken_for_no_further_minutes(bought: Path) -> None:

@@ -160,7 +160,7 @@ def test_an_adversary_triggers_the_fallback(capsys: pytest.CaptureFixture[str]) 
 def next_method() -> set[str]:
     scored("shortfall", "r02")
     line = settings().budget["r02"].model_copy(update={"minutes": None, "images": 3})
-    select.run("r02", line, seed=1, select=settings().select)
+    select.run("r02", line, seed=1, select=settings().select, annotate=settings().annotate)
     return set(artifacts.load_selection("r02")["method"])
 
 

@@ -1,8 +1,11 @@
 """The quirks of real files: palettes, EXIF rotation, damage, odd modes, class lists."""
 
+import hashlib
 import io
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -95,6 +98,176 @@ def test_no_image_at_all(tmp_path: Path) -> None:
         datasets.read_mask(tmp_path / "gone.png", TABLE)
 
 
+def _encoded(picture: Image.Image, suffix: str, path: Path, **save: object) -> Path:
+    path = path / f"file{suffix}"
+    picture.save(path, **save)
+    return path
+
+
+GREY = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
+COLOURED = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("picture", "suffix", "save"),
+    [
+        (np.dstack([COLOURED, np.zeros_like(GREY)]), ".png", {}),  # all of it transparent
+        (np.dstack([COLOURED, np.zeros_like(GREY)]), ".tif", {}),
+        (np.dstack([COLOURED, np.zeros_like(GREY)]), ".webp", {"lossless": True, "exact": True}),
+        *((COLOURED, suffix, {}) for suffix in (".ppm", ".bmp", ".tif", ".gif")),
+    ],
+)
+def test_colours_are_those_of_the_file(tmp_path: Path, picture: np.ndarray, suffix: str, save: dict) -> None:
+    image = datasets.read_image(_encoded(Image.fromarray(picture), suffix, tmp_path, **save))
+    np.testing.assert_array_equal(image, COLOURED)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_used_or_the_image_is_refused(tmp_path: Path, suffix: str, channels: int) -> None:
+    picture = GREY if channels == 1 else COLOURED[..., ::-1]
+    path = tmp_path / f"deep{suffix}"
+    path.write_bytes(cv2.imencode(suffix, picture.astype(np.uint16) * 257)[1].tobytes())
+    image = datasets.read_image(path)
+    np.testing.assert_array_equal(image, COLOURED if channels == 3 else GREY[..., None].repeat(3, 2))
+    path.write_bytes(cv2.imencode(suffix, picture.astype(np.uint16) * 16)[1].tobytes())
+    with pytest.raises(UserError, match=rf"deep\{suffix} has 16 bits, but nothing above 4080 .*with 12 bits"):
+        datasets.read_image(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_of_unknown_scale_are_refused(tmp_path: Path, dtype: type) -> None:
+    path = _encoded(Image.fromarray(GREY.astype(dtype)), ".tif", tmp_path)
+    with pytest.raises(UserError, match=f"holds numbers of the type {np.dtype(dtype)}, of unknown scale"):
+        datasets.read_image(path)
+
+
+@pytest.mark.parametrize(("suffix", "save"), [(".gif", {}), (".webp", {"lossless": True}), (".png", {}), (".tif", {})])
+def test_several_pictures_in_a_file_are_refused(tmp_path: Path, suffix: str, save: dict) -> None:
+    first, second = Image.fromarray(COLOURED), Image.fromarray(255 - COLOURED)
+    path = _encoded(first, suffix, tmp_path, save_all=True, append_images=[second], **save)
+    with pytest.raises(UserError, match=rf"file\{suffix} holds several pictures"):
+        datasets.read_image(path)
+
+
+def test_smaller_copies_in_a_file_do_not_matter(tmp_path: Path) -> None:
+    copy = Image.fromarray(COLOURED[::2, ::2])
+    copy.encoderinfo = {"tiffinfo": {254: 1}}  # as cloud-optimised GeoTIFFs have it
+    path = _encoded(Image.fromarray(COLOURED), ".tif", tmp_path, save_all=True, append_images=[copy])
+    np.testing.assert_array_equal(datasets.read_image(path), COLOURED)
+
+
+def test_a_heic_picture_in_disguise_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    with pytest.raises(UserError, match=r"a\.jpg is a HEIC picture, whatever its suffix"):
+        datasets.read_image(tmp_path / "a.jpg")
+
+
+def test_large_masks_are_read_and_too_large_pictures_are_named(tmp_path: Path) -> None:
+    mask = Image.new("L", (20000, 9500), 3)  # 190 megapixels, more than twice what Pillow warns of
+    assert read_native(_encoded(mask, ".png", tmp_path)).shape == (9500, 20000)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = chunk(b"IHDR", (40000).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]))
+    path = tmp_path / "huge.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b""))
+    for read in (datasets.read_image, read_native):
+        with pytest.raises(UserError, match=r"huge\.png has 40000x40000 pixels, more than 2\^30"):
+            read(path)
+
+
+def test_an_image_that_is_not_what_it_was_is_refused(tmp_path: Path) -> None:
+    path = photo(tmp_path / "a.png")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert datasets.read_image(path, digest).shape == (40, 60, 3)
+    fakes.image(path, np.random.default_rng(0))
+    with pytest.raises(UserError, match=r"a\.png was changed since `prepare` looked at it: put it back, or run `dvc"):
+        datasets.read_image(path, digest)
+
+
+IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("picture", "suffix", "save"),
+    [
+        (Image.fromarray(IDS.astype(np.uint16)), ".png", {}),
+        (Image.fromarray(IDS.astype(np.int32)), ".tif", {}),
+        *((Image.fromarray(IDS), suffix, {}) for suffix in (".bmp", ".tif", ".pgm")),
+        (Image.frombytes("P", (4, 3), IDS.tobytes()), ".png", {"transparency": 3}),
+    ],
+)
+def test_ids_are_read_from_what_holds_them_whole(tmp_path: Path, picture: Image.Image, suffix: str, save: dict) -> None:
+    if picture.mode == "P":
+        picture.putpalette(range(256))
+    assert read_native(_encoded(picture, suffix, tmp_path, **save)).tolist() == IDS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("picture", "suffix", "save", "message"),
+    [
+        (IDS, ".jpg", {}, "is JPEG, a format that changes or renumbers ids"),
+        (IDS, ".webp", {}, "is WEBP, a format that changes"),
+        (IDS, ".webp", {"lossless": True}, "is WEBP, a format that changes"),
+        (IDS, ".gif", {}, "is GIF, a format that changes"),
+        (IDS, ".tif", {"compression": "jpeg"}, "is TIFF with jpeg inside"),
+        (IDS.astype(np.uint16) * 1000, ".png", {}, "holds numbers up to 11000, and ids end at 255"),
+        (IDS.astype(np.float32), ".tif", {}, "is of mode F"),
+        (np.dstack([IDS] * 3), ".png", {}, "it shows colours or several numbers, not ids"),
+    ],
+)
+def test_what_does_not_hold_ids_is_refused(
+    tmp_path: Path, picture: np.ndarray, suffix: str, save: dict, message: str
+) -> None:
+    path = _encoded(Image.fromarray(picture), suffix, tmp_path, **save)
+    with pytest.raises(UserError, match=message) as error:
+        read_native(path)
+    assert "save the class ids as an 8-bit greyscale PNG" in str(error.value).replace("Save", "save")
+    path.rename(tmp_path / "renamed.png")  # the content tells, not the name
+    with pytest.raises(UserError, match=message):
+        read_native(tmp_path / "renamed.png")
+
+
+def test_a_mask_of_fewer_greys_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mask.pgm").write_bytes(b"P5 4 3 18\n" + IDS.tobytes())  # Pillow would stretch 18 to 255
+    with pytest.raises(UserError, match="is greyscale of less than 8 bits"):
+        read_native(tmp_path / "mask.pgm")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_a_turn_that_image_and_mask_share_is_made_in_both(tmp_path: Path, suffix: str, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    grey = np.random.default_rng(0).integers(0, 12, (6, 9)).astype(np.uint8)
+    image, mask = (tmp_path / f"{name}{suffix}" for name in ("image", "mask"))
+    Image.fromarray(grey[..., None].repeat(3, 2)).save(image, exif=exif)
+    Image.fromarray(grey).save(mask, exif=exif)
+    np.testing.assert_array_equal(datasets.read_image(image)[..., 0], read_native(mask))
+    found = look(datasets.Sample("a", image, mask), TABLE)
+    assert (found.faults, found.doubt) == ((), "")
+
+
+def test_a_turn_that_only_one_of_image_and_mask_has_is_named(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # by 180 degrees: sizes do not tell
+    ids = np.random.default_rng(0).integers(0, 12, (40, 60)).astype(np.uint8)
+    image, mask = photo(tmp_path / "a.jpg", exif=exif), fakes.mask(tmp_path / "a.png", ids)
+    found = look(datasets.Sample("a", image, mask), TABLE)
+    assert (found.faults, found.doubt) == ((), f"{image} is turned by its EXIF tag, its mask is not")
+    image = photo(tmp_path / "b.jpg")
+    Image.fromarray(ids).save(mask, exif=exif)
+    (fault,) = look(datasets.Sample("b", image, mask), TABLE).faults
+    assert fault == ("turned apart", f"the mask {mask} is turned by its EXIF tag, its image is not so")
+    exif[0x0112] = 6
+    Image.fromarray(ids).save(mask, exif=exif)
+    (fault,) = look(datasets.Sample("b", image, mask), TABLE).faults
+    assert "40x60, its image" in fault.text
+    assert fault.text.endswith("60x40 (the mask is turned by its EXIF tag, the image is not)")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_mask_cut_short_is_an_error_that_names_it(tmp_path: Path, share: float) -> None:
     path = fakes.mask(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 12, (50, 60)))
@@ -125,7 +298,7 @@ def test_whatever_is_damaged_only_a_user_error_comes_out(tmp_path: Path, kind: s
         assert refused
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("RGB", None), ("I;16", np.uint16), ("1", None), ("LA", None)])
+@pytest.mark.parametrize(("mode", "dtype"), [("RGB", None), ("1", None), ("LA", None)])
 def test_masks_of_other_depth_are_refused(tmp_path: Path, mode: str, dtype: type | None) -> None:
     stored = Image.fromarray(np.ones((2, 2), dtype)) if dtype else Image.new(mode, (2, 2))
     stored.save(tmp_path / "mask.png")

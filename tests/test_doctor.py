@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import doctor, paths, prepare
+from pipeline import doctor, ledger, paths, prepare
+from pipeline.ledger import Order
 from pipeline.params import BudgetLine, Data, Model, Params, Prepare, Reward, Town, Training, Tune
 from tests import fakes
 from tests.conftest import ROOT
@@ -205,6 +206,79 @@ def test_manifests_that_are_out_of_date(raw: Path, capsys: pytest.CaptureFixture
     assert f"pool.csv is not what is on the disk, images or masks: {changes}; run `dvc repro -f prepare`, then" in text
     paths.manifest("pool").write_text("key,image\n")
     assert "problem: data/manifests/pool.csv lacks the columns" in report(capsys, settings())[1]
+
+
+def test_files_that_are_passed_over_are_warnings(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (raw / "gta5/images/a.heic").write_bytes(b"x")
+    (raw / "camvid/val/Thumbs.db").write_bytes(b"x")
+    fakes.mask(raw / "camvid/trainannot/lost.png", np.zeros(fakes.SIZE))
+    status, text = report(capsys, settings())
+    assert status == 0
+    assert (
+        "warning: source: 1 files have a suffix that is not read (.heic) and are passed over, raw/gta5/images/a.heic"
+        in text
+    )
+    assert (
+        "warning: pool: 1 files are masks without an image and are passed over, raw/camvid/trainannot/lost.png" in text
+    )
+    assert "test: 1 files are left by systems and editors, raw/camvid/val/Thumbs.db first" in text
+
+
+def test_ids_that_mean_something_else(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (raw / "camvid/valannot").iterdir():  # of a CamVid that counts from 1 and has void as 0
+        fakes.mask(
+            path, np.random.default_rng(0).choice([1, 2, 3, 4, 6, 9], fakes.SIZE, p=[0.2, 0.2, 0.1, 0.3, 0.1, 0.1])
+        )
+    status, text = report(capsys, settings())
+    assert status == 0
+    assert "warning: test: SignSymbol" not in text
+    assert re.search(r"warning: test: Pole is \d\d% of the pixels, which no street has", text)
+    for path in (raw / "gta5/labels").iterdir():
+        fakes.mask(path, np.random.default_rng(0).choice([0, 1, 2, 8, 255], fakes.SIZE, p=[0.4, 0.2, 0.2, 0.1, 0.1]))
+    status, text = report(capsys, settings())
+    assert status == 1
+    assert "problem: source: the masks look like labelTrainIds" in text
+
+
+def test_a_bought_image_that_left_the_pool(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.append([Order("r01", "0001TP_000002", "oracle", "camvid11", 0.5, 5.0, 0.5, "")])
+    assert report(capsys, settings())[0] == 0
+    (raw / "camvid/train/0001TP_000002.jpg").unlink()
+    status, text = report(capsys, settings())
+    assert status == 1
+    assert "problem: the pool lacks '0001TP_000002', which r01 has bought: put its file back" in text
+
+
+def test_doubles_within_a_set(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, name in (("camvid/train", "0001TP_000001.png"), ("gta5/images", "00001.png")):
+        (raw / folder / f"copy_{name}").write_bytes((raw / folder / name).read_bytes())
+    (raw / "gta5/labels/copy_00001.png").write_bytes((raw / "gta5/labels/00001.png").read_bytes())
+    params = settings().model_copy(update={"budget": {"r01": BudgetLine(after="r00", images=7)}})
+    status, text = report(capsys, params)
+    assert (
+        "warning: pool: 1 images have the same content as another, raw/camvid/train/copy_0001TP_000001.png as " in text
+    )
+    assert "warning: source: 1 images are there more than once (same content): raw/gta5/images/00001.png = " in text
+    assert "problem: the budget asks for 7 images, the pool has 6" in text  # different ones
+    assert status == 1
+
+
+def test_a_pool_that_the_oracle_cannot_label(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = sorted((raw / "camvid/trainannot").iterdir())
+    masks[0].unlink()
+    status, text = report(capsys, settings())
+    assert status == 0
+    assert "warning: annotate.annotator is oracle, and 1 of 6 images of the pool have no mask, '0001TP_000000'" in text
+    for mask in masks[1:]:
+        mask.unlink()
+    status, text = report(capsys, settings())
+    assert status == 1
+    assert "6 of 6 images of the pool have no mask: let people label (annotate.annotator: label_studio)" in text
+
+
+def test_names_that_windows_has_not(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes.image(raw / "camvid/train/12:30.png", np.random.default_rng(5))
+    assert "warning: the pool has 1 names that Windows cannot store: '12:30'" in report(capsys, settings())[1]
 
 
 def test_a_town_that_is_not_drawn(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def expected(stage: Stage) -> tuple[set[Path], set[Path]]:
             {*pool, paths.model(after), paths.labels(after)},
             {paths.scores(r), paths.features(r), paths.pool(r)},
         ),
-        "select": ({paths.scores(r), paths.features(r), paths.audit(after)}, {paths.selection(r)}),
+        "select": ({paths.images(r), paths.scores(r), paths.features(r), paths.audit(after)}, {paths.selection(r)}),
         "forecast": ({paths.selection(r), paths.labels(after), paths.metrics(after)}, {paths.forecast(r)}),
         "predict": (
             {*pool, paths.selection(r), paths.pool(r), paths.model(after), paths.labels(after)},

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import ledger, paths
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Ledger, Order, Skip
+from pipeline.ledger import Delivery, Ledger, Order, Removal, Skip
 
 AT = "2025-01-02T03:04:05+00:00"
 
@@ -184,3 +184,24 @@ def test_any_sequence_of_appends_is_read_back(data: st.DataObject) -> None:
         for one in deliveries:
             ledger.append([one])
         assert ledger.load() == Ledger((*orders, *deliveries))
+
+
+def test_what_is_removed_is_neither_ordered_nor_delivered_but_paid() -> None:
+    ledger.append(
+        [order("a"), order("b"), delivery("a"), delivery("b", minutes=6.0), order("c"), Removal("r01", "b", AT)]
+    )
+    book = ledger.load()
+    assert book.ordered("r01") == [order("a"), order("c")]
+    assert book.withdrawn == []
+    assert [one.key for one in book.delivered("r01")] == ["a"]
+    assert [one.key for one in book.deliveries] == ["a", "b"]  # its label stays where it is
+    assert book.spent("r01") == (3, 20.0)
+    ledger.append([order("b", "r02")])
+    with pytest.raises(UserError, match="'b' was ordered twice"):
+        ledger.load()
+
+
+def test_what_was_never_ordered_cannot_be_removed() -> None:
+    ledger.append([Removal("r01", "b", AT)])
+    with pytest.raises(UserError, match="'b' was removed in r01 but not ordered there"):
+        ledger.load()

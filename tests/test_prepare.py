@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, paths, prepare
+from pipeline import artifacts, ledger, paths, prepare, remove
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS
+from pipeline.ledger import Order
 from pipeline.params import Data, Prepare, Town
 from tests import fakes
 
@@ -176,3 +177,98 @@ def test_the_town_is_drawn_and_prepared(tmp_path: Path, monkeypatch: pytest.Monk
     again = [artifacts.load_manifest(split)["sha256"].tolist() for split in prepare.SPLITS]
     prepare.run(prepare=town)
     assert again == [artifacts.load_manifest(split)["sha256"].tolist() for split in prepare.SPLITS]
+
+
+def test_train_ids_in_a_layout_of_label_ids_are_refused(settings: Prepare) -> None:
+    for path in Path("raw/gta5/labels").iterdir():
+        rng = np.random.default_rng(0)
+        fakes.mask(path, rng.choice([0, 1, 2, 8, 10, 13, 255], fakes.SIZE, p=[0.4, 0.1, 0.2, 0.1, 0.1, 0.05, 0.05]))
+    with pytest.raises(UserError, match=r"source: the masks look like labelTrainIds: .*convert them to labelIds"):
+        prepare.run(prepare=settings)
+    assert not paths.manifest("source").exists()
+
+
+def test_what_is_odd_but_may_be_meant_is_told(settings: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path("raw/gta5/labels").iterdir():
+        fakes.mask(path, np.where(np.asarray(Image.open(path)) == 7, 7, 23))
+    for path in Path("raw/camvid/valannot").iterdir():
+        fakes.mask(path, np.full(fakes.SIZE, 1))
+    Path("raw/gta5/images/IMG_1.heic").write_bytes(b"x")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open("raw/camvid/val/0001TP_000000.jpg") as file:
+        file.save("raw/camvid/val/0001TP_000000.jpg", exif=exif)
+    prepare.run(prepare=settings)
+    said = capsys.readouterr().out
+    assert "warning: source: 1 files have a suffix that is not read (.heic) and are passed over" in said
+    assert "warning: test: raw/camvid/val/0001TP_000000.jpg is turned by its EXIF tag, its mask is not: see" in said
+    assert "Building is 0.0% of the source and 100.0% of the test: do their ids mean the same?" in said
+
+
+def test_an_unlabelled_folder_of_photos_needs_no_class_list(settings: Prepare) -> None:
+    for number in range(3):
+        fakes.image(Path(f"raw/photos/images/{number}.jpg"), np.random.default_rng(number))
+    photos = settings.model_copy(update={"pool": Data(dataset="folder", root="raw/photos")})
+    prepare.run(prepare=photos)
+    assert artifacts.load_manifest("pool")["key"].tolist() == ["0", "1", "2"]
+    fakes.mask(Path("raw/photos/masks/0.png"), np.zeros(fakes.SIZE))
+    with pytest.raises(UserError, match=r"the class list raw/photos/classes\.csv is missing"):
+        prepare.run(prepare=photos)
+
+
+def bought(key: str, image: str = "") -> None:
+    ledger.append([Order("r01", key, "oracle", "camvid11", 0.5, 5.0, 0.5, "", "draw", image=image)])
+
+
+POOL = Path("raw/camvid/train")
+
+
+def test_a_bought_image_that_left_the_pool_is_named_and_put_back(settings: Prepare) -> None:
+    bought("0001TP_000002")
+    path, kept = POOL / "0001TP_000002.jpg", Path("kept.jpg")
+    path.rename(kept)
+    with pytest.raises(UserError, match="the pool lacks '0001TP_000002', which r01 has bought: put its file back and"):
+        prepare.run(prepare=settings)
+    assert not paths.manifest("pool").exists()
+    kept.rename(path)
+    prepare.run(prepare=settings)
+
+
+def test_a_bought_image_that_has_to_stay_out_can(settings: Prepare) -> None:
+    bought("0001TP_000002@1x2-0-1")
+    (POOL / "0001TP_000002.jpg").unlink()
+    with pytest.raises(UserError, match=r"run `python -m pipeline (remove 0001TP_000002)`") as error:
+        prepare.run(prepare=settings)
+    word = str(error.value).rpartition("remove ")[2].strip("`")
+    remove.run([word])
+    prepare.run(prepare=settings)
+    assert "0001TP_000002" not in artifacts.load_manifest("pool")["key"].tolist()
+
+
+def test_a_bought_image_that_was_renamed_is_found_by_its_content(settings: Prepare) -> None:
+    bought("0001TP_000002", artifacts.sha256(POOL / "0001TP_000002.jpg"))
+    (POOL / "0001TP_000002.jpg").rename(POOL / "street.jpg")
+    with pytest.raises(UserError, match="'0001TP_000002', which r01 has bought: it is called 'street' now, so give"):
+        prepare.run(prepare=settings)
+
+
+def test_a_bought_image_that_was_changed_is_told_or_refused(
+    settings: Prepare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = POOL / "0001TP_000002.jpg"
+    bought("0001TP_000002", artifacts.sha256(path))
+    artifacts.save_mask(paths.mask("0001TP_000002"), np.zeros(fakes.SIZE, np.uint8))
+    fakes.image(path, np.random.default_rng(9))
+    prepare.run(prepare=settings)
+    assert "warning: pool: 1 images were changed after they had been bought, '0001TP_000002'" in capsys.readouterr().out
+    fakes.image(path, np.random.default_rng(9), (12, 16))
+    with pytest.raises(UserError, match="which r01 has bought, is 16x12 now, and its label 32x24: put the image back"):
+        prepare.run(prepare=settings)
+
+
+def test_doubles_in_the_pool_are_told(settings: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+    (POOL / "copy.jpg").write_bytes((POOL / "0001TP_000000.jpg").read_bytes())
+    prepare.run(prepare=settings)
+    assert (
+        "warning: pool: 1 images have the same content as another, raw/camvid/train/copy.jpg" in capsys.readouterr().out
+    )

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline import artifacts, ledger, paths, select
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Order, Skip
-from pipeline.params import BudgetLine, Select
+from pipeline.ledger import Delivery, Order, Removal, Skip
+from pipeline.params import Annotate, BudgetLine, Select
+from pipeline.selection import METHODS
 
 KEYS = [f"{number:03}" for number in range(40)]
 
@@ -18,8 +19,15 @@ KEYS = [f"{number:03}" for number in range(40)]
 def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     artifacts.save_json(paths.audit("r00"), {"signal": None})
+    pool(KEYS)
     for name in ("r01", "r02"):
         score(name, KEYS)
+
+
+def pool(keys: list[str], masks: str = "m.png", **contents: str) -> None:
+    """Write the pool's manifest; every image has a content of its own if it is not given."""
+    frame = pd.DataFrame({"key": keys, "image": "i.png", "mask": masks, "mask_sha256": "", "height": 8, "width": 8})
+    artifacts.save_manifest("pool", frame.assign(sha256=[contents.get(f"_{key}", f"of {key}") for key in keys]))
 
 
 def score(round_name: str, keys: list[str], minutes: float = 10.0) -> None:
@@ -35,11 +43,12 @@ def run(
     fallback: bool = True,
     start: str | None = None,
     after: str = "r00",
+    annotator: str = "oracle",
     **amount: float,
 ) -> list[str]:
     line = BudgetLine.model_validate({"after": after} | amount)
     how = Select.model_validate({"method": method, "fallback": fallback, "start": start})
-    select.run(round_name, line, seed=seed, select=how)
+    select.run(round_name, line, seed=seed, select=how, annotate=Annotate(annotator=annotator))
     return list(artifacts.load_selection(round_name)["key"])
 
 
@@ -251,3 +260,48 @@ def test_never_exceeds_and_never_loses_an_order(data: st.DataObject) -> None:
     assert chosen[: len(kept)] == kept
     assert len(set(chosen)) == len(chosen)
     assert not set(chosen) & set(elsewhere)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_images_of_the_same_content_one_is_bought(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [f"{number:02}" for number in range(8)]
+    pool(keys, **{f"_{key}": f"picture {int(key) // 2}" for key in keys})  # each twice
+    for name in ("r01", "r02"):
+        score(name, keys)
+        look(name, keys, np.random.default_rng(0).normal(size=(8, 4)))
+    first = run(images=3, method=method)
+    assert len({int(key) // 2 for key in first}) == 3
+    assert "set aside: 4 of 8 images have the same content as another, '01' first" in capsys.readouterr().out
+    ledger.append(map(order, first))
+    (last,) = run("r02", images=1, method=method)  # the doubles of what other rounds bought are had
+    assert {int(key) // 2 for key in [*first, last]} == {0, 1, 2, 3}
+    with pytest.raises(UserError, match="only 1 of the pool are left"):
+        run("r02", images=2, method=method)
+
+
+def test_the_double_of_a_skipped_image_is_not_offered_in_its_round() -> None:
+    pool(KEYS, _000="twin", _001="twin")
+    ledger.append([order("000"), Skip("r01", "000", "ann@example.org", 0.5, "", "7@then")])
+    assert set(run(images=38)) == set(KEYS[2:])
+
+
+def test_blocks_of_one_content_are_bought_once() -> None:
+    pool(["a", "b", "c"], _a="twin", _b="twin")
+    blocks = [f"{image}@1x2-0-{col}" for image in "abc" for col in (0, 1)]
+    score("r01", blocks)
+    ledger.append([order("b@1x2-0-0")])
+    assert set(run(images=4)) == {"b@1x2-0-0", "b@1x2-0-1", "c@1x2-0-0", "c@1x2-0-1"}
+
+
+def test_what_the_oracle_has_no_mask_of_is_left_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = artifacts.load_manifest("pool")
+    artifacts.save_manifest("pool", frame.assign(mask=["" if number < 30 else "m.png" for number in range(40)]))
+    assert set(run(images=10)) == set(KEYS[30:])
+    assert "set aside: 30 of 40 images have no mask for the oracle, '000' first" in capsys.readouterr().out
+    assert len(run(images=40, annotator="label_studio")) == 40
+
+
+def test_what_was_removed_is_paid_and_not_replaced() -> None:
+    ledger.append([*map(order, KEYS[:3]), Removal("r01", KEYS[1], "")])
+    assert run(images=3) == [KEYS[0], KEYS[2]]
+    assert KEYS[1] not in run("r02", images=37)

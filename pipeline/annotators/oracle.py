@@ -1,6 +1,6 @@
 """The known labels of a benchmark, in place of people. An image takes `annotate.oracle_minutes`, a block its share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +8,53 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from pipeline import artifacts, blocks, datasets
-from pipeline.annotators.contract import Answer, Request
+from pipeline.annotators.contract import Answer, Request, Skipped
 from pipeline.errors import UserError
+from pipeline.labels import IGNORE
 
 
-def answers(request: Request) -> Iterator[Answer]:
-    """The own mask of everything that is ordered, read from the pool's folder.
+def answers(request: Request) -> Iterator[Answer | Skipped]:
+    """The own mask of everything that is ordered, read from the pool's folder; what has none is skipped.
 
     Raises:
-        UserError: an image has no mask there.
+        UserError: nothing of the round has a mask that can be read there.
     """
     table = artifacts.load_ids("pool", request.classes)
-    for order in request.orders:
-        if order.key not in request.known:
+    waiting = [order for order in request.orders if order.key not in request.known]
+    reasons = refused([order.key for order in waiting], request.pool, table)
+    if reasons and len(reasons) == len(request.orders):  # all: is the disk there?
+        raise UserError(next(iter(reasons.values())))
+    for order in waiting:
+        if order.key in reasons:
+            print(f"{request.round_name}: {reasons[order.key]}")
+            yield Skipped(order.key, 0.0, "oracle", "refused")
+        else:
             mask = known_label(order.key, request.pool, table)
             minutes = request.annotate.oracle_minutes * blocks.share(order.key)
             yield Answer(order.key, mask, minutes, "oracle")
+
+
+def refused(keys: Iterable[str], pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> dict[str, str]:
+    """What the oracle cannot deliver, by key, and why: an order of it would never come back.
+
+    Args:
+        keys: of images or blocks.
+        pool: as in a request.
+        table: from the ids that the pool's masks store to class ids.
+    """
+    reasons = {}
+    for key in keys:
+        try:
+            mask = known_label(key, pool, table)
+        except UserError as error:
+            reasons[key] = str(error)
+            continue
+        height, width = int(pool.at[key, "height"]), int(pool.at[key, "width"])
+        if mask.shape != (height, width):
+            reasons[key] = f"the mask of {key!r} is {mask.shape[0]}x{mask.shape[1]}, its image {height}x{width}"
+        elif (mask == IGNORE).all():
+            reasons[key] = f"no pixel of the mask of {key!r} is of a class"
+    return reasons
 
 
 def known_label(key: str, pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:

@@ -1,6 +1,5 @@
 """Where images and masks lie: one file per layout, one line per layout in `DATASETS`."""
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,23 +9,26 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline import labels
-from pipeline.datasets import camvid, cityscapes, folder, gta5
-from pipeline.datasets.reading import SUFFIXES, Sample, folders_in, read_image, read_mask
+from pipeline.datasets import camvid, cityscapes, files, folder, gta5
+from pipeline.datasets.files import SUFFIXES, Layout, Listing, Sample, folders_in
+from pipeline.datasets.reading import read_image, read_mask
 from pipeline.errors import UserError, choose
 from pipeline.labels import CLASS_SETS, ClassSet
 
-__all__ = ["DATASETS", "Dataset", "Sample", "class_set", "find", "read_image", "read_mask", "table"]
+__all__ = ["DATASETS", "Dataset", "Sample", "class_set", "find", "listing", "read_image", "read_mask", "table"]
 
 
 class Dataset(NamedTuple):
     """A layout of files."""
 
-    find: Callable[[Path, str], list[Sample]]
-    """(root, split) -> what is there, perhaps nothing, in any order."""
+    layout: Layout
+    """Where images and masks lie."""
     table: Callable[[Path, ClassSet], UInt8[np.ndarray, "256"]]
     """(root, class set) -> table from stored id to class id."""
     expects: str
     """Which files the layout has and where they come from, for errors."""
+    ids: str
+    """Which of `labels.LAYOUTS` its masks store; empty where a class list says it."""
 
 
 def _fixed(layout: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
@@ -34,10 +36,10 @@ def _fixed(layout: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256
 
 
 DATASETS: dict[str, Dataset] = {
-    "gta5": Dataset(gta5.find, partial(_fixed, "labelids"), gta5.EXPECTS),
-    "cityscapes": Dataset(cityscapes.find, partial(_fixed, "labelids"), cityscapes.EXPECTS),
-    "camvid": Dataset(camvid.find, partial(_fixed, "camvid"), camvid.EXPECTS),
-    "folder": Dataset(folder.find, folder.table, folder.EXPECTS),
+    "gta5": Dataset(gta5.LAYOUT, partial(_fixed, "labelids"), gta5.EXPECTS, "labelids"),
+    "cityscapes": Dataset(cityscapes.LAYOUT, partial(_fixed, "labelids"), cityscapes.EXPECTS, "labelids"),
+    "camvid": Dataset(camvid.LAYOUT, partial(_fixed, "camvid"), camvid.EXPECTS, "camvid"),
+    "folder": Dataset(folder.LAYOUT, folder.table, folder.EXPECTS, ""),
 }
 
 
@@ -45,22 +47,29 @@ def find(dataset: str, root: Path, split: str) -> list[Sample]:
     """The samples of a data set, sorted by key.
 
     Raises:
-        UserError: the layout is not known, the root is missing, nothing is there, or two images have one key.
+        UserError: as `listing`.
+    """
+    return listing(dataset, root, split).samples
+
+
+def listing(dataset: str, root: Path, split: str) -> Listing:
+    """The samples of a data set, sorted by key, and the files that are none.
+
+    Raises:
+        UserError: the layout is not known, the root is missing, nothing is there, or files have names that clash.
     """
     member = choose("dataset", DATASETS, dataset)
     if not root.is_dir():
         raise UserError(f"{root} is no folder: put the {dataset} data there, which has {member.expects}")
-    samples = sorted(member.find(root, split), key=lambda sample: sample.key)
-    if not samples:
+    found = files.listing(root, member.layout, split)
+    if not found.samples:
         here = ", ".join(folders_in(root)) or "no folders"
+        passed = "; ".join(f"{len(paths)} files {reason} ({paths[0]})" for reason, paths in found.unused.items())
         raise UserError(
             f"no {dataset} images in {root} (split {split!r}): the layout is {member.expects}; "
-            f"found there: {here}; images end in {' '.join(SUFFIXES)}"
+            f"found there: {here}; images end in {' '.join(SUFFIXES)}{'; ' if passed else ''}{passed}"
         )
-    for one, other in itertools.pairwise(samples):
-        if one.key == other.key:
-            raise UserError(f"{one.image} and {other.image} have one name, {one.key!r}: rename or remove one")
-    return samples
+    return found
 
 
 def table(dataset: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:

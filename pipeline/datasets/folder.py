@@ -1,6 +1,7 @@
-"""Images of one's own: images/NAME.*, masks/NAME.png (may be absent) and classes.csv (id,name[,red,green,blue]).
+"""Images of one's own: images/NAME.*, masks/NAME.png and classes.csv (id,name[,red,green,blue]); it has no splits.
 
-The ids of the masks are those of classes.csv; they become the class set's by name. The names in `VOID` are IGNORE.
+Masks may be absent; where none is, so may the class list. The ids of the masks are those of classes.csv; they become
+the class set's by name. The names in `VOID` are IGNORE.
 """
 
 import colorsys
@@ -12,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.datasets.reading import Sample, existing, images_in, read_bytes
+from pipeline.datasets.files import Layout
+from pipeline.datasets.reading import read_bytes
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN, ClassSet
 
 EXPECTS = "images/NAME.png (or .jpg, .webp, ...), masks/NAME.png and classes.csv with the columns id,name"
+LAYOUT = Layout("images", "masks")
 VOID = ("ignore", "void", "unlabelled", "unlabeled")
 """Names in classes.csv, in small or capital letters, of pixels that count for nothing."""
 _COLOURS = ("red", "green", "blue")
@@ -28,13 +31,6 @@ class Entry(NamedTuple):
     id: int
     name: str
     colour: tuple[int, int, int] | None
-
-
-def find(root: Path, split: str) -> list[Sample]:
-    """All images; the layout has no splits."""
-    return [
-        Sample(path.stem, path, existing(root / "masks" / f"{path.stem}.png")) for path in images_in(root / "images")
-    ]
 
 
 def table(root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:

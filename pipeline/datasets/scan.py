@@ -11,11 +11,13 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8, UInt64
 from tqdm import tqdm
 
-from pipeline.datasets.reading import Sample, decode_image, read_bytes, read_native
+from pipeline.datasets import plausibility
+from pipeline.datasets.files import Sample
+from pipeline.datasets.reading import decode_image, decode_mask, orientation, read_bytes
 from pipeline.errors import UserError
-from pipeline.labels import UNKNOWN
+from pipeline.labels import IGNORE, UNKNOWN
 
-FaultKind = Literal["unreadable", "no mask", "size mismatch", "unknown ids"]
+FaultKind = Literal["unreadable", "no mask", "size mismatch", "unknown ids", "turned apart"]
 
 
 class Fault(NamedTuple):
@@ -42,6 +44,10 @@ class Found(NamedTuple):
     faults: tuple[Fault, ...]
     mask_sha256: str = ""
     """Of the mask file; empty if it was not looked at or cannot be read."""
+    stored: Int64[np.ndarray, "256"] | None = None
+    """Pixels of every id as the mask stores them; None where `counts` is."""
+    doubt: str = ""
+    """What may be wrong with it and cannot be told from its files: a sentence."""
 
 
 def scan(samples: Sequence[Sample], table: UInt8[np.ndarray, "256"] | None, what: str) -> list[Found]:
@@ -62,7 +68,7 @@ def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
     """Look at one sample. Faults are recorded, not raised."""
     faults: list[Fault] = []
     height = width = dhash = 0
-    sha256 = ""
+    sha256, data = "", b""
     try:
         data = read_bytes(sample.image)
         image = decode_image(data, sample.image)
@@ -75,24 +81,41 @@ def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
         faults.append(Fault("no mask", f"the image {sample.image} has no mask"))
         return Found(sample, height, width, sha256, dhash, None, tuple(faults))
     counts, mask_sha256 = np.zeros(256, np.int64), ""
+    stored, doubt = None, ""
     try:
-        native, mask_sha256 = read_native(sample.mask), hashlib.sha256(read_bytes(sample.mask)).hexdigest()
+        content = read_bytes(sample.mask)
+        native, mask_sha256 = decode_mask(content, sample.mask), hashlib.sha256(content).hexdigest()
         stored = np.bincount(native.ravel(), minlength=256)
         np.add.at(counts, table, stored)
+        turned = (orientation(data), orientation(content))
         if sha256 and native.shape != (height, width):
-            faults.append(Fault("size mismatch", _sizes(sample, (height, width), native.shape)))
+            faults.append(Fault("size mismatch", _sizes(sample, (height, width), native.shape, turned)))
+        elif turned[1] not in (1, turned[0]):
+            faults.append(
+                Fault("turned apart", f"the mask {sample.mask} is turned by its EXIF tag, its image is not so")
+            )
+        elif turned[0] in (2, 3, 4) or (turned[0] != 1 and height == width):
+            # where the turn swaps sides, a mask of the right size was made from the upright image
+            doubt = "" if turned[1] == turned[0] else f"{sample.image} is turned by its EXIF tag, its mask is not"
         unknown = np.flatnonzero((table == UNKNOWN) & (stored > 0))
         if len(unknown):
             ids = ", ".join(str(i) for i in unknown)
-            faults.append(Fault("unknown ids", f"the mask {sample.mask} holds unknown ids {ids}"))
+            hint = plausibility.unknown(unknown.tolist(), np.flatnonzero(table[:IGNORE] != UNKNOWN).tolist())
+            faults.append(Fault("unknown ids", f"the mask {sample.mask} holds unknown ids {ids}{hint}"))
     except UserError as error:
         faults.append(Fault("unreadable", str(error)))
-    return Found(sample, height, width, sha256, dhash, None if faults else counts, tuple(faults), mask_sha256)
+    if faults:
+        return Found(sample, height, width, sha256, dhash, None, tuple(faults), mask_sha256)
+    return Found(sample, height, width, sha256, dhash, counts, (), mask_sha256, stored, doubt)
 
 
-def _sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
-    turned = " (the image is turned by its EXIF tag, masks are not)" if mask == image[::-1] else ""
-    return f"the mask {sample.mask} is {mask[1]}x{mask[0]}, its image {sample.image} {image[1]}x{image[0]}{turned}"
+def _sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], turned: tuple[int, int]) -> str:
+    which = {
+        (True, False): " (the image is turned by its EXIF tag, masks are not)",
+        (False, True): " (the mask is turned by its EXIF tag, the image is not)",
+    }.get((turned[0] != 1, turned[1] != 1), "")
+    turn = which if mask == image[::-1] else ""
+    return f"the mask {sample.mask} is {mask[1]}x{mask[0]}, its image {sample.image} {image[1]}x{image[0]}{turn}"
 
 
 def difference_hash(image: UInt8[np.ndarray, "h w 3"]) -> int:
@@ -113,6 +136,25 @@ def near_pairs(
         for start in range(0, len(one), 256)
     ]
     return np.concatenate([np.zeros((0, 2), np.int64), *blocks])
+
+
+def duplicates(found: Iterable[Found]) -> list[list[Found]]:
+    """Samples of one set whose image files have the same content, together; those without a double are left out."""
+    by_hash: dict[str, list[Found]] = {}
+    for one in found:
+        if one.sha256:
+            by_hash.setdefault(one.sha256, []).append(one)
+    return [group for group in by_hash.values() if len(group) > 1]
+
+
+def pixels(found: Iterable[Found]) -> tuple[Int64[np.ndarray, "256"], Int64[np.ndarray, "256"]]:
+    """Pixels of all masks without a fault, by class id and by the id that is stored."""
+    counts, stored = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for one in found:
+        if one.counts is not None and one.stored is not None:
+            counts += one.counts
+            stored += one.stored
+    return counts, stored
 
 
 def shared_images(one: Iterable[Found], other: Iterable[Found]) -> Iterator[tuple[Found, Found]]:
