@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
-from pipeline import acquisitions, artifacts, auditing, batches, inference, ledger, metrics, scoring, training
+from pipeline import (
+    acquisitions,
+    artifacts,
+    auditing,
+    batches,
+    inference,
+    ledger,
+    metrics,
+    scoring,
+    streams,
+    training,
+)
 from pipeline.acquisitions.contract import by_claim
 from pipeline.auditing import IN_POINTS, Verdict
 from pipeline.claims import highest
@@ -77,7 +88,7 @@ def run(
     content = {"round": round_name, "acquisition": score.acquisition, "images": len(frame)}
     content["calibration_error"] = metrics.expected_calibration_error(reliability)
     earlier = [artifacts.load_audit_table(n) for n in dict.fromkeys(r["round"] for r in labels) if n != round_name]
-    said = _conclude([*earlier, frame], np.random.default_rng([seed, *round_name.encode()]), score.acquisition)
+    said = _conclude([*earlier, frame], streams.rng(seed, round_name, "audit"), score.acquisition)
     artifacts.save_audit(round_name, pd.concat([frame, *split], axis=1), content | said)
     print(f"{round_name}: {said['conclusion']}")
 

@@ -46,16 +46,20 @@ def code(module: str, without: Collection[str] = ()) -> str:
         module: e.g. `pipeline.tune`.
         without: modules that are left out, with what only they import.
     """
+    return of(sorted(sources(module, without).items()))
+
+
+def sources(module: str, without: Collection[str] = ()) -> dict[str, bytes]:
+    """Source of a module and of all of this package that it imports, by name; arguments as `code`."""
     found: dict[str, bytes] = {}
     ahead = [module]
     while ahead:
         name = ahead.pop()
         path = _source(name)
-        if path is None or name in found or name in without:
-            continue
-        found[name] = path.read_bytes()
-        ahead += _imports(found[name])
-    return of(sorted(found.items()))
+        if path is not None and name not in found and name not in without:
+            found[name] = path.read_bytes()
+            ahead += _imports(found[name])
+    return found
 
 
 def _source(module: str) -> Path | None:
