@@ -80,12 +80,10 @@ def killed(at: int, **changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reward": {"lr": 5e-3}},
         {"reward": {"reward": "dice"}},
         {"reward": {"steps": 0}},
         {"reward": {"estimator": "lovasz", "kl": 0.1}},
         {"calibration": {"method": "vector"}},
-        {"compute": {"checkpoint_seconds": 99.0}},
     ],
     ids=str,
 )
@@ -103,7 +101,7 @@ def test_another_reward_starts_from_the_same_likelihood_model(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"likelihood": {"lr": 5e-3}}, {"likelihood": {"augment": {"preset": "none"}}}, {"model": {"size": (16, 24)}}],
+    [{"likelihood": {"lr": 5e-3}}, {"model": {"size": (16, 24)}}],
     ids=str,
 )
 def test_other_settings_of_likelihood_do_not(changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,11 +143,8 @@ def test_another_image_or_mask_to_learn_from_starts_anew(capsys: pytest.CaptureF
     [
         (None, 4, {RESUMED}),
         ("status.py", 4, {RESUMED}),
-        ("rewards.py", 4, {RESUMED}),
         ("losses.py", 4, {ANEW}),
-        ("training.py", 4, {ANEW}),
         (None, 9, {KEPT, REWARD_RESUMED}),
-        ("status.py", 9, {KEPT, REWARD_RESUMED}),
         ("rewards.py", 9, {KEPT, REWARD_ANEW}),
         ("losses.py", 9, {ANEW, REWARD_ANEW}),
     ],
@@ -168,16 +163,15 @@ def test_under_edited_code_a_killed_training_starts_anew(
     assert same(ended, fresh())
 
 
-@pytest.mark.parametrize("name", ["save_log", "save_model"])
-def test_killed_at_the_end_ends_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_the_end_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        write = getattr(artifacts, name)
+        write = artifacts.save_model
 
         def dies(*arguments: Any) -> None:
             write(*arguments)
             raise Killed
 
-        patch.setattr(artifacts, name, dies)
+        patch.setattr(artifacts, "save_model", dies)
         with pytest.raises(Killed):
             tuned()
     ended, log = tuned(), paths.log("r01").read_bytes()
