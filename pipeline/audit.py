@@ -35,7 +35,7 @@ BINS = 15
 def run(
     round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
 ) -> None:
-    """Write audit.csv (predicted and realised gain of every image that came back) and audit.json (what they say).
+    """Write audit.csv (predicted and realised gain of every labelled image) and audit.json (what they say).
 
     Raises:
         UserError: a label is missing, or no pixel of the round's labels is of a class.
@@ -75,6 +75,11 @@ def run(
         return
     if not reliability[:, 0].sum() > 0:
         raise UserError(f"{round_name}: no pixel of its labels is of a class: label them again")
+
+    # An image without a labelled pixel says nothing, and its two zeros would look like agreement.
+    shown = realised[:, :, 0].sum(1) > 0
+    keys = [key for key, kept in zip(keys, shown.tolist(), strict=True) if kept]
+    predicted, realised = predicted[shown], realised[shown]
 
     parts = {"predicted": predicted.numpy()}
     columns = [place for place, name in enumerate(acquisition.statistics) if name in ("claimed", "doubted", "missed")]
