@@ -162,7 +162,7 @@ def _kill(
         if target is not None and stages and order.index(stages[-1]) >= order.index(target):
             longest = seconds[stages[-1]] * (0.8 if stages[-1] == order[-1] else 1)  # the last must not get through
             if stages[-1].startswith(("pretrain", "tune")) and counts.get(stages[-1], 0) % 2 == 0:
-                if not list(checkpoints.glob("*.pt")):
+                if not list(checkpoints.glob(f"{stages[-1].replace('@', '-')}*.pt")):
                     time.sleep(POLL_SECONDS)
                     continue
                 longest = 0.2  # a training this small is soon over

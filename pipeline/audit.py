@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
-from pipeline import acquisitions, artifacts, auditing, batches, inference, ledger, metrics, scoring, training
+from pipeline import (
+    acquisitions,
+    artifacts,
+    auditing,
+    batches,
+    inference,
+    ledger,
+    metrics,
+    scoring,
+    streams,
+    training,
+)
 from pipeline.acquisitions.contract import by_claim
 from pipeline.auditing import IN_POINTS, Verdict
 from pipeline.claims import highest
@@ -24,7 +35,7 @@ BINS = 15
 def run(
     round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
 ) -> None:
-    """Write audit.csv (predicted and realised gain of every image that came back) and audit.json (what they say).
+    """Write audit.csv (predicted and realised gain of every labelled image) and audit.json (what they say).
 
     Raises:
         UserError: a label is missing, or no pixel of the round's labels is of a class.
@@ -65,6 +76,11 @@ def run(
     if not reliability[:, 0].sum() > 0:
         raise UserError(f"{round_name}: no pixel of its labels is of a class: label them again")
 
+    # An image without a labelled pixel says nothing, and its two zeros would look like agreement.
+    shown = realised[:, :, 0].sum(1) > 0
+    keys = [key for key, kept in zip(keys, shown.tolist(), strict=True) if kept]
+    predicted, realised = predicted[shown], realised[shown]
+
     parts = {"predicted": predicted.numpy()}
     columns = [place for place, name in enumerate(acquisition.statistics) if name in ("claimed", "doubted", "missed")]
     if len(columns) == 3:  # else the pool's unions are not known, and with them no gain of the truth
@@ -77,7 +93,7 @@ def run(
     content = {"round": round_name, "acquisition": score.acquisition, "images": len(frame)}
     content["calibration_error"] = metrics.expected_calibration_error(reliability)
     earlier = [artifacts.load_audit_table(n) for n in dict.fromkeys(r["round"] for r in labels) if n != round_name]
-    said = _conclude([*earlier, frame], np.random.default_rng([seed, *round_name.encode()]), score.acquisition)
+    said = _conclude([*earlier, frame], streams.rng(seed, round_name, "audit"), score.acquisition)
     artifacts.save_audit(round_name, pd.concat([frame, *split], axis=1), content | said)
     print(f"{round_name}: {said['conclusion']}")
 

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline import blocks, datasets, paths, transforms
+from pipeline import blocks, datasets, paths, streams, transforms
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN
 from pipeline.params import Augment
@@ -229,8 +229,8 @@ def plan(groups: Sequence[tuple[int, int]], seed: int, step: int) -> list[tuple[
     for group, (size, share) in enumerate(groups):
         for draw in range(step * share, (step + 1) * share):
             epoch, place = divmod(draw, size)
-            order = np.random.default_rng([seed, group, epoch]).permutation(size)
-            change = int(np.random.SeedSequence([seed, group, draw]).generate_state(1)[0])
+            order = streams.rng(seed, "order", group, epoch).permutation(size)
+            change = streams.seed_of(seed, "change", group, draw) % 2**32  # OpenCV's and Albumentations' seeds
             batch.append((offset + int(order[place]), change))
         offset += size
     return batch

@@ -1,22 +1,46 @@
 """Stage: measures a round's model on the test set, at the labels' own size. Nothing is chosen or tuned on it.
 
-Both decoders are measured, so that what tuning brings and what decoding brings are not taken for each other.
+Both decoders are measured, so that what tuning brings and what decoding brings are not taken for each other. And so is
+the reward that `tune.reward.reward` names: of the most probable labels at the network's size, where `tune` rewards
+them. That of pooled_miou therefore differs a little from `miou_argmax`.
 """
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from torch import Tensor
 
-from pipeline import artifacts, batches, decoding, inference, metrics, paths, training
+from pipeline import (
+    artifacts,
+    batches,
+    datasets,
+    decoding,
+    inference,
+    losses,
+    metrics,
+    paths,
+    reward_tuning,
+    training,
+)
+from pipeline.batches import Item
 from pipeline.claims import highest
 from pipeline.errors import UserError
-from pipeline.params import Compute, Evaluate, Model, Roots
+from pipeline.labels import IGNORE
+from pipeline.params import Compute, Evaluate, Model, Roots, Tune
+
+CLASS_SMOOTH = 0.05
+"""Of the class weights that `weighted_iou` and `detection` have here, from the pixels of the test set itself: the same
+for every round, whatever `tune` weighs by, so that rounds may be compared."""
 
 
-def run(round_name: str, *, roots: Roots, model: Model, evaluate: Evaluate, compute: Compute) -> None:
+def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Evaluate, compute: Compute) -> None:
     """Write the metrics of a round and its confusion matrix.
 
     Raises:
-        UserError: the model gives no probabilities.
+        UserError: the model gives no probabilities, or the reward is unknown.
     """
     fabric = training.start(compute)
     classes = artifacts.load_classes()
@@ -36,7 +60,11 @@ def run(round_name: str, *, roots: Roots, model: Model, evaluate: Evaluate, comp
         name: torch.zeros((len(classes.names),) * 2, dtype=torch.int64) for name in ("argmax", "expected_iou")
     }
     reliability = torch.zeros((evaluate.calibration_bins, 3), dtype=torch.float64)
+    weights = losses.class_weights(_pixels(fabric, items, len(classes.names)), CLASS_SMOOTH)
+    reward = reward_tuning.reward_function(tune.reward, weights, classes)
+    rewarded = reward_tuning.nothing(reward)
     for out in inference.outputs(fabric, network, items, model.size, compute, f"evaluate {round_name}"):
+        rewarded = rewarded + reward_tuning.seen(reward, out, model.size)
         for logits, mask in zip(out.logits, out.batch.masks, strict=True):
             if mask is None:
                 raise AssertionError("prepare lets no test image without a mask pass")
@@ -50,6 +78,7 @@ def run(round_name: str, *, roots: Roots, model: Model, evaluate: Evaluate, comp
             reliability += metrics.reliability(probabilities, truth, evaluate.calibration_bins).cpu()
     confusions = {name: training.total(fabric, counts) for name, counts in confusions.items()}
     reliability = training.total(fabric, reliability)
+    rewarded = training.total(fabric, rewarded)
     if fabric.is_global_zero:
         confusion = confusions[evaluate.decode]
         miou = metrics.miou(confusion)
@@ -59,7 +88,23 @@ def run(round_name: str, *, roots: Roots, model: Model, evaluate: Evaluate, comp
             **{f"miou_{name}": metrics.miou(counts) for name, counts in confusions.items()},
             "accuracy": metrics.pixel_accuracy(confusion),
             "calibration_error": metrics.expected_calibration_error(reliability),
+            **_measured(f"reward_{tune.reward.reward}", reward.value(rewarded).total),
             "iou": {name: value for name, value in iou if value == value},  # absent from the test set: NaN
         }
         artifacts.save_metrics(round_name, content, classes.names, confusion.numpy())
         print(f"{round_name}: mIoU {100 * miou:.1f} on {len(items)} test images")
+
+
+def _pixels(fabric: Fabric, items: Sequence[Item], classes: int) -> Tensor:
+    """Labelled pixels of the test set by class, of all processes."""
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for item in items[fabric.global_rank :: fabric.world_size]:
+        for path in item.masks:
+            mask = datasets.read_mask(path, item.table)
+            counts += torch.from_numpy(np.bincount(mask.ravel(), minlength=IGNORE + 1)[:classes])
+    return training.total(fabric, counts)
+
+
+def _measured(name: str, value: Tensor) -> dict[str, float]:
+    """A measure, unless the test set has nothing that it could be of, such as a boundary."""
+    return {} if math.isnan(value) else {name: float(value)}

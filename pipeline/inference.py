@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped, UInt8
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
@@ -55,15 +55,22 @@ def outputs(
     Raises:
         UserError: `grid`, and the network has several last layers.
     """
-    network.to(fabric.device).eval()
     loader = batches.whole(fabric, of, size, batch=compute.batch, workers=compute.workers)
     bar = tqdm(total=len(of), desc=name, unit="image", disable=None if fabric.is_global_zero else True)
     for batch in loader:
-        with torch.inference_mode(), fabric.autocast():
-            logits, cells = network.with_grid(batch.images) if grid else (network(batch.images), None)
-        yield Output(batch, logits.float(), cells)
+        yield Output(batch, *predict(fabric, network, batch.images, grid))
         bar.update(min(len(batch.indices) * fabric.world_size, len(of) - bar.n))
     bar.close()
+
+
+def predict(
+    fabric: Fabric, network: Network, images: UInt8[Tensor, "n 3 h w"], grid: bool = False
+) -> tuple[Float[Tensor, "n c h w"], Grid | None]:
+    """The logits of one batch, in the precision that the fabric computes in; `network` and `grid` as in `outputs`."""
+    network.to(fabric.device).eval()
+    with torch.inference_mode(), fabric.autocast():
+        logits, cells = network.with_grid(images) if grid else (network(images), None)
+    return logits.float(), cells
 
 
 def small_masks(batch: Whole, size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import artifacts, batches, inference, losses, paths, training
+from pipeline import artifacts, batches, fingerprints, inference, paths, streams, training
 from pipeline.calibration import NONE
 from pipeline.errors import UserError
 from pipeline.params import Calibration, Compute, Model, Roots, Training
@@ -32,7 +32,8 @@ def run(
     fabric = training.start(compute)
     classes = artifacts.load_classes()
     manifest = artifacts.load_manifest("source", roots.source)
-    source = batches.items(manifest, artifacts.load_ids("source", classes))
+    table = artifacts.load_ids("source", classes)
+    source = batches.items(manifest, table)
     learnt = [item for place, item in enumerate(source) if place % HELD_OUT != HELD_OUT - 1]
     held_out = source[HELD_OUT - 1 :: HELD_OUT]
     if calibration.start == "source" and not held_out:
@@ -41,27 +42,40 @@ def run(
             f"{HELD_OUT} is kept): set it to none"
         )
 
-    network = training.new_network(model, classes, torch.Generator().manual_seed(seed))
+    def seed_of(purpose: str) -> int:
+        return streams.seed_of(seed, paths.SOURCE_ROUND, purpose)
+
+    network = training.new_network(model, classes, torch.Generator().manual_seed(seed_of("weights")))
     pixels = np.asarray(manifest[[f"n_{name}" for name in classes.names]].sum(), dtype=float)
-    weights = losses.class_weights(torch.from_numpy(pixels), pretrain.class_smooth).to(fabric.device)
-    inputs = [paths.CLASSES, paths.ids("source"), paths.manifest("source")]
+    weights = training.class_weights(pixels, pretrain, classes, "pretrain").to(fabric.device)
     plan = training.likelihood_plan(
         pretrain,
         name="pretrain",
-        seed=seed,
+        seed=seed_of("training"),
         compute=compute,
-        fingerprint=training.fingerprint(seed, model, pretrain, *inputs),
+        fingerprint=training.fingerprint(
+            fabric,
+            compute,
+            fingerprints.code(__name__),
+            seed,
+            classes.names,
+            table.tolist(),
+            fingerprints.rows(manifest),
+            model.size,
+            fingerprints.weights(network.state_dict()),
+            pretrain,
+        ),
     )
     draws = batches.training(
         fabric,
         [(learnt, pretrain.batch)],
         model.size,
         pretrain.augment,
-        seed=seed,
+        seed=plan.seed,
         steps=plan.steps,
         workers=compute.workers,
     )
-    with training.auxiliary_head(network, pretrain, seed):
+    with training.auxiliary_head(network, pretrain, seed_of("auxiliary")):
         log = training.fit(fabric, network, draws, training.likelihood(weights, pretrain), plan)
 
     fitted = NONE

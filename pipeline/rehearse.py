@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, blocks, paths
+from pipeline import artifacts, blocks, paths, streams
 from pipeline.annotators import client, regions
 from pipeline.annotators.contract import Unreachable
 from pipeline.annotators.oracle import known_label
@@ -107,7 +107,7 @@ def annotated(truth: UInt8[np.ndarray, "h w"], noise: Noise, name: str) -> Work:
         noise: how good the annotator is.
         name: of the task, `ROUND/KEY`.
     """
-    rng = np.random.default_rng([noise.seed, *name.encode()])
+    rng = streams.rng(noise.seed, "rehearse", name)
     skipped = bool(rng.random() < noise.skips)
     seconds = float(noise.seconds * np.exp(SPREAD * rng.standard_normal()))
     mask = swap(jitter(truth, noise.jitter, rng), noise.swaps, rng)

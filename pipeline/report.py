@@ -113,8 +113,7 @@ def _panels(
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size)
         _, now = highest(out.logits)
-        with torch.inference_mode():
-            _, then = highest(after.to(fabric.device).eval()(out.batch.images))
+        _, then = highest(inference.predict(fabric, after, out.batch.images)[0])
         gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
         for place, index in enumerate(out.batch.indices):
             row = selection.iloc[index]

@@ -1,5 +1,6 @@
 """Tuning for the reward: the training loop's loss in which an estimator, its anchors and its gauges come together."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from pipeline import inference, losses, training
 from pipeline.batches import Batch, Item
 from pipeline.claims import highest
 from pipeline.errors import UserError, choose
+from pipeline.inference import Output
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
 from pipeline.params import Compute, Model, Reward
@@ -41,17 +43,37 @@ def reward_function(settings: Reward, weights: Tensor, classes: ClassSet) -> Rew
 def held_out_reward(
     fabric: Fabric, reward: RewardFunction, items: Sequence[Item], model: Model, compute: Compute
 ) -> Callable[[Network], float]:
-    """The reward of a network's most probable labels on labelled pool images that it does not learn from."""
+    """The reward of a network's most probable labels on labelled pool images that it does not learn from.
+
+    Raises:
+        UserError: when it is asked, nothing in their labels can be rewarded.
+    """
 
     def validate(network: Network) -> float:
-        unlabelled = torch.full((1, 1, 1), IGNORE, dtype=torch.uint8)
-        statistics = reward.statistics(unlabelled, unlabelled)[0]  # there may be fewer images than processes
+        statistics = nothing(reward)  # there may be fewer images than processes
         for out in inference.outputs(fabric, network, items, model.size, compute, "held out"):
-            truth = inference.small_masks(out.batch, model.size).to(out.logits.device)
-            statistics = statistics + reward.statistics(highest(out.logits)[1], truth).sum(0).cpu()
-        return float(reward.value(training.total(fabric, statistics)).total)
+            statistics = statistics + seen(reward, out, model.size)
+        value = float(reward.value(training.total(fabric, statistics)).total)
+        if math.isnan(value):
+            raise UserError(
+                f"tune.held_out: the labels of the {len(items)} images that are held out ({items[0].key!r}, ...) have "
+                "nothing to reward: hold out more, or 0 for none"
+            )
+        return value
 
     return validate
+
+
+def nothing(reward: RewardFunction) -> Tensor:
+    """The statistics of no image."""
+    unlabelled = torch.full((1, 1, 1), IGNORE, dtype=torch.uint8)
+    return reward.statistics(unlabelled, unlabelled)[0]
+
+
+def seen(reward: RewardFunction, out: Output, size: tuple[int, int]) -> Tensor:
+    """The statistics of a batch's most probable labels, at the size of the network, where rewards are tuned for."""
+    truth = inference.small_masks(out.batch, size).to(out.logits.device)
+    return reward.statistics(highest(out.logits)[1], truth).sum(0).cpu()
 
 
 def loss_function(
@@ -82,14 +104,15 @@ def loss_function(
         estimate = _estimate(settings, logits, asked)
         cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
         terms = {
-            "reward": estimate.reward,
             "reward_std": estimate.reward_std,
             "advantage_std": estimate.advantage_std,
             "cross_entropy": cross_entropy,
         }
+        if not estimate.reward.isnan():  # a first batch of crops without a label has none, and that is no fault
+            terms["reward"] = estimate.reward
         total = estimate.loss + settings.cross_entropy * cross_entropy
         if anchor is not None:
-            with torch.no_grad():
+            with torch.no_grad(), fabric.autocast():  # as the tuned network is, so that nothing else divides them
                 before = anchor(batch.images)
             terms["kl"] = losses.kl(logits, before, batch.masks != IGNORE)
             total = total + settings.kl * terms["kl"]

@@ -51,6 +51,7 @@ CountReward = Callable[[Float64[Tensor, "*batch c c"]], Reward]
 Labels = UInt8[Tensor, "n h w"] | Int64[Tensor, "n h w"]
 Statistics = Callable[[Labels, UInt8[Tensor, "n h w"]], Float64[Tensor, "n s"]]
 Value = Callable[[Float64[Tensor, "*batch s"]], Reward]
+Size = Callable[[Float64[Tensor, "*batch s"]], Float64[Tensor, "*batch"]]
 Credit = Callable[[Labels, UInt8[Tensor, "n h w"], Float64[Tensor, " s"]], Float[Tensor, "n h w"]]
 
 
@@ -75,6 +76,10 @@ class RewardFunction(NamedTuple):
     """(labelling, truth) -> statistics of every image, to be summed over any set of images."""
     value: Value
     """Of summed statistics. Differentiable, and its gradient is finite wherever the reward is defined."""
+    size: Size
+    """Of summed statistics: how much there is to be counted in the truth, whatever the labelling: pixels, boundary
+    pixels, objects or images. It adds up, and the value of k times the statistics is that of the statistics; so what
+    one of n equal images can change in the value falls as 1/n, and size says what n is."""
     of_counts: CountReward | None = None
     """Set if the reward is a function of the confusion matrix. Then, unless `per_image`, the statistics are that
     matrix, row after row."""
@@ -161,7 +166,7 @@ def _pooled(settings: Settings, of_counts: CountReward) -> RewardFunction:
         entry = torch.where(truth == IGNORE, c * c, truth.long() * c + labelling)
         return torch.cat([weights, weights.new_zeros(1)])[entry]
 
-    return RewardFunction(statistics, value, of_counts, credit=credit)
+    return RewardFunction(statistics, value, lambda statistics: statistics.sum(-1), of_counts, credit=credit)
 
 
 def image_miou(settings: Settings) -> RewardFunction:
@@ -185,7 +190,7 @@ def image_miou(settings: Settings) -> RewardFunction:
         miou, images, iou, present = torch.split(statistics, [1, 1, c, c], dim=-1)
         return Reward((miou / images).squeeze(-1), {"iou": _share(iou, present)})
 
-    return RewardFunction(statistics, value, pooled_miou, per_image=True)
+    return RewardFunction(statistics, value, lambda statistics: statistics[..., 1], pooled_miou, per_image=True)
 
 
 # Rewards of shapes.
@@ -236,7 +241,7 @@ def boundary_f1(settings: Settings) -> RewardFunction:
         # A label makes its neighbours boundaries, and those match true boundaries within the tolerance.
         return boundaries.window_sum(weighted, tolerance + 1).where(truth != IGNORE, 0)
 
-    return RewardFunction(statistics, value, credit=credit)
+    return RewardFunction(statistics, value, lambda statistics: statistics[..., 3::4].sum(-1), credit=credit)
 
 
 def object_recall(settings: Settings) -> RewardFunction:
@@ -281,7 +286,7 @@ def object_recall(settings: Settings) -> RewardFunction:
             maps.append(np.append(of_object, 0)[true.ids])  # IGNORE's id is -1: the last
         return torch.from_numpy(np.stack(maps)).to(weights)
 
-    return RewardFunction(statistics, value, credit=credit)
+    return RewardFunction(statistics, value, lambda statistics: statistics[..., 1::2].sum(-1), credit=credit)
 
 
 def detection(settings: Settings) -> RewardFunction:
@@ -323,7 +328,7 @@ def detection(settings: Settings) -> RewardFunction:
         means = statistics[..., :3] / statistics[..., 3:]
         return Reward(means[..., 0], dict(zip(DETECTION_TERMS, torch.split(means, 1, dim=-1), strict=True)))
 
-    return RewardFunction(statistics, value)
+    return RewardFunction(statistics, value, lambda statistics: statistics[..., 3])
 
 
 DETECTION_TERMS = ("reward", "num_matches", "nms_penalty")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64
 
-from pipeline import artifacts, batches, blocks, costs, ledger, paths, scoring, training
+from pipeline import artifacts, batches, blocks, costs, ledger, paths, scoring, streams, training
 from pipeline.blocks import Grid
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
@@ -48,7 +48,10 @@ def run(
     rounds = len({row["round"] for row in bought})
     scorer = scoring.start(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
     cut = None if score.grid is None else _cut(left, free[~labelled], score.grid, model.size)
-    features_seed, known = (seed, _labelled(pool[labelled], model.size, classes)) if score.features else (None, None)
+    features_seed, known = None, None
+    if score.features:
+        features_seed = streams.seed_of(seed, round_name, "features")
+        known = _labelled(pool[labelled], model.size, classes)
     found = scoring.run(fabric, scorer, items, len(left), model, compute, features_seed, cut, known)
     if fabric.is_global_zero:
         keys = units[free].tolist()

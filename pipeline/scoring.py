@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float64
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import batches, blocks, costs, features, inference, paths, transforms
+from pipeline import batches, blocks, costs, features, inference, paths, streams, transforms
 from pipeline.acquisitions import ACQUISITIONS, Acquisition, Posterior, Worth, expected_iou, faded, worth
 from pipeline.artifacts import Features
 from pipeline.batches import Item
@@ -143,8 +143,8 @@ def start(
     acquisition = choose("score.acquisition", ACQUISITIONS, score.acquisition)
     heads = None
     if acquisition.members:
-        round_seed = int(np.random.SeedSequence([seed, *round_name.encode()]).generate_state(1)[0])
-        heads = network.thinned(score.members, score.dropout, torch.Generator().manual_seed(round_seed))
+        members_rng = torch.Generator().manual_seed(streams.seed_of(seed, round_name, "members"))
+        heads = network.thinned(score.members, score.dropout, members_rng)
     blend = faded(rounds, score.blend_end, score.blend_rounds)
     used = calibration if score.calibrate else NONE
     return Scorer(round_name, after, acquisition, network, used, score.smooth, blend, heads)

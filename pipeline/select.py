@@ -5,10 +5,9 @@ Where the last audit found no signal in the score, the rest is drawn class-strat
 
 from collections.abc import Iterable, Set
 
-import numpy as np
 import pandas as pd
 
-from pipeline import artifacts, auditing, blocks, ledger, paths
+from pipeline import artifacts, auditing, blocks, ledger, paths, streams
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Order, Skip
 from pipeline.params import Annotate, BudgetLine, Select
@@ -52,7 +51,6 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 f"budget: {round_name} asks for {line}, but only {len(left)} of the pool are left: "
                 f"lower it in {paths.PARAMS}"
             )
-        round_rng = np.random.default_rng([seed, *round_name.encode()])
         fallback = select.fallback and wanted in BY_GAIN  # a verdict on the score is none on who does not go by it
         name = auditing.method(wanted, artifacts.load_audit(line.after)["signal"], fallback)
         if name != wanted:
@@ -66,7 +64,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 _candidates(round_name, left, book.orders, NEEDS.get(name)),
                 Budget(images, minutes),
                 Options(select.power, select.uniform_share),
-                round_rng,
+                streams.rng(seed, round_name, "select"),
             )
         except ValueError as error:
             raise UserError(f"{round_name}: {error}; see {paths.scores(round_name)} and the section select") from None

@@ -4,7 +4,6 @@ A step's randomness comes from (seed, step) alone, and the checkpoint holds all 
 the next; so a training that was killed and resumed ends bit for bit where an undisturbed one ends (on the CPU).
 """
 
-import hashlib
 import io
 import os
 import time
@@ -15,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Float64
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import artifacts, losses, models, paths, transforms
+from pipeline import artifacts, fingerprints, losses, models, paths, streams, transforms
 from pipeline.batches import Batch
 from pipeline.calibration import Calibration, of_temperature
 from pipeline.errors import UserError, choose
@@ -63,7 +62,7 @@ class Plan(NamedTuple):
     checkpoint: Path
     checkpoint_seconds: float
     fingerprint: str
-    """Hash of all that the result depends on: a checkpoint of another fingerprint is not resumed."""
+    """Hash of all that the result depends on (`fingerprint`): a checkpoint of another one is not resumed."""
     end: float = 0.0
     """Share of the peak rate that the decay leads to."""
     lr_encoder: float = 1.0
@@ -125,7 +124,8 @@ def fit(
         network: on any device; it is left on the fabric's.
         batches: step to start with -> one batch per step, this process's share.
         loss: called once a step.
-        plan: how long, how fast, and where the unfinished training is kept.
+        plan: how long, how fast, and where the training is kept: what is unfinished to be gone on with, what is done
+            to be taken as it is, until the caller deletes it.
         validate: measures the network, higher is better. It may leave it in either mode, must not change its weights,
             depends on nothing that a restart would change, and returns the same value in every process.
 
@@ -165,7 +165,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
-            torch.manual_seed(generator.initial_seed())  # for dropout, which knows the global generator only
+            # For dropout, which knows the global generator only.
+            torch.manual_seed(streams.seed_of(plan.seed, "dropout", step, fabric.global_rank))
             result = loss(wrapped, batch, generator, state)
         fabric.backward(result.value)
         if plan.clip:  # what is not finite is left to the checks below, which have a sentence for it
@@ -184,9 +185,9 @@ def fit(
                 best = _better(best, row["validation"], network)
             log.append({"step": float(done), "lr": plan.lr * factor, **row})
             bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
-        due = time.monotonic() - saved > plan.checkpoint_seconds or last or _is_over(best, plan)
-        if fabric.is_global_zero and due:
-            _save(network, optimizer, plan, done, state, log, best)
+        over = last or _is_over(best, plan)
+        if fabric.is_global_zero and (over or time.monotonic() - saved > plan.checkpoint_seconds):
+            _save(fabric, network, None if over else optimizer, plan, done, state, log, best)
             saved = time.monotonic()
     bar.close()
     broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
@@ -221,8 +222,7 @@ def _is_over(best: Best | None, plan: Plan) -> bool:
 
 def step_rng(seed: int, step: int, fabric: Fabric) -> torch.Generator:
     """The generator of one step of one process."""
-    state = np.random.SeedSequence([seed, step, fabric.global_rank]).generate_state(1, np.uint64)
-    return torch.Generator(fabric.device).manual_seed(int(state[0] >> 1))
+    return torch.Generator(fabric.device).manual_seed(streams.seed_of(seed, "step", step, fabric.global_rank))
 
 
 def _check_finite(row: Mapping[str, float], plan: Plan, done: int) -> None:
@@ -232,20 +232,23 @@ def _check_finite(row: Mapping[str, float], plan: Plan, done: int) -> None:
 
 
 def _save(
+    fabric: Fabric,
     network: Network,
-    optimizer: Any,
+    optimizer: Any | None,
     plan: Plan,
     step: int,
     state: State,
     log: list[dict[str, float]],
     best: Best | None,
 ) -> None:
+    """Write all that the loop carries on; without an optimizer, what came of a training that is over."""
     buffer = io.BytesIO()
     content = {
         "fingerprint": plan.fingerprint,
         "step": step,
         "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer.state_dict() if optimizer else None,
+        "precision": fabric.strategy.precision.state_dict(),  # the scale of float16's losses
         "state": state,
         "log": log,
         "best": best._asdict() if best else None,
@@ -262,11 +265,17 @@ def _resume(
         return 0, {}, [], None
     content = torch.load(plan.checkpoint, map_location=fabric.device, weights_only=True)
     if content["fingerprint"] != plan.fingerprint:
-        fabric.print(f"{plan.name}: {plan.checkpoint} belongs to other settings; starting anew")
+        fabric.print(
+            f"{plan.name}: {plan.checkpoint} was made with other settings, data, code or versions; starting anew"
+        )
         return 0, {}, [], None
     network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    fabric.print(f"{plan.name}: resumed at step {content['step']} of {plan.steps}")
+    fabric.strategy.precision.load_state_dict(content["precision"])
+    if content["optimizer"] is None:
+        fabric.print(f"{plan.name}: nothing that it depends on has changed, so it is taken from {plan.checkpoint}")
+    else:
+        optimizer.load_state_dict(content["optimizer"])
+        fabric.print(f"{plan.name}: resumed at step {content['step']} of {plan.steps}")
     best = Best(**content["best"]) if content["best"] else None
     return content["step"], content["state"], content["log"], best
 
@@ -298,6 +307,23 @@ def likelihood(weights: Float[Tensor, "c"], settings: Training) -> LossFunction:
         return Loss(value(logits) + settings.auxiliary * auxiliary, {"auxiliary": auxiliary}, after)
 
     return loss
+
+
+def class_weights(
+    pixels: Float64[np.ndarray, " c"], settings: Training, classes: ClassSet, section: str
+) -> Float32[Tensor, " c"]:
+    """The weights of `losses.class_weights`; `section` of params.yaml is named where they cannot be.
+
+    Raises:
+        UserError: a class has no pixel, and there is no smoothing.
+    """
+    absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
+    if absent and not settings.class_smooth:
+        raise UserError(
+            f"{section}.class_smooth is 0, but no labelled pixel is of {absent[0]!r}, which would weigh infinitely "
+            "much: set it above 0, say to 0.05"
+        )
+    return losses.class_weights(torch.from_numpy(pixels), settings.class_smooth)
 
 
 def auxiliary_head(network: Network, settings: Training, seed: int) -> AbstractContextManager[None]:
@@ -353,10 +379,10 @@ def total(fabric: Fabric, share: Tensor) -> Tensor:
     return summed.cpu()
 
 
-def fingerprint(*parts: Any) -> str:
-    """Hash of what a training depends on; a path stands for its file's content."""
-    values = [artifacts.sha256(part) if isinstance(part, Path) else repr(part) for part in parts]
-    return hashlib.sha256("\n".join(values).encode()).hexdigest()
+def fingerprint(fabric: Fabric, compute: Compute, *parts: Any) -> str:
+    """Hash of what a training depends on: the parts, and how and by what versions they are computed with."""
+    how = (compute.precision, fabric.device.type, fabric.world_size)
+    return fingerprints.of(fingerprints.libraries(), how, *parts)
 
 
 def new_network(model: Model, classes: ClassSet, run_rng: torch.Generator) -> Network:

@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from torch import Tensor
 
-from pipeline import artifacts, batches, blocks, inference, ledger, losses, paths, reward_tuning, training
+from pipeline import (
+    artifacts,
+    batches,
+    blocks,
+    fingerprints,
+    inference,
+    ledger,
+    paths,
+    reward_tuning,
+    streams,
+    training,
+)
 from pipeline.batches import Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
@@ -29,6 +40,8 @@ def run(
 ) -> None:
     """Start from the model of the round before and write this round's.
 
+    What likelihood has taught stays in data/checkpoints, one file a round: another reward starts from there.
+
     Raises:
         UserError: a label is missing or was changed since it was delivered, a loss is not finite, or the calibration
             fails.
@@ -39,7 +52,8 @@ def run(
     pool = artifacts.load_images(round_name, roots.pool).set_index("key", drop=False)
     labels = _labelled(rows, pool, len(classes.names))
     source_manifest = artifacts.load_manifest("source", roots.source)
-    source = batches.items(source_manifest, artifacts.load_ids("source", classes))
+    source_table = artifacts.load_ids("source", classes)
+    source = batches.items(source_manifest, source_table)
     network, _ = training.open_network(line.after, model, classes)
 
     # Fitted before training on them: to the model, this round's labels are still unseen.
@@ -48,34 +62,53 @@ def run(
 
     target, held_out = _hold_out(batches.by_image(labels), tune.held_out)
     weights = class_weights(target, source_manifest, classes, tune).to(fabric.device)
-    manifests = [paths.CLASSES, paths.ids("source"), paths.manifest("source")]
-    inputs = [paths.model(line.after) / "model.pt", paths.labels(round_name), *manifests]
-    mark = training.fingerprint(seed, model, tune, *inputs)
+    mark = training.fingerprint(
+        fabric,
+        compute,
+        fingerprints.code(__name__, without=("pipeline.reward_tuning",)),
+        (seed, round_name),
+        classes.names,
+        (source_table.tolist(), fingerprints.rows(source_manifest)),
+        _contents(target, rows, pool),
+        model.size,
+        fingerprints.weights(network.state_dict()),
+        (tune.likelihood, tune.source_share),
+    )
     # Each round draws its own batches.
-    round_seed = int(np.random.SeedSequence([seed, *round_name.encode()]).generate_state(1)[0])
-    plan = training.likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", round_seed, compute, mark)
+    likelihood_seed = streams.seed_of(seed, round_name, "likelihood")
+    plan = training.likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", likelihood_seed, compute, mark)
     replayed = replayed_images(tune, target)
 
     def draws(shares: Sequence[tuple[Sequence[Item], int]], steps: int, seed: int) -> Any:
         augment, workers = tune.likelihood.augment, compute.workers
         return batches.training(fabric, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
 
-    mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, round_seed)
+    mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, plan.seed)
     likelihood = training.likelihood(weights, tune.likelihood)
-    with training.auxiliary_head(network, tune.likelihood, round_seed):
+    with training.auxiliary_head(network, tune.likelihood, streams.seed_of(seed, round_name, "auxiliary")):
         log = [{"stage": 0.0, **row} for row in training.fit(fabric, network, mixed, likelihood, plan)]
 
     reward_plan = plan._replace(
         name=f"tune {round_name} reward",
         steps=tune.reward.steps,
         lr=tune.reward.lr,
-        seed=round_seed + 1,
+        seed=streams.seed_of(seed, round_name, "reward"),
         end=tune.reward.lr_end,
         clip=tune.reward.clip,
         frozen=True,
         validate_every=tune.reward.validate_every,
         patience=tune.reward.patience,
         checkpoint=paths.checkpoint(f"tune-{round_name}-reward"),
+        fingerprint=training.fingerprint(
+            fabric,
+            compute,
+            fingerprints.code(__name__),
+            mark,
+            fingerprints.weights(network.state_dict()),
+            _contents(held_out, rows, pool),
+            (tune.likelihood.batch, tune.likelihood.augment),
+            tune.reward,
+        ),
     )
     if tune.reward.steps:
         reward = reward_tuning.reward_function(tune.reward, weights, classes)
@@ -84,13 +117,12 @@ def run(
         anchor = copy.deepcopy(network).eval() if tune.reward.kl else None
         loss = reward_tuning.loss_function(tune.reward, reward, weights, network, anchor, fabric)
         validate = reward_tuning.held_out_reward(fabric, reward, held_out, model, compute) if held_out else None
-        rows = training.fit(fabric, network, batches.repeated(fresh, each), loss, reward_plan, validate)
-        log += [{"stage": 1.0, **row} for row in rows]
+        steps = training.fit(fabric, network, batches.repeated(fresh, each), loss, reward_plan, validate)
+        log += [{"stage": 1.0, **row} for row in steps]
 
     if fabric.is_global_zero:
         artifacts.save_log(round_name, log)
         artifacts.save_model(round_name, network.state_dict(), training.describe(model, classes, fitted))
-        plan.checkpoint.unlink(missing_ok=True)
         reward_plan.checkpoint.unlink(missing_ok=True)
 
 
@@ -105,6 +137,16 @@ def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[I
                 f"to take the correction, or `dvc checkout -f {paths.LABELS_DVC}` to undo it; then `dvc repro`"
             )
     return batches.labelled([row["key"] for row in rows], pool, classes)
+
+
+def _contents(
+    of: Sequence[Item], rows: Sequence[dict[str, Any]], pool: pd.DataFrame
+) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Key and hash of every image, and keys and hashes of its labels."""
+    masks: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        masks.setdefault(blocks.image_of(row["key"]), []).append((row["key"], row["sha256"]))
+    return [(item.key, str(pool.loc[item.key, "sha256"]), masks[item.key]) for item in of]
 
 
 def replayed_images(tune: Tune, target: Sequence[Item]) -> int:
@@ -141,13 +183,22 @@ def _returned(
 
 
 def class_weights(target: Sequence[Item], source: Any, classes: ClassSet, tune: Tune) -> Tensor:
-    """Weights from the class shares of an average batch: replayed source and labelled target, by their shares."""
+    """Weights from the class shares of an average batch: replayed source and labelled target, by their shares.
+
+    Raises:
+        UserError: no pixel of the labels is of a class, or a class has no pixel anywhere and there is no smoothing.
+    """
     in_target = sum(
         np.bincount(artifacts.load_mask(path).ravel(), minlength=IGNORE + 1)[: len(classes.names)].astype(float)
         for item in target
         for path in item.masks
     )
     in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
+    if not np.sum(in_target) > 0:
+        raise UserError(
+            f"no pixel of the labels of {target[0].key!r} and {len(target) - 1} more is of a class, so nothing is "
+            "learnt from them: label more images, or lower tune.held_out"
+        )
     share = tune.source_share
     mixed = (1 - share) * in_target / np.sum(in_target) + share * in_source / in_source.sum()
-    return losses.class_weights(torch.from_numpy(mixed), tune.likelihood.class_smooth)
+    return training.class_weights(mixed, tune.likelihood, classes, "tune.likelihood")

@@ -159,6 +159,25 @@ def test_shortfall_known_answer() -> None:
     assert predicted_miou(statistics[0], 0.1) == pytest.approx(0.75 / 1.5)
 
 
+def test_the_gain_is_the_slope_of_the_miou_without_smoothing_and_below_it_with() -> None:
+    """One wrong claim in a pool of many is put right."""
+    confusion = torch.tensor([[50000, 3000, 100], [2000, 8000, 300], [400, 200, 600]], dtype=torch.float64)
+    claimed, true, hit = confusion.sum(0), confusion.sum(1), confusion.diagonal()
+    pool = torch.stack([claimed, claimed - hit, true - hit], dim=1)
+    better = confusion.clone()
+    better[2, 1] -= 1  # of class 2, claimed as 1
+    better[2, 2] += 1
+    rise = 100 * (metrics.miou(better) - metrics.miou(confusion))
+    image = torch.zeros(1, 3, 3, dtype=torch.float64)
+    image[0, 1, 1] = image[0, 2, 2] = 1
+    assert float(SHORTFALL.gain(image, pool, 0.0).sum()) == pytest.approx(rise, rel=1e-3)
+    unions = claimed + true - hit
+    lower = 1 / (1 + 0.01 * unions.sum() / unions)  # what smoothing leaves of 1 / U
+    parts = SHORTFALL.gain(image, pool, 0.0)[0] * torch.stack([lower[0], lower[1] ** 2, lower[2]])
+    torch.testing.assert_close(SHORTFALL.gain(image, pool, 0.01)[0], parts)
+    assert float(parts.sum()) < 0.8 * rise
+
+
 def test_smoothing_keeps_an_absent_class_from_dominating() -> None:
     images = certain(0, 0, 1)
     images[0, :, 0, 0] = torch.tensor([0.999, 0.0, 0.001])  # a trace of class 2, which is claimed nowhere

@@ -105,6 +105,20 @@ def shares(descending: bool) -> dict[str, float]:
     return {key: 0.1 + 0.1 * place for place, key in enumerate(order)}
 
 
+@pytest.mark.parametrize("acquisition", ["shortfall", "evpi", "entropy"])
+def test_an_image_without_a_labelled_pixel_has_no_say(acquisition: str) -> None:
+    scored(acquisition)
+    masks = truth(shares(descending=False))
+    void = next(iter(masks))
+    deliver({key: mask for key, mask in masks.items() if key != void})
+    frame, content = audited(acquisition)
+    deliver(masks | {void: np.full(SIZE, labels.IGNORE, np.uint8)})
+    again, said = audited(acquisition)
+    assert said == content
+    assert content["images"] == len(masks) - 1
+    pd.testing.assert_frame_equal(again, frame)
+
+
 def test_gains_are_those_of_labelled_pixels_by_plain_loops() -> None:
     masks = truth(shares(descending=False))
     for number, mask in enumerate(masks.values()):

@@ -10,9 +10,24 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, batches, datasets, decoding, evaluate, inference, labels, metrics, paths, training
+from pipeline import (
+    __main__,
+    artifacts,
+    batches,
+    datasets,
+    decoding,
+    evaluate,
+    inference,
+    labels,
+    losses,
+    metrics,
+    paths,
+    training,
+    transforms,
+)
 from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
+from pipeline.rewards import REWARDS, Settings
 from tests import fakes, repo
 
 TEMPERATURE = 0.1
@@ -44,11 +59,14 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path / "project")
 
 
-def run(**changes: Any) -> dict[str, Any]:
-    given = repo.params(evaluate=changes)
-    evaluate.run("r00", roots=given.roots, model=given.model, evaluate=given.evaluate, compute=given.compute)
+def run_with(**changed: Any) -> dict[str, Any]:
+    evaluate.run("r00", **__main__.sections(evaluate.run, repo.params(**changed)))
     found: dict[str, Any] = json.loads(paths.metrics("r00").read_text())
     return found
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    return run_with(evaluate=changes)
 
 
 def probabilities(split: str) -> list[torch.Tensor]:
@@ -102,6 +120,59 @@ def test_class_wise_calibration_moves_probabilities_and_not_the_labels() -> None
 def test_argmax_unless_chosen_otherwise() -> None:
     found = run()
     assert found["miou"] == found["miou_argmax"]
+
+
+TUNED = {"costs": {"road": {"any": 5.0}}, "tolerance": 1, "overlap": 0.3}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_tuned_reward_is_measured_as_it_is_tuned(name: str) -> None:
+    """Of the most probable labels at the network's size, with class weights of the test set."""
+    tune = repo.params().tune.model_dump()
+    found = run_with(tune=tune | {"reward": tune["reward"] | TUNED | {"reward": name}})
+    table = datasets.table("cityscapes", Path("test"), CLASSES)
+    masks = [datasets.read_mask(Path(mask), table) for mask in artifacts.load_manifest("test", Path("test"))["mask"]]
+    pixels = sum(np.bincount(mask.ravel(), minlength=256)[:19] for mask in masks)
+    settings = Settings(
+        classes=19,
+        weights=losses.class_weights(torch.from_numpy(pixels), 0.05).double(),
+        costs=1 - torch.eye(19, dtype=torch.float64),
+        tolerance=1,
+        overlap=0.3,
+    )
+    settings.costs[0, 1:] = 5
+    reward = REWARDS[name](settings)
+    truth = torch.stack([torch.from_numpy(transforms.resize_mask(mask, repo.params().model.size)) for mask in masks])
+    labelling = torch.stack([logits.argmax(0) for logits in probabilities("test")])
+    expected = reward.value(reward.statistics(labelling, truth).sum(0)).total
+    assert found[f"reward_{name}"] == pytest.approx(float(expected), rel=1e-5)
+    assert [key for key in found if key.startswith("reward")] == [f"reward_{name}"]
+
+
+def test_pooled_reward_by_hand_where_the_sizes_agree() -> None:
+    """With the network at the labels' size the pooled rewards are those of the confusion matrix that is written."""
+    model = repo.params().model.model_dump() | {"size": fakes.SIZE}
+    for name in ("pooled_miou", "pixel_accuracy", "dice"):
+        tune = repo.params().tune.model_dump()
+        found = run_with(model=model, tune=tune | {"reward": tune["reward"] | {"reward": name}})
+        counts = pd.read_csv(paths.confusion("r00"), index_col="truth", keep_default_na=False).to_numpy()
+        hits, true, said = counts.diagonal(), counts.sum(1), counts.sum(0)
+        by_hand = {
+            "pooled_miou": np.mean(hits / (true + said - hits)),
+            "pixel_accuracy": hits.sum() / counts.sum(),
+            "dice": np.mean(2 * hits / (true + said)),
+        }
+        assert (true > 0).all()
+        assert found[f"reward_{name}"] == pytest.approx(by_hand[name], rel=1e-9)
+
+
+def test_a_reward_that_the_test_set_cannot_show_is_left_out() -> None:
+    for mask in artifacts.load_manifest("test", Path("test"))["mask"]:
+        fakes.mask(Path(mask), np.full(fakes.SIZE, 7))  # road everywhere, which has no boundary
+    tune = repo.params().tune.model_dump()
+    found = run_with(tune=tune | {"reward": tune["reward"] | {"reward": "boundary_f1"}})
+    assert "reward_boundary_f1" not in found
+    assert set(found["iou"]) == {"road"}
 
 
 def test_model_without_probabilities_is_a_sentence() -> None:

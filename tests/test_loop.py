@@ -75,7 +75,8 @@ def test_first_run_makes_everything(made: tuple[Project, Run]) -> None:
     assert json.loads((tiny.folder / "reports/summary.json").read_text())["labels"] == 3
     for name in ("rounds.csv", "curve.png"):
         assert (tiny.folder / "reports" / name).stat().st_size
-    assert not list((tiny.folder / "data/checkpoints").iterdir())
+    kept = [path.name for path in (tiny.folder / "data/checkpoints").iterdir()]
+    assert kept == ["tune-r01-likelihood.pt"]  # for another reward
     status = json.loads(tiny.pipeline("status", "--json").output)
     assert (status["next"], status["spent"]) == ("all rounds are done", {"images": 3, "minutes": 30.0})
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.labels import IGNORE
 from pipeline.metrics import confusion, expected_calibration_error, iou, miou, pixel_accuracy, reliability
+from pipeline.rewards import REWARDS, Settings
 
 QUICK = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -52,6 +53,36 @@ def test_known_answer() -> None:
     assert iou(counts)[2].isnan()  # absent from the truth, although once predicted
     assert miou(counts) == pytest.approx(0.5)
     assert pixel_accuracy(counts) == 5 / 8
+
+
+KNOWN = {  # truth, prediction, IoU by class (None: not averaged over), mIoU, accuracy; `.` is IGNORE
+    "all right": ("0012", "0012", (1, 1, 1), 1, 1),
+    "all wrong": ("0011", "1100", (0, 0, None), 0, 0),
+    "predicted, and absent from the truth": ("0011", "0211", (1 / 2, 1, None), 3 / 4, 3 / 4),
+    "in the truth, and never predicted": ("0012", "0011", (1, 1 / 2, 0), 1 / 2, 3 / 4),
+    "in neither": ("0000", "0000", (1, None, None), 1, 1),
+    "only one class counts, and it is missed": ("1111", "0000", (None, 0, None), 0, 0),
+    "what is predicted where nothing is known": ("0.1.", "0212", (1, 1, None), 1, 1),
+    "one pixel": ("2", "2", (None, None, 1), 1, 1),
+    "rare and common count the same": ("00000001", "00000000", (7 / 8, 0, None), 7 / 16, 7 / 8),
+}
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_known_answers_pixel_by_pixel(case: str) -> None:
+    truth, prediction, by_class, mean, accuracy = KNOWN[case]
+    ids = [torch.tensor([[[IGNORE if c == "." else int(c) for c in row]]]).byte() for row in (truth, prediction)]
+    counts = confusion(ids[1], ids[0], 3)
+    assert [None if value != value else value for value in iou(counts).tolist()] == pytest.approx(list(by_class))
+    assert miou(counts) == pytest.approx(mean)
+    assert pixel_accuracy(counts) == pytest.approx(accuracy)
+    pooled = REWARDS["pooled_miou"](Settings(3, torch.ones(3).double(), torch.zeros(3, 3).double(), 0, 1.0))
+    assert float(pooled.value(pooled.statistics(ids[1], ids[0]).sum(0)).total) == pytest.approx(mean)
+
+
+def test_images_of_several_sizes_are_one_count() -> None:
+    small, large = confusion(*(torch.tensor([[[0, 1]]]).byte(),) * 2, 2), torch.tensor([[0, 0], [6, 0]])
+    assert miou(small + large) == pytest.approx((1 / 7 + 1 / 7) / 2)
 
 
 def test_pooling_is_not_averaging() -> None:

@@ -4,20 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning_fabric import Fabric
 
-from pipeline import batches, losses, reward_tuning, training, tune
+from pipeline import artifacts, batches, losses, reward_tuning, training, tune
 from pipeline.batches import Batch, Item
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
-from pipeline.params import Compute, Model, Reward
+from pipeline.params import Compute, Model, Reward, Tune
 from pipeline.policy import ESTIMATORS
 from pipeline.rewards import REWARDS
 from tests import fakes
-from tests.test_training import draw, one_convolution, plan
+from tests.test_training import SETTINGS, draw, one_convolution, plan
 
 CLASSES = ClassSet("rgb", ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 EVEN = torch.ones(3)
@@ -163,6 +165,62 @@ def test_ppo_learns_several_times_from_one_sample_and_counts_it_once(fabric: Fab
     assert not torch.equal(drawn[2], drawn[3])
 
 
+@pytest.mark.parametrize("name", ["pooled_miou", "boundary_f1", "detection"])
+def test_first_batches_without_a_label_are_no_fault(name: str, fabric: Fabric) -> None:
+    def void(first: int) -> Iterator[Batch]:
+        for step in range(first, 10_000):
+            batch = draw(step)
+            yield batch._replace(masks=torch.full_like(batch.masks, IGNORE)) if step < 12 else batch
+
+    settings = reward(reward=name, estimator="reinforce", credit="image", steps=20)
+    function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+    network = one_convolution()
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    log = training.fit(fabric, network, void, loss, plan(steps=20, frozen=True))
+    assert [("reward" in row) for row in log] == [False, True]
+    assert all(abs(value) < float("inf") for row in log for value in row.values())
+
+
+def test_held_out_images_without_a_label_are_a_sentence(fabric: Fabric) -> None:
+    fakes.mask(Path("m.png"), np.full(fakes.SIZE, IGNORE))
+    fakes.image(Path("i.png"), np.random.default_rng(0))
+    of = [Item("one", Path("i.png"), Path("m.png"), batches.stored(3))]
+    function = reward_tuning.reward_function(reward(), EVEN, CLASSES)
+    compute, model = Compute(accelerator="cpu", workers=0), Model(name="small", size=(6, 5))
+    validate = reward_tuning.held_out_reward(fabric, function, of, model, compute)
+    with pytest.raises(UserError, match=r"tune\.held_out: the labels of the 1 images .*'one'.* hold out more, or 0"):
+        training.fit(fabric, one_convolution(), stream, training.likelihood(EVEN, SETTINGS), plan(), validate)
+
+
+def test_the_anchor_says_what_the_network_says_in_the_same_precision() -> None:
+    halved = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    settings, network = reward(kl=1.0), one_convolution().eval()
+    function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, one_convolution().eval(), halved)
+    result = loss(halved.setup(network), draw(0), torch.Generator().manual_seed(0), {})
+    assert float(result.terms["kl"].detach()) == 0
+
+
+def test_labels_without_a_class_and_classes_without_a_label_are_sentences() -> None:
+    source = pd.DataFrame({"n_red": [5], "n_green": [7], "n_blue": [0]})
+    masks = {"void": np.full((4, 4), IGNORE, np.uint8), "red": np.zeros((4, 4), np.uint8)}
+    items = {name: Item(name, Path(), Path(f"{name}.png"), batches.stored(3)) for name in masks}
+    for name, mask in masks.items():
+        artifacts.save_mask(Path(f"{name}.png"), mask)
+
+    def weights(*names: str, class_smooth: float = 0.05) -> torch.Tensor:
+        likelihood = {"steps": 1, "batch": 1, "lr": 1.0, "class_smooth": class_smooth}
+        of = Tune.model_validate({"likelihood": likelihood, "reward": {"steps": 1, "lr": 1.0}})
+        return tune.class_weights([items[name] for name in names], source, CLASSES, of)
+
+    assert torch.equal(weights("red", "void"), weights("red"))
+    assert weights("red").isfinite().all()
+    with pytest.raises(UserError, match=r"no pixel of the labels of 'void' and 0 more is of a class"):
+        weights("void")
+    with pytest.raises(UserError, match=r"tune\.likelihood\.class_smooth is 0, but no labelled pixel is of 'blue'"):
+        weights("red", class_smooth=0.0)
+
+
 def test_what_an_estimator_refuses_is_a_sentence(fabric: Fabric) -> None:
     with pytest.raises(UserError, match=r"tune.reward: estimator counterfactual with reward boundary_f1: .* take rein"):
         tuned(reward(reward="boundary_f1"), fabric, one_convolution())
@@ -228,8 +286,6 @@ def test_held_out_images_are_no_others_training_images() -> None:
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_held_out_reward_is_the_reward_of_the_most_probable_labels(name: str, fabric: Fabric) -> None:
-    from pipeline import artifacts
-
     of, truth = [], []
     for number in range(3):
         batch = draw(number)

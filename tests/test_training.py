@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline import artifacts, losses, training, transforms
+from pipeline import artifacts, fingerprints, losses, training, transforms
 from pipeline.batches import Batch
 from pipeline.calibration import Calibration, of_temperature
 from pipeline.errors import UserError
@@ -372,7 +372,7 @@ def test_checkpoint_of_other_settings_is_not_resumed(capsys: pytest.CaptureFixtu
     fit(one_convolution(), LIKELIHOOD, plan())
     network, fresh = one_convolution(), one_convolution()
     log = fit(network, LIKELIHOOD, plan(fingerprint="two", lr=0.01))
-    assert "belongs to other settings; starting anew" in capsys.readouterr().out
+    assert "was made with other settings, data, code or versions; starting anew" in capsys.readouterr().out
     assert log == fit(fresh, LIKELIHOOD, plan(fingerprint="two", lr=0.01, checkpoint=Path("fresh.pt")))
 
 
@@ -418,14 +418,19 @@ def test_weights_that_end_not_finite_are_a_sentence() -> None:
         fit(one_convolution(), breaks, plan(steps=1))
 
 
-def test_fingerprint_follows_values_and_the_content_of_files() -> None:
-    path = Path("file")
-    path.write_text("a")
-    first = training.fingerprint(1, path)
-    assert training.fingerprint(1, path) == first
-    assert training.fingerprint(2, path) != first
-    path.write_text("b")
-    assert training.fingerprint(1, path) != first
+def test_fingerprint_is_of_what_is_given_and_of_how_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def made(number: int = 1, **how: Any) -> str:
+        return training.fingerprint(fabric, Compute(accelerator="cpu", **how), number)
+
+    first = made()
+    # where it runs, and how it is read and kept, changes nothing
+    assert made(workers=7, checkpoint_seconds=1.0, batch=3) == first
+    assert made(2) != first
+    assert made(precision="bf16-mixed") != first
+    monkeypatch.setattr(fingerprints, "version", lambda name: "0.0")
+    assert made() != first
 
 
 CAMVID = CLASS_SETS["camvid11"]

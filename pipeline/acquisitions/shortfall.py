@@ -6,7 +6,10 @@ With the claim a_i = argmax_c p_i(c):
     I_c = claimed_c - doubted_c,   U_c = claimed_c + missed_c + smooth * sum_k (claimed_k + missed_k),   J_c = I_c / U_c
     gain of pixel i = (100/C) [ (J_a / U_a) (1 - p_i(a)) + sum_{c != a} p_i(c) / U_c ]      in mIoU points
 
-Once put right, a wrong claim of class a leaves U_a and a pixel of class c joins I_c: J_c gains J_c/U_c and 1/U_c.
+Once put right, a wrong claim of class a leaves U_a and a pixel of class c joins I_c: J_c gains J_c/U_c and 1/U_c. With
+smooth 0 that is exact to first order. Above 0 gains stay below it: of a class that has the share q of all unions, 1/U_c
+is 1 / (1 + smooth/q) of what it would be and J_c/U_c the square of that; at the default of 0.01 that takes 3 % and 6 %
+from a class with a third of the unions, and a third and more than half from one with a fiftieth.
 Expected intersection over expected union stands in for the expected IoU as in Nowozin 2014, "Optimal Decisions from
 Probabilistic Models: the Intersection-over-Union Case"; 1/U_c is the class weight that other methods choose by hand.
 The mean runs over all C classes, present or not: `smooth` keeps those that the pool hardly shows from dominating.

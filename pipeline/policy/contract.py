@@ -1,8 +1,13 @@
 """What every estimator is: asked with logits, a truth and a reward, it answers with a loss whose gradient raises it.
 
 Losses are in reward per share of the pixels that is relabelled: what is rewarded is the running pool, `memory` + batch,
-of which the batch is a part; the factor s = (memory + batch) / batch undoes that, so that neither the size of the
-images nor that of the memory changes the size of the gradient.
+of which the batch is a part; the factor s = (memory + batch) / batch, in the reward's own measure of size, undoes that,
+so that neither the size of the images nor that of the memory changes the size of the gradient.
+
+Nor does what the memory holds change it at all, for a reward that is a mean (image_miou, detection; pixel_accuracy and
+expected_cost), once a baseline takes the memory's own part away. A reward of pooled ratios (pooled_miou, weighted_iou,
+dice, boundary_f1, object_recall) is what a memory is for: there an image is worth what it changes in the pool, so a
+class that the memory has little of weighs more, and one that it has right changes less.
 """
 
 from collections.abc import Callable
@@ -57,7 +62,7 @@ class Estimate(NamedTuple):
     loss: Float32[Tensor, ""]
     """To be minimised for its gradient. Of sampled labellings its value says nothing: it is noise around 0."""
     reward: Float64[Tensor, ""]
-    """Reward of the memory together with the labelling."""
+    """Reward of the memory together with the labelling; NaN where neither has anything to reward."""
     reward_std: Float64[Tensor, ""]
     """Spread of the reward over the images, each by itself."""
     advantage_std: Float32[Tensor, ""]
@@ -90,17 +95,11 @@ def estimate(
     rollout: Rollout | None = None,
     statistics: Float64[Tensor, "n s"] | None = None,
 ) -> Estimate:
-    """The estimate, with what the labelling was rewarded; `statistics` of the labelling, where they are known.
-
-    Raises:
-        ValueError: neither the batch nor the memory has anything to reward.
-    """
+    """The estimate, with what the labelling was rewarded; `statistics` of the labelling, where they are known."""
     if statistics is None:
         statistics = asked.reward.statistics(labelling, asked.truth)
     together = statistics.sum(0)
     total = asked.reward.value(asked.memory + together).total
-    if total.isnan():
-        raise ValueError("neither the batch nor the memory has labelled pixels to reward")
     alone = asked.reward.value(statistics).total
     known = alone[~alone.isnan()]  # the others have no label
     return Estimate(

@@ -31,7 +31,7 @@ def counterfactual(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     exact to first order.
 
     Raises:
-        ValueError: the reward is more than counts, or nothing is labelled.
+        ValueError: the reward is more than counts.
     """
     of_counts = counts_of(asked.reward, "counterfactual")
     classes = logits.shape[1]

@@ -29,8 +29,7 @@ def reinforce(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     the pool: to first order in the pool the same gradient, with the noise of a neighbourhood instead of an image's.
 
     Raises:
-        ValueError: the baseline needs more samples or images, or it or the reward knows no local credit, or nothing is
-            labelled.
+        ValueError: the baseline needs more samples or images, or it or the reward knows no local credit.
     """
     return _policy_gradient(logits, asked, lambda log_p, drawn: drawn.advantages * log_p)
 
@@ -102,13 +101,13 @@ def _by_image(
                 expected = torch.zeros_like(rewards)  # the first step
             else:
                 expected = asked.reward.value(asked.memory).total.expand_as(rewards)
-    share = torch.where(seen, (asked.memory.abs().sum() + mass) / mass, 0)
+    share = torch.where(seen, (asked.reward.size(asked.memory) + mass) / mass, 0)
     return (share * (rewards - expected) / images)[..., None, None]
 
 
 def _mass(asked: Asked) -> Float64[Tensor, " n"]:
-    """How much there is to be counted in each image: the truth's own statistics, so that no sample changes it."""
-    return asked.reward.statistics(asked.truth, asked.truth).abs().sum(1)
+    """How much there is to be counted in each image, which no sample changes."""
+    return asked.reward.size(asked.reward.statistics(asked.truth, asked.truth))
 
 
 def _by_pixel(
@@ -125,7 +124,7 @@ def _by_pixel(
     with torch.enable_grad():
         (worth,) = torch.autograd.grad(asked.reward.value(pool).total, pool)
     mass = _mass(asked).sum()
-    worth = worth * (asked.memory.abs().sum() + mass) / mass.clamp(min=1e-9)
+    worth = worth * (asked.reward.size(asked.memory) + mass) / mass.clamp(min=1e-9)
     parts = torch.stack([credit(one, asked.truth, worth) for one in labellings]).double()
     if asked.segments is not None:
         parts = torch.stack([segment_sums(one[:, None], asked.segments)[:, 0] for one in parts])

@@ -17,7 +17,7 @@ def soft_iou(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     """Loss = - s R(K), K the expected counts: a pixel of true class t adds p_i to row t.
 
     Raises:
-        ValueError: the reward is more than counts, or nothing is labelled.
+        ValueError: the reward is more than counts.
     """
     of_counts = counts_of(asked.reward, "soft_iou")
     probabilities = field(logits, asked.segments).softmax(1)
@@ -44,7 +44,7 @@ def lovasz(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     Of the batch by itself: the extension needs every pixel's error, so a memory of counts is of no use to it.
 
     Raises:
-        ValueError: the reward is not an unweighted mIoU, or nothing is labelled.
+        ValueError: the reward is not an unweighted mIoU.
     """
     if asked.reward.of_counts is not pooled_miou:
         raise ValueError("lovasz is made for pooled_miou and image_miou: take another estimator for this reward")
@@ -72,11 +72,7 @@ def _lovasz_softmax(p: Float[Tensor, "c m"], truth: UInt8[Tensor, " m"]) -> Floa
 
 
 def reward_weighted(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
-    """Loss = mean_n r_n CE_n, r_n = (1 - R_n) - 0.1 mean_{m != n} (1 - R_m), R of each image's most probable labels.
-
-    Raises:
-        ValueError: nothing is labelled.
-    """
+    """Loss = mean_n r_n CE_n, r_n = (1 - R_n) - 0.1 mean_{m != n} (1 - R_m), R of each image's most probable labels."""
     pooled = field(logits, asked.segments)
     labelling = highest(pooled.detach())[1]
     valid = (asked.truth != IGNORE).sum((1, 2))

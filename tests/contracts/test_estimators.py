@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pipeline.labels import IGNORE
 from pipeline.policy import ESTIMATORS, Asked, Estimator
+from pipeline.policy.units import sample
 from pipeline.rewards import REWARDS, RewardFunction, Settings
 
 NUMBERS = Settings(
@@ -93,8 +94,51 @@ def test_a_batch_without_labels_teaches_nothing(estimator: Estimator, reward: Re
     estimate.loss.backward()
     assert float(estimate.loss.detach()) == 0
     assert logits.grad.abs().max() == 0
-    with pytest.raises(ValueError, match="labelled pixels to reward"):
-        estimator(logits, Asked(unlabelled, reward, nothing(reward, truth), rng))
+    logits.grad = None
+    estimate = estimator(logits, Asked(unlabelled, reward, nothing(reward, truth), rng))  # nor has it a reward
+    estimate.loss.backward()
+    assert float(estimate.loss.detach()) == logits.grad.abs().max() == 0
+    assert estimate.reward.isnan()
+
+
+MEANS = ("pixel_accuracy", "expected_cost", "image_miou", "detection")
+WITHOUT_MEMORY = ("lovasz", "reward_weighted")
+
+
+def gradient(estimator: Estimator, reward: RewardFunction, logits: Tensor, truth: Tensor, memory: Tensor) -> Tensor:
+    leaf = logits.detach().clone().requires_grad_()
+    asked = Asked(truth, reward, memory, torch.Generator().manual_seed(2), samples=8)
+    return torch.autograd.grad(estimator(leaf, asked).loss, leaf)[0]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reward"),
+    [
+        pytest.param(ESTIMATORS[e], MADE[r], id=f"{e}-{r}")
+        for e, r in PAIRS
+        if defined(e, r) and (r in MEANS or e in WITHOUT_MEMORY)
+    ],
+)
+def test_what_the_memory_holds_is_nothing_to_a_mean(estimator: Estimator, reward: RewardFunction) -> None:
+    logits, truth, _ = problem()
+    right = reward.statistics(truth, truth).sum(0)
+    wrong = reward.statistics((truth != IGNORE).byte() - truth.clamp(max=1), truth).sum(0)
+    expected = gradient(estimator, reward, logits, truth, nothing(reward, truth))
+    assert expected.norm() > 0
+    for memory in (right, 20 * wrong, 1000 * right + wrong):
+        torch.testing.assert_close(gradient(estimator, reward, logits, truth, memory), expected, rtol=1e-3, atol=1e-5)
+
+
+@every
+def test_the_size_of_the_memory_is_not_that_of_the_gradient(estimator: Estimator, reward: RewardFunction) -> None:
+    rng = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 3, (2, 4, 4), generator=rng).to(torch.uint8)
+    truth = truth.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    logits = torch.randn(2, 3, 4, 4, generator=rng).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    logits = 3 * logits + torch.randn(logits.shape, generator=rng)
+    alike = torch.stack([reward.statistics(sample(logits, rng), truth).sum(0) for _ in range(8)]).mean(0)
+    norms = [float(gradient(estimator, reward, logits, truth, n * alike).norm()) for n in (0, 1, 1000)]
+    assert norms == pytest.approx([norms[2]] * 3, rel=0.3)
 
 
 @every
