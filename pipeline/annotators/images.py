@@ -171,10 +171,10 @@ def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Re
     """
     unseen = []
     for key, (image, gain) in zip(keys, addresses, strict=True):
-        row = request.pool.loc[key]
-        for what, address, size in (("image", image, (row["width"], row["height"])), ("gain map", gain, None)):
+        size = int(request.pool.at[key, "width"]), int(request.pool.at[key, "height"])
+        for what, address, expected in (("image", image, size), ("gain map", gain, None)):
             try:
-                fault = _fault(server, address, size)
+                fault = _fault(server, address, expected)
             except Elsewhere as error:
                 unseen.append(str(error))
                 continue

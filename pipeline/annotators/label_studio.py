@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline import artifacts
+from pipeline import artifacts, ledger
 from pipeline.annotators import annotations, images, interface, regions
 from pipeline.annotators.client import Client, NotFound
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped, Unreachable
@@ -40,6 +40,16 @@ SETTINGS = {
     "overlap_cohort_percentage": 100,
 }
 """Of the project: what the loop counts on, whoever has changed it since."""
+TAB = {
+    "title": "Most valuable first",
+    "ordering": ["tasks:predictions_score"],
+    "hiddenColumns": {
+        name: ["tasks:inner_id", "tasks:annotations_ids", "tasks:annotations_results", "tasks:predictions_results"]
+        for name in ("explore", "labeling")  # all the regions of all rows
+    },
+}
+"""How the project's page lists the tasks. A browser that was not here before and opens `?labeling=1` directly, without
+Label All Tasks, is given the tasks in this order."""
 
 
 class Task(NamedTuple):
@@ -69,7 +79,7 @@ def answers(request: Request) -> Iterator[Answer | Skipped | HeldBack]:
             project = _existing(server, request.annotate, classes)
             if project is None:
                 return
-            tasks = _of_round(server, list(all_tasks(server, project)), request)
+            tasks = _of_round(server, project, request)
         else:
             project = _project(server, request.annotate, classes)
             _set(server, project, request, classes)
@@ -94,7 +104,7 @@ def _project(server: Client, annotate: Annotate, classes: ClassSet) -> int:
         found = _existing(server, annotate, classes)
         if found is not None:
             return found
-        server.send(
+        made = server.send(
             "POST",
             "/api/projects",
             {
@@ -104,6 +114,7 @@ def _project(server: Client, annotate: Annotate, classes: ClassSet) -> int:
                 **SETTINGS,
             },
         )
+        server.send("POST", "/api/dm/views", {"project": made["id"], "data": TAB})
     raise Unreachable(f"the project {annotate.project!r} was made at {server.url} but is not there: try again")
 
 
@@ -250,14 +261,13 @@ def _send_missing(server: Client, project: int, request: Request, classes: Class
     """All tasks of the round by image key, after what was missing has been sent."""
     attempt = 0
     while True:
-        listed = list(all_tasks(server, project))
-        tasks = _of_round(server, listed, request)
+        tasks = _of_round(server, project, request)
         missing = [order for order in request.orders if order.key not in request.known and order.key not in tasks]
         if not missing:
             return tasks
         missing.sort(key=lambda order: -order.gain)
         attempt += 1
-        scores = _scores(request, listed)
+        scores = _scores(request)
         try:
             for start in range(0, len(missing), BATCH):
                 _send_batch(server, project, missing[start : start + BATCH], request, classes, scores)
@@ -267,21 +277,22 @@ def _send_missing(server: Client, project: int, request: Request, classes: Class
             time.sleep(attempt)
 
 
-def _scores(request: Request, listed: Iterable[Task]) -> dict[str, float]:
+def _scores(request: Request) -> dict[str, float]:
     """By key, what puts the images in order for the label stream, which gives out the lowest first.
 
     From 0 for the highest gain of the round's pool to 1; a later round lies below all that is left of those before.
     """
+    rounds = list(dict.fromkeys(entry.round for entry in ledger.load().entries))
+    place = rounds.index(request.round_name) if request.round_name in rounds else len(rounds)
     gains = [*artifacts.load_scores(request.round_name)["gain"], *(order.gain for order in request.orders)]
     highest = max(gains) or 1.0
-    others = {task.key.partition("/")[0] for task in listed if "/" in task.key} - {request.round_name}
-    return {order.key: 1 - order.gain / highest - len(others) for order in request.orders}
+    return {order.key: 1 - order.gain / highest - place for order in request.orders}
 
 
-def _of_round(server: Client, listed: Iterable[Task], request: Request) -> dict[str, list[Task]]:
+def _of_round(server: Client, project: int, request: Request) -> dict[str, list[Task]]:
     """The tasks of the round, by image key."""
     prefix, tasks = f"{request.round_name}/", dict[str, list[Task]]()
-    for task in listed:
+    for task in all_tasks(server, project):
         key = task.key.removeprefix(prefix)
         if task.key.startswith(prefix) and key in request.pool.index:
             if task.sha256 != request.pool.at[key, "sha256"]:
