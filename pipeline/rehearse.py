@@ -66,14 +66,14 @@ def run(params: Params, noise: Noise) -> None:
     """
     _check(noise)
     url, title = params.annotate.url.rstrip("/"), params.annotate.project
-    stream = client.Client(url)  # refuses a key that is missing, or that the SDK would fail with
+    stream = client.Client(url)  # also refuses a key that is missing, or that the SDK would fail with
     pool = artifacts.load_manifest("pool", params.roots.pool).set_index("key", drop=False)
     classes = artifacts.load_classes()
     table = artifacts.load_ids("pool", classes)
     from label_studio_sdk import LabelStudio  # takes 5 s
 
     counts = {"answered": 0, "skipped": 0}
-    with _sentences(url), httpx.Client(follow_redirects=True) as http:
+    with contextlib.closing(stream), _sentences(url), httpx.Client(follow_redirects=True) as http:
         key = os.environ[client.KEY].strip()
         server = LabelStudio(base_url=url, api_key=key, timeout=client.TIMEOUT, httpx_client=http)
         project = _project(server, title, url)
@@ -95,7 +95,6 @@ def run(params: Params, noise: Noise) -> None:
             done.add(task["id"])
             bar.update()
         bar.close()
-    stream.close()
     unseen = [data["key"] for number, data in left.items() if number not in done and _is_ours(data, pool)]
     if unseen and task is not None and not _is_ours(task["data"], pool):
         raise UserError(

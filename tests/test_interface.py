@@ -115,3 +115,17 @@ def test_instruction_escapes_names_and_lists_classes_without_a_key() -> None:
     assert "a&lt;b [1], the &quot;old&quot; &amp; new [2]" in said
     assert set(re.findall(r"<[^>]*>", said)) == {"<b>", "</b>", "<br/>"}
     assert "class 30 [m], class 31 [shift+q], class 32 [shift+w]" in told(MANY, None, dict.fromkeys(MANY.names, 0.0))
+
+
+def test_an_instruction_is_known_again_though_label_studio_writes_it_its_own_way() -> None:
+    def first(name: str, images: int) -> str:
+        return interface.instruction(name, images, None, {}, ODD)
+
+    kept = first("r01", 3).replace("<br/>", "<br>").replace("&quot;", '"').replace("&#x27;", "'")
+    assert interface.says_the_same(kept, first("r01", 3))
+    assert not interface.is_edited(kept, first("r01", 3))
+    assert not interface.says_the_same(kept, first("r02", 2))
+    assert not interface.is_edited(kept, first("r02", 2))
+    assert not interface.is_edited("", first("r01", 3))
+    assert interface.is_edited("Hurry!", first("r01", 3))
+    assert interface.is_edited(kept + "<br>Mind the kerbs.", first("r01", 3))

@@ -1,6 +1,7 @@
 """What annotators see in Label Studio: the labels to paint with, and what is asked of them. Text in, text out."""
 
 import html
+import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
@@ -114,6 +115,15 @@ def instruction(
     return "<br/><br/>".join(paragraphs)
 
 
+def says_the_same(one: str, other: str) -> bool:
+    """Whether two instructions are the same; Label Studio writes tags and quotes in a way of its own."""
+    return _text(one) == _text(other)
+
+
 def is_edited(there: str, told: str) -> bool:
     """Whether an instruction that a project has, if any, differs from ours in more than the round."""
-    return bool(there) and there.partition(ALWAYS)[1:] != told.partition(ALWAYS)[1:]
+    return bool(there) and _text(there).partition(ALWAYS)[1:] != _text(told).partition(ALWAYS)[1:]
+
+
+def _text(instruction: str) -> str:
+    return html.unescape(re.sub(r"<[^>]*>", " ", instruction))

@@ -165,8 +165,9 @@ def _set(server: Client, project: int, request: Request, classes: ClassSet, **mo
     for name, value in changes.items():
         print(f"{request.annotate.project}: {name} was {there[name]!r} in Label Studio, and is set to {value!r}")
     told = _instruction(request, classes)
-    if there["expert_instruction"] != told:
-        if interface.is_edited(there["expert_instruction"] or "", told):
+    before = there["expert_instruction"] or ""
+    if not interface.says_the_same(before, told):
+        if interface.is_edited(before, told):
             print(f"{request.annotate.project}: the instruction was edited in Label Studio, and is set to the round's")
         changes["expert_instruction"] = told
     if changes:
@@ -186,7 +187,7 @@ def _name_predictions_alike(server: Client, project: int) -> bool:
     if names == {MODEL_VERSION}:
         return True
     renamed = False
-    other = ("predictions_model_versions", "not_contains", "String", MODEL_VERSION)
+    other = ("predictions_model_versions", "not_contains", "List", [MODEL_VERSION])
     for task in _listed(server, project, [_OPEN, other], include="id,data"):
         if isinstance(task["data"].get("key"), str) and isinstance(task["data"].get("sha256"), str):
             for prediction in server.get("/api/predictions", task=task["id"]):
