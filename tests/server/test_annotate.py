@@ -506,7 +506,7 @@ def test_names_that_an_address_would_read_otherwise_are_served(
     repo.select("r01", list(odd.values()))
     repo.predict("r01")
     waiting(run, images="local_files", media=str(studio.media))
-    pool = pool.set_index("key")
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
     for key in odd.values():
         data = person.tasks(title)[f"r01/{key}"]["data"]
         assert person.http.get(data["image"]).content == Path(pool.at[key, "image"]).read_bytes()

@@ -277,20 +277,12 @@ class Flat:
 
     def __init__(self, studio: Studio) -> None:
         self.params, self.title = repo.params(), f"Flat {next(NUMBERS)}"
-        self.use_classes("cityscapes19", url=studio.url)
-
-    def use_classes(self, name: str, **annotate: object) -> None:
-        own = {"annotator": "label_studio", "project": self.title, "min_seconds": 0.0, **annotate}
-        self.params = self.params.model_copy(
-            update={
-                "prepare": self.params.prepare.model_copy(update={"classes": name}),
-                "annotate": self.params.annotate.model_copy(update=own),
-            }
-        )
+        own = {"annotator": "label_studio", "url": studio.url, "project": self.title, "min_seconds": 0.0}
+        self.settings = self.params.annotate.model_copy(update=own)
 
     def send(self, name: str, keys: list[str]) -> None:
         """Order images, the first being worth most, of which the model says that they are all stripes."""
-        count = len(datasets.class_set(self.params.prepare.classes).names)
+        count = len(artifacts.load_classes().names)
         repo.select(name, keys)
         repo.predict(name)
         for number, key in enumerate(keys):
@@ -299,7 +291,7 @@ class Flat:
         self.wait(name)
 
     def run(self, name: str) -> None:
-        own = {"prepare": self.params.prepare, "score": self.params.score, "annotate": self.params.annotate}
+        own = {"roots": self.params.roots, "score": self.params.score, "annotate": self.settings}
         annotate.run(name, self.params.budget[name], **own)
 
     def wait(self, name: str) -> str:
@@ -311,7 +303,7 @@ class Flat:
         return artifacts.load_prediction(name, key)
 
     def image(self, key: str) -> np.ndarray:
-        path = artifacts.load_manifest("pool").set_index("key").at[key, "image"]
+        path = artifacts.load_manifest("pool", Path("pool")).set_index("key").at[key, "image"]
         return np.asarray(Image.open(path).convert("RGB"))
 
     def number(self, person: Person, name: str) -> int:
@@ -329,10 +321,9 @@ def flat(tmp_path: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Fla
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     monkeypatch.setenv(client.KEY, studio.token)
-    pool = artifacts.load_manifest("pool").assign(height=STRIPES[0], width=STRIPES[1])
-    artifacts.save_manifest("pool", pool)
-    for number, path in enumerate(pool["image"]):
+    for number, path in enumerate(artifacts.load_manifest("pool", Path("pool"))["image"]):
         Image.fromarray(np.full((*STRIPES, 3), 60 + 20 * number, np.uint8)).save(path)
+    repo.manifest("pool", "cityscapes")
     return Flat(studio)
 
 
@@ -389,7 +380,7 @@ def test_two_rounds_from_the_label_stream(flat: Flat, studio: Studio, screenshot
     person.http.close()
 
 
-def test_forty_classes_have_keys_that_are_not_the_editors_own(flat: Flat, studio: Studio, screenshots: Path) -> None:
+def test_sixty_classes_have_keys_that_are_not_the_editors_own(flat: Flat, studio: Studio, screenshots: Path) -> None:
     odd = [
         "it's",
         'the "old" <road> & new',
@@ -405,8 +396,8 @@ def test_forty_classes_have_keys_that_are_not_the_editors_own(flat: Flat, studio
     names = [*odd, *(f"class {number}" for number in range(len(odd), 60))]
     with Path("classes.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("id", "name"), *enumerate(names)])
-    flat.use_classes("classes.csv")
     classes = datasets.class_set("classes.csv")
+    artifacts.save_classes(classes)
     [key] = keys = list(artifacts.load_manifest("pool")["key"])[:1]
     person = Person(studio)
     with browser.open_page(screenshots) as page:
