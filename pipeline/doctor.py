@@ -19,7 +19,7 @@ from pipeline.datasets.files import LEFT_BY_SYSTEMS, unfit_for_windows
 from pipeline.datasets.scan import Found, duplicates, near_pairs, scan, shared_images
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
-from pipeline.params import Data, Params, Prepare
+from pipeline.params import Annotate, Data, Params, Prepare
 from pipeline.prepare import SPLITS, doubts, passed_over, pool_doubts
 
 NEAR = 5
@@ -68,10 +68,7 @@ def run(params: Params) -> int:
         except UserError as error:
             report.problems.append(str(error))
     if params.annotate.annotator == "label_studio" and classes is not None:
-        try:
-            print(label_studio.check(params.annotate, classes))
-        except UserError as error:
-            report.problems.append(str(error))
+        _label_studio(params.annotate, classes, report)
     for title, lines in (("warning", report.warnings), ("problem", report.problems)):
         for line in lines:
             print(f"{title}: {line}")
@@ -224,6 +221,14 @@ def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
         report.problems.append(
             f"annotate.images is {params.annotate.images!r}, where no blocks are: set it to upload or local_files"
         )
+
+
+def _label_studio(annotate: Annotate, classes: ClassSet, report: Report) -> None:
+    try:
+        print(label_studio.check(annotate, classes))
+        report.warnings.extend(label_studio.concerns(annotate, classes))
+    except UserError as error:
+        report.problems.append(str(error))
 
 
 def _manifests(prepare: Prepare, found: Mapping[str, Sequence[Found]], report: Report) -> None:

@@ -1,8 +1,9 @@
 """`python -m pipeline rehearse`: a simulated annotator who works in Label Studio, to rehearse a loop before it is paid.
 
-It knows the pool's own labels and answers with them, through the server's API, with errors of a stated size. Calls and
-masks go through label-studio-sdk, which no other part of the pipeline uses: what the loop reads in a rehearsal was
-written by a second implementation. The answers bear the name of the key's owner: use a Label Studio project of its own.
+It knows the pool's own labels and answers with them, through the server's API, with errors of a stated size. It takes
+what the label stream gives out, as people do, so that what goes wrong there does so in the rehearsal. Answers and masks
+go through label-studio-sdk, which no other part of the pipeline uses: what the loop reads in a rehearsal was written by
+a second implementation. The answers bear the name of the key's owner: use a Label Studio project of its own.
 """
 
 import contextlib
@@ -55,45 +56,54 @@ class Work(NamedTuple):
 
 
 def run(params: Params, noise: Noise) -> None:
-    """Answer every open task that shows an image of this pool, and say how many those were.
+    """Answer what the label stream gives out, as long as that shows images of this pool, and say how many those were.
 
-    A task is open while it has neither an annotation nor a skip, so a second run adds nothing.
+    It gives out what needs more annotations and has none of the key's owner, so a second run adds nothing.
 
     Raises:
-        UserError: the noise cannot be, an image has no known label, or the server, the key or the project is not there.
+        UserError: the noise cannot be, an image has no known label, the server, the key or the project is not there, or
+            the stream does not give what annotators are promised.
     """
     _check(noise)
     url, title = params.annotate.url.rstrip("/"), params.annotate.project
-    client.Client(url).close()  # refuses a key that is missing, or that the SDK would fail with
+    stream = client.Client(url)  # also refuses a key that is missing, or that the SDK would fail with
     pool = artifacts.load_manifest("pool", params.roots.pool).set_index("key", drop=False)
     classes = artifacts.load_classes()
     table = artifacts.load_ids("pool", classes)
     from label_studio_sdk import LabelStudio  # takes 5 s
 
     counts = {"answered": 0, "skipped": 0}
-    with _sentences(url), httpx.Client(follow_redirects=True) as http:
+    with contextlib.closing(stream), _sentences(url), httpx.Client(follow_redirects=True) as http:
         key = os.environ[client.KEY].strip()
         server = LabelStudio(base_url=url, api_key=key, timeout=client.TIMEOUT, httpx_client=http)
-        tasks = _open_tasks(server, _project(server, title, url))
-        ours = [task for task in tasks if _is_ours(task.data, pool)]
-        for listed in tqdm(ours, desc="rehearse", unit="image", disable=None):
-            task = server.tasks.get(listed.id)
-            name = listed.data["key"]
-            if task.annotations or task.data.get("key") != name:
-                continue  # somebody was faster, or the number was given to another task since
-            work = annotated(known_label(_key(name), pool, table), noise, name)
-            sent = task.predictions[0].result if task.predictions else []
+        project = _project(server, title, url)
+        left = {task.id: task.data for task in _open_tasks(server, project)}
+        ours, done = sum(_is_ours(data, pool) for data in left.values()), set[int]()
+        bar = tqdm(total=ours, desc="rehearse", unit="image", disable=None)
+        while (task := _next(stream, project)) is not None and _is_ours(task["data"], pool) and task["id"] not in done:
+            name, sent = task["data"]["key"], _sent(task, title)
+            work = annotated(_known(_key(name), pool, table), noise, name)
             result = sent if work.skipped else _result(work.mask, sent, classes)
             server.annotations.create(
-                task.id,
+                task["id"],
                 result=result,
                 was_cancelled=work.skipped,
                 lead_time=work.seconds,
                 request_options={"max_retries": 0},  # a lost answer may belong to an annotation that was made
             )
             counts["skipped" if work.skipped else "answered"] += 1
-    done = f"answered {counts['answered']}, skipped {counts['skipped']}"
-    print(f"{title}: {done}, left {len(tasks) - len(ours)} that show no image of this pool")
+            done.add(task["id"])
+            bar.update()
+        bar.close()
+    unseen = [data["key"] for number, data in left.items() if number not in done and _is_ours(data, pool)]
+    if unseen and task is not None and not _is_ours(task["data"], pool):
+        raise UserError(
+            f"{title}: the label stream gives task {task['id']}, which shows no image of this pool, before "
+            f"{unseen[0]!r} ({len(unseen)} in all): rehearse in a Label Studio project of its own (annotate.project)"
+        )
+    others = f", and {len(unseen)} that the stream does not give to this user" if unseen else ""
+    said = f"answered {counts['answered']}, skipped {counts['skipped']}"
+    print(f"{title}: {said}, left {len(left.keys() - done) - len(unseen)} that show no image of this pool{others}")
 
 
 # What the simulated annotator does with an image
@@ -183,6 +193,34 @@ def _open_tasks(server: Any, project: int) -> list[Any]:
     include = "id,data,total_annotations,cancelled_annotations"
     tasks = server.tasks.list(project=project, page_size=PAGE, fields="all", include=include)
     return [task for task in tasks if not task.total_annotations and not task.cancelled_annotations]
+
+
+def _next(stream: client.Client, project: int) -> Any:
+    """What the editor is given when somebody presses Label All Tasks; None if that is nothing."""
+    try:
+        return stream.send("POST", "/api/dm/actions", {"project": project}, id="next_task", project=project)
+    except client.NotFound:
+        return None
+
+
+def _sent(task: Mapping[str, Any], title: str) -> list[dict[str, Any]]:
+    """The regions that the editor shows for correction."""
+    if not task["predictions"]:
+        raise UserError(
+            f"{title}: the label stream gives {task['data']['key']!r} without the model's own labels: run `dvc repro`, "
+            f"which sets the project's settings back, then this again"
+        )
+    return list(task["predictions"][0]["result"])
+
+
+def _known(key: str, pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:
+    image = pool.loc[blocks.image_of(key)]
+    if not image["mask"]:
+        raise UserError(
+            f"the simulated annotator has no label for {key!r}, since {image['image']} has no mask to know it from: "
+            f"rehearse on a pool that comes with masks (the demo town, say), and let people label this one"
+        )
+    return known_label(key, pool, table)
 
 
 def _is_ours(data: Mapping[str, Any], pool: pd.DataFrame) -> bool:

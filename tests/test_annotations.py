@@ -101,7 +101,7 @@ def test_only_what_is_newer_than_the_record_is_a_correction() -> None:
         ({"lead_time": -1.0}, "its time is -1.0 seconds"),
         ({"lead_time": 10**400}, "its time is 1000"),
         ({"lead_time": 1.5}, "mark it as ground truth"),
-        ({"completed_by": None}, "it does not say who made it"),
+        ({"completed_by": True}, "it says that True made it, who is nobody: delete it"),
         ({"updated_at": "yesterday"}, "'yesterday'"),
         ({"updated_at": "2026-01-02"}, "it does not say who made it and when"),
         ({"result": []}, "annotation 1 of task 7: "),
@@ -114,6 +114,31 @@ def test_what_needs_another_look_is_held_back_with_a_reason(change: dict[str, An
     assert come_to(task(annotation() | change), known={"a": f"1@{LATER.format(1)}"}) == []
     [one] = come_to(task(annotation() | change, annotation(2, painted(4))))
     np.testing.assert_array_equal(one.mask, painted(4))
+
+
+def test_annotation_of_a_deleted_user_counts_and_each_of_them_is_somebody_else() -> None:
+    gone, also_gone = annotation(1, painted(1), completed_by=None), annotation(2, painted(2), completed_by=None)
+    [one] = come_to(task(gone))
+    np.testing.assert_array_equal(one.mask, painted(1))
+    assert (one.annotator, one.minutes) == ("unknown", 0.5)
+    assert come_to(task(gone), annotators_per_image=2) == []
+    [one] = come_to(task(gone, also_gone), annotators_per_image=2)
+    assert (one.annotator, one.agreement) == ("unknown", float((painted(1) == painted(2)).mean()))
+    [one] = come_to(task(gone, annotation(3, painted(1))), annotators_per_image=2, several="majority")
+    assert one.annotator == "ann@example.org, unknown"
+    [skip] = come_to(task(annotation(1, completed_by=None, was_cancelled=True)))
+    assert (skip.annotator, skip.minutes) == ("unknown", 0.5)
+
+
+def test_what_is_said_beside_the_label_changes_nothing() -> None:
+    said = [
+        {"id": "q", "type": "choices", "from_name": "quality", "to_name": "image", "value": {"choices": ["sharp"]}},
+        {"id": "c00", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["new lane"]}},
+    ]
+    made = annotation(1, painted(3), comments=[{"text": "?"}], reviews=[], unresolved_comment_count=1, state="x")
+    made["result"] = [said[0], *made["result"], said[1]]
+    [one] = come_to(task(made))
+    np.testing.assert_array_equal(one.mask, painted(3))
 
 
 def test_task_without_the_sent_prediction_is_held_back() -> None:
@@ -161,7 +186,8 @@ def test_two_thousand_malformed_annotations_are_refused_or_read_right() -> None:
             outcomes["answer"] += 1
             np.testing.assert_array_equal(one.mask, regions.mask(made["result"], SENT, CLASSES))
             assert not made.get("was_cancelled")
-            who = made["completed_by"]
-            assert one.annotator == str(who["email"] if isinstance(who, dict) else who) != "True"
+            who = made.get("completed_by")
+            who = who.get("email") or who.get("id") if isinstance(who, dict) else who
+            assert one.annotator == ("unknown" if who in (None, "") else str(who)) != "True"
             assert 0 <= one.minutes < 1e6
     assert min(outcomes.values()) > 20, outcomes

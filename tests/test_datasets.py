@@ -392,6 +392,7 @@ def test_a_class_list_of_0_to_n_is_the_identity(tmp_path: Path) -> None:
         ("id,name\nx,road\n", "line 2: id is 'x' and name is 'road'"),
         ("id,name\n256,road\n", "line 2: id is '256'"),
         ("id,name\n1,\n", "line 2: id is '1' and name is ''"),
+        ("id,name\n1,US$bill\n", "line 2: Label Studio would show something else for the name 'US$bill'"),
         ("number;class\n0;road\n", "write the header id,name"),
         ("id,name\n255,road\n", "the id 255 means `ignore`: give 'road' another id"),
         ("id,name,red,green,blue\n0,road,1,2,300\n", "the colour '1,2,300' of 'road'"),

@@ -60,20 +60,42 @@ def test_interface_of_another_kind_has_no_painted_names(config: str) -> None:
 
 def test_hotkeys_are_unique_and_not_the_editors_own() -> None:
     for classes in (CITYSCAPES, MANY):
-        keys = [label["hotkey"] for label in labels(classes) if "hotkey" in label]
-        assert len(set(keys)) == len(keys) == min(len(classes.names), 31)
+        keys = [label["hotkey"] for label in labels(classes)]
+        assert len(set(keys)) == len(keys) == len(classes.names)
         assert not set(keys) & set("behuv"), "brush, eraser, hand, unselect, move"
-    assert [label.get("hotkey") for label in labels(MANY)][31:] == [None] * 9
-    assert [label["value"] for label in labels(MANY)][31:] == [f"class {n}" for n in range(31, 40)]
+    assert [label["hotkey"] for label in labels(MANY)][28:33] == ["c", "n", "m", "shift+q", "shift+w"]
+    assert interface.keyless_names(interface.label_config(MANY)) == []
 
 
-def told(classes: ClassSet, expected: float | None, per_class: dict[str, float]) -> str:
-    return interface.instruction("r<1>", 20, expected, per_class, classes)
+def test_classes_beyond_all_keys_have_one_that_no_keyboard_has_and_the_editor_cannot_give_away() -> None:
+    sixty = ClassSet("sixty", tuple(f"class {n}" for n in range(60)), ((0, 0, 0),) * 60)
+    keys = [label["hotkey"] for label in labels(sixty)]
+    assert keys[50:53] == ["shift+m", "—", "—"]
+    assert len(set(keys)) == 52
+    said = told(sixty, None, {})
+    assert "class 50 [shift+m], class 51, class 52" in said
+
+
+def test_what_a_team_has_added_to_the_interface_is_named() -> None:
+    config = interface.label_config(CITYSCAPES)
+    assert interface.other_controls(config) == []
+    more = '<View><Choices name="quality" toName="image"><Choice value="sharp"/></Choices></View>'
+    more += '<BrushLabels name="doubt" toName="image"><Label value="road"/></BrushLabels><Header value="Hello"/>'
+    edited = config.removesuffix("</View>") + more + "</View>"
+    assert interface.other_controls(edited) == ["quality", "doubt"]
+    assert interface.painted_names(edited) == list(CITYSCAPES.names)
+    assert interface.keyless_names(edited) == []
+    assert interface.keyless_names(edited.replace(' hotkey="1"', "").replace('hotkey="2"', "")) == ["road", "sidewalk"]
+    assert interface.other_controls("<View>") == interface.keyless_names("<View>") == []
+
+
+def told(classes: ClassSet, expected_points: float | None, per_class: dict[str, float]) -> str:
+    return interface.instruction("r<1>", 20, expected_points, per_class, classes)
 
 
 def test_instruction_says_what_the_round_is_worth_and_which_classes_most() -> None:
     gains = dict.fromkeys(CITYSCAPES.names, 0.001) | {"bus": 0.03, "rider": 0.02, "train": 0.04, "sky": 0.0}
-    said = told(CITYSCAPES, 0.0213, gains)
+    said = told(CITYSCAPES, 2.13, gains)
     assert "Round r&lt;1&gt;: please correct 20 images" in said
     assert "expected to raise the mIoU by 2.1 points" in said
     assert "<b>train, bus, rider</b>" in said
@@ -92,4 +114,18 @@ def test_instruction_escapes_names_and_lists_classes_without_a_key() -> None:
     assert "<b>a&lt;b, the &quot;old&quot; &amp; new, it&#x27;s</b>" in said
     assert "a&lt;b [1], the &quot;old&quot; &amp; new [2]" in said
     assert set(re.findall(r"<[^>]*>", said)) == {"<b>", "</b>", "<br/>"}
-    assert "class 30 [m], class 31, class 32" in told(MANY, None, dict.fromkeys(MANY.names, 0.0))
+    assert "class 30 [m], class 31 [shift+q], class 32 [shift+w]" in told(MANY, None, dict.fromkeys(MANY.names, 0.0))
+
+
+def test_an_instruction_is_known_again_though_label_studio_writes_it_its_own_way() -> None:
+    def first(name: str, images: int) -> str:
+        return interface.instruction(name, images, None, {}, ODD)
+
+    kept = first("r01", 3).replace("<br/>", "<br>").replace("&quot;", '"').replace("&#x27;", "'")
+    assert interface.says_the_same(kept, first("r01", 3))
+    assert not interface.is_edited(kept, first("r01", 3))
+    assert not interface.says_the_same(kept, first("r02", 2))
+    assert not interface.is_edited(kept, first("r02", 2))
+    assert not interface.is_edited("", first("r01", 3))
+    assert interface.is_edited("Hurry!", first("r01", 3))
+    assert interface.is_edited(kept + "<br>Mind the kerbs.", first("r01", 3))

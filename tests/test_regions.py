@@ -98,8 +98,13 @@ def reference(result: Any, sent: np.ndarray, classes: ClassSet) -> np.ndarray:
     kept: dict[tuple[int, int], int] = {}
     added: dict[tuple[int, int], int] = {}
     known = set()
+    ours = [each["id"] for each in result if isinstance(each, dict) and each.get("from_name") == "label"]
     for each in result:
-        if each["type"] == "relation" and "value" not in each:
+        if each.get("type") == "relation" and "value" not in each:
+            continue
+        other = isinstance(each.get("from_name"), str) and each["from_name"] not in ("", "label")
+        sent_as = each.get("id") in [f"c{number:02}" for number in range(len(classes.names))]
+        if other and not (each.get("type") == "brushlabels" and sent_as and each["id"] not in ours):
             continue
         assert (each["type"], each["from_name"], each["to_name"]) == ("brushlabels", "label", "image")
         assert json.dumps([each["original_width"], each["original_height"]]).replace(".0", "") == f"[{width}, {height}]"
@@ -236,6 +241,15 @@ def with_(path: str, value: Any) -> Result:
         with_("score", "unheard of"),
         [{key: value for key, value in each.items() if key != "image_rotation"} for each in sent_back()],
         [{"type": "relation", "from_id": "c00", "to_id": "c01", "direction": "right"}, *sent_back()],
+        [*sent_back(), {"id": "q", "type": "choices", "from_name": "quality", "to_name": "image", "value": {}}],
+        [
+            {"id": "c00", "type": "rating", "from_name": "sure", "to_name": "image", "value": {"rating": 4}},
+            *sent_back(),
+        ],
+        [*sent_back(), {"type": "number", "from_name": "count", "value": {"number": 3}}],
+        [*sent_back(), {"id": "r", "type": "rectanglelabels", "from_name": "box", "to_name": "image", "value": {}}],
+        [*sent_back(), {**region("p", POLE, SENT == SKY), "from_name": "doubt"}],
+        [{**region("c00", POLE, SENT == SKY), "from_name": "doubt"}, *sent_back()],
     ],
 )
 def test_ways_of_saying_the_same(result: Result) -> None:
@@ -250,6 +264,9 @@ def test_ways_of_saying_the_same(result: Result) -> None:
         ([], "it has no region at all: paint what is to be seen, or skip"),
         ([{"type": "relation"}], "it has no region at all"),
         ([region("a", SKY, SENT == 9)], "its regions are all empty"),
+        ([region("a", SKY, SENT == SKY) | {"from_name": "x"}], "no region of the brushes 'label', only of 'x': paint"),
+        (with_("from_name", None), "region 'c00' has the from_name nothing instead of 'label'"),
+        (with_("from_name", ""), "region 'c00' has the from_name '' instead of 'label'"),
         ([3], "region 1 is 3 instead of an object"),
         ([*sent_back(), sent_back()[1]], "two regions have the id 'c01': delete one of them"),
         (with_("id", None), "region 1 has the id nothing instead of a text"),

@@ -16,6 +16,8 @@ from pipeline.annotators.regions import Refused
 from pipeline.labels import ClassSet
 from pipeline.params import Annotate
 
+UNKNOWN = "unknown"
+"""Who made an annotation whose author is no longer in Label Studio."""
 MOST_SECONDS = 1e7
 """Four months: nobody takes longer over one image."""
 
@@ -41,6 +43,8 @@ class Work(NamedTuple):
     """One person's annotation of one image, as a mask."""
 
     who: str
+    person: str
+    """The same for one person's annotations; each unknown author counts as somebody else."""
     mask: UInt8[np.ndarray, "h w"]
     sent: UInt8[np.ndarray, "h w"]
     seconds: float
@@ -87,10 +91,9 @@ def _work(
     Raises:
         Refused: it is not a person's, or cannot be a mask, or needs another look.
     """
-    seconds, who = annotation.get("lead_time"), annotation.get("completed_by")
-    who = who.get("email") if isinstance(who, dict) else who
+    seconds, who = annotation.get("lead_time"), _author(annotation.get("completed_by"))
     at = _time(annotation.get("updated_at"))
-    if not who or isinstance(who, bool) or not isinstance(who, str | int) or at is None:
+    if at is None:
         raise Refused(f"it does not say who made it and when ({who!r}, {annotation.get('updated_at')!r}): delete it")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MOST_SECONDS:
         raise Refused(
@@ -100,14 +103,25 @@ def _work(
     seconds = float(seconds)
     version = f"{annotation.get('id')}@{annotation['updated_at']}"
     if annotation.get("was_cancelled"):
-        return Skipped(key, seconds / 60, str(who), version)
+        return Skipped(key, seconds / 60, who, version)
     mask, truth = regions.mask(annotation.get("result"), sent, classes), bool(annotation.get("ground_truth"))
     why = regions.held_back(
         mask, sent, seconds, min_seconds=annotate.min_seconds, max_share=annotate.max_share, classes=classes
     )
     if why and not truth:
         raise Refused(f"{why}; if it is right, mark it as ground truth (the star)")
-    return Work(str(who), mask, sent, seconds, truth, at, version)
+    person = f"annotation {annotation.get('id')}" if who == UNKNOWN else who
+    return Work(who, person, mask, sent, seconds, truth, at, version)
+
+
+def _author(made_by: Any) -> str:
+    """A user's e-mail address or number; UNKNOWN if the user was deleted, which leaves nothing."""
+    who = made_by.get("email") or made_by.get("id") if isinstance(made_by, dict) else made_by
+    if who is None or who == "":
+        return UNKNOWN
+    if isinstance(who, bool) or not isinstance(who, str | int):
+        raise Refused(f"it says that {who!r} made it, who is nobody: delete it")
+    return str(who)
 
 
 def _decide(
@@ -115,7 +129,7 @@ def _decide(
 ) -> Iterator[Answer | Skipped | HeldBack]:
     """Ground truth first; else the latest of each person, once there are enough people, by `annotate.several`."""
     known = request.known.get(key)
-    latest = {work.who: work for work in sorted(works, key=lambda work: work.at)}
+    latest = {work.person: work for work in sorted(works, key=lambda work: work.at)}
     people = sorted(latest.values(), key=lambda work: work.at)
     truths = sorted((work for work in works if work.truth), key=lambda work: work.at)
     enough = len({*latest, *(skip.annotator for skip in skips)}) >= request.annotate.annotators_per_image
@@ -128,7 +142,7 @@ def _decide(
             key=key,
             mask=mask,
             minutes=sum(work.seconds for work in works) / 60,
-            annotator=", ".join(sorted(latest)) if majority else chosen.who,
+            annotator=", ".join(sorted(work.who for work in people)) if majority else chosen.who,
             changed=regions.changed(mask, chosen.sent),
             agreement=regions.agreement(masks) if len(masks) > 1 else None,
             version=chosen.version,

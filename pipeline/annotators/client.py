@@ -10,8 +10,9 @@ import binascii
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Literal
+from urllib.parse import urljoin
 
 import httpx
 import orjson
@@ -22,6 +23,8 @@ from pipeline.errors import UserError
 KEY = "LABEL_STUDIO_API_KEY"
 TIMEOUT = 120.0
 """Seconds that the server may be silent for."""
+SHOWN = 30.0
+"""Seconds that the host of a picture may be silent for."""
 PAUSES = (0.5, 2.0)
 """Seconds before a request that only reads is tried again."""
 ACCESS_SECONDS = 200.0
@@ -32,6 +35,14 @@ Method = Literal["GET", "POST", "PATCH", "DELETE"]
 
 class NotFound(UserError):
     """The server has no such thing."""
+
+
+class NotShown(UserError):
+    """An address where a browser would find nothing."""
+
+
+class Elsewhere(UserError):
+    """An address that cannot be asked from this machine; a browser may see it."""
 
 
 class Client:
@@ -82,14 +93,31 @@ class Client:
         """Send files by field: name and content. Once, as `send`."""
         return self._call("POST", path, params=params, files=files)
 
-    def exists(self, path: str) -> bool:
-        """Whether the server serves a file at this address."""
-        headers = self._headers()
+    def show(self, address: str) -> Generator[bytes]:
+        """A file as a browser gets it that is logged in here and shows this address: its bytes, as they come.
+
+        The key goes to this server only, whatever redirects there are.
+
+        Raises:
+            NotShown: the address answers with an error.
+            Unreachable: Label Studio does not answer, if the address is there.
+            Elsewhere: another host does not answer from here.
+        """
+        url = urljoin(f"{self.url}/", address)
+        own = url.startswith(f"{self.url}/")
+        headers = self._headers() if own else {}
         try:
-            with self._http.stream("GET", path, headers=headers) as answer:
-                return answer.status_code == httpx.codes.OK
+            with self._http.stream("GET", url, headers=headers, follow_redirects=True, timeout=SHOWN) as answer:
+                if not answer.is_success:
+                    raise NotShown(f"{url} answers with {answer.status_code}")
+                yield from answer.iter_bytes()
+        except httpx.InvalidURL as error:
+            raise NotShown(f"{url} is no address ({error})") from None
         except httpx.HTTPError as error:
-            raise self._lost(error) from None
+            asked = str(error.request.url)  # after redirects, which may lead to another host
+            if asked.startswith(f"{self.url}/"):
+                raise self._lost(error) from None
+            raise Elsewhere(f"{asked} cannot be asked from here ({type(error).__name__}: {error})") from None
 
     def _call(
         self,

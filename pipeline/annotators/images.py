@@ -4,18 +4,20 @@ The editor turns a picture as its EXIF data says, but not the regions that were 
 upright and without EXIF data.
 """
 
+import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline import artifacts, blocks, datasets, paths
-from pipeline.annotators.client import Client
+from pipeline.annotators.client import Client, Elsewhere, NotShown
 from pipeline.annotators.contract import Request
 from pipeline.datasets.reading import read_bytes
 from pipeline.errors import UserError
@@ -24,6 +26,11 @@ PLAIN = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 """Formats that a browser shows."""
 UPLOAD_BYTES = 20_000_000
 """Per request; Label Studio takes 250 MB."""
+
+FOR_BROWSERS = ("http://", "https://", "/")
+"""How an address starts that a browser asks for as it is."""
+ORIENTATION = 0x0112
+"""EXIF tag: how to turn the picture; 1 is upright."""
 
 Addresses = list[tuple[str, str]]
 """Of the image and of its gain map, for each image."""
@@ -63,7 +70,11 @@ def upload(server: Client, project: int, keys: Sequence[str], request: Request) 
             addresses += _upload(server, project, files)
             files = {}
     addresses += _upload(server, project, files)
-    return list(zip(addresses[::2], addresses[1::2], strict=True))
+    advice = (
+        "set annotate.url to the address at which browsers open Label Studio, with its path, and look whether "
+        "LABEL_STUDIO_HOST there is the same"
+    )
+    return _seen(server, keys, list(zip(addresses[::2], addresses[1::2], strict=True)), request, advice)
 
 
 def _upload(server: Client, project: int, files: Mapping[str, tuple[str, bytes]]) -> list[str]:
@@ -76,7 +87,12 @@ def _upload(server: Client, project: int, files: Mapping[str, tuple[str, bytes]]
     for name, (given, _) in zip(names, files.values(), strict=True):
         if not name.endswith(Path(given).suffix):
             raise UserError(f"Label Studio at {server.url} keeps {given!r} as {name!r}: is its disk full?")
-    return [f"/data/{name}" for name in names]
+    return [_served(server, f"upload/{name.removeprefix('upload/')}") for name in names]
+
+
+def _served(server: Client, path: str) -> str:
+    """The address of what Label Studio serves under /data, as a browser has to ask for it: with the server's path."""
+    return f"{urlsplit(server.url).path}/data/{path}"
 
 
 def local_files(server: Client, project: int, keys: Sequence[str], request: Request) -> Addresses:
@@ -98,26 +114,28 @@ def local_files(server: Client, project: int, keys: Sequence[str], request: Requ
         for name, data in pictures.items():
             artifacts.write(folder / request.round_name / name, data)
         names = [f"{folder.name}/{request.round_name}/{name}" for name in pictures]
-        addresses.append((f"/data/local-files/?d={quote(names[0])}", f"/data/local-files/?d={quote(names[1])}"))
+        one, other = (_served(server, f"local-files/?d={quote(name)}") for name in names)
+        addresses.append((one, other))
     path = str(folder.resolve())
     records = server.get("/api/storages/localfiles", project=project)
     if path not in [record["path"] for record in records]:
         record = {"project": project, "title": "Regain", "path": path, "use_blob_urls": True}
         server.send("POST", "/api/storages/localfiles", record)  # never to be synced: that makes tasks of its own
-    if not server.exists(addresses[0][0]):
-        raise UserError(
-            f"Label Studio at {server.url} does not serve {addresses[0][0]}: start it with "
-            f"LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT="
-            f"{root.resolve()}, or set annotate.images to upload"
-        )
-    return addresses
+    advice = (
+        f"start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT="
+        f"{root.resolve()}, or set annotate.images to upload"
+    )
+    return _seen(server, keys, addresses, request, advice)
 
 
 def address(server: Client, project: int, keys: Sequence[str], request: Request) -> Addresses:
     """Images that have addresses of their own (a cloud's, say); gain maps are uploaded.
 
+    In an address for browsers the key is percent-encoded. A cloud's (s3://bucket/NAME) is one for Label Studio, which
+    takes names as they are; it has to have the bucket's keys to show them.
+
     Raises:
-        UserError: a block is asked for.
+        UserError: a block is asked for, or a picture is not there.
     """
     if cut := next((key for key in keys if blocks.parse(key) is not None), None):
         raise UserError(
@@ -128,8 +146,85 @@ def address(server: Client, project: int, keys: Sequence[str], request: Request)
         f"gain{number}": ("gain.jpg", read_bytes(paths.gain_picture(request.round_name, key)))
         for number, key in enumerate(keys)
     }
-    gains = _upload(server, project, files)
-    return [(request.annotate.images.replace("{key}", key), gain) for key, gain in zip(keys, gains, strict=True)]
+    template, gains = request.annotate.images, _upload(server, project, files)
+    if template.startswith(FOR_BROWSERS):
+        pictures = [template.replace("{key}", quote(key)) for key in keys]
+        advice = "correct annotate.images, or have the pictures put there, such that a browser sees them"
+        return _seen(server, keys, list(zip(pictures, gains, strict=True)), request, advice)
+    pictures = [template.replace("{key}", key) for key in keys]
+    # What Label Studio itself makes of the address when it shows the task, which does not exist yet.
+    coded = [base64.urlsafe_b64encode(picture.encode()).decode() for picture in pictures]
+    shown = [f"{server.url}/projects/{project}/resolve/?fileuri={quote(one)}" for one in coded]
+    advice = (
+        f"connect a source storage with that bucket and valid keys at {server.url}/projects/{project}/settings/storage"
+        f" (do not sync it), or correct annotate.images ({template!r})"
+    )
+    _seen(server, keys, list(zip(shown, gains, strict=True)), request, advice)
+    return list(zip(pictures, gains, strict=True))
+
+
+def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Request, advice: str) -> Addresses:
+    """The addresses, once all of them have been looked at as the annotators' browsers will: Submit works without.
+
+    Raises:
+        UserError: there is no picture, or one of another size than the labels that are sent with it; `advice` follows.
+    """
+    unseen = []
+    for key, (image, gain) in zip(keys, addresses, strict=True):
+        size = int(request.pool.at[key, "width"]), int(request.pool.at[key, "height"])
+        for what, address, expected in (("image", image, size), ("gain map", gain, None)):
+            try:
+                fault = _fault(server, address, expected)
+            except Elsewhere as error:
+                unseen.append(str(error))
+                continue
+            if fault is not None:
+                raise UserError(
+                    f"annotators would not see the {what} of {key!r} ({fault}), so it is not sent to Label Studio: "
+                    f"{advice}"
+                )
+    if unseen:
+        print(
+            f"warning: {unseen[0]}: look in a browser whether annotators see this picture, and the others "
+            f"({len(unseen)} in this batch)"
+        )
+    return addresses
+
+
+def fault(server: Client, data: Mapping[str, Any]) -> str | None:
+    """What keeps annotators from seeing the pictures of a task, given its data, as far as can be told from here."""
+    for address in (data.get("image"), data.get("gain")):
+        try:
+            found = _fault(server, address) if isinstance(address, str) else f"its address is {address!r}"
+        except Elsewhere:
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _fault(server: Client, address: str, size: tuple[int, int] | None = None) -> str | None:
+    """What keeps a browser from showing this picture, of this width and height; read no further than its header."""
+    parser, start = ImageFile.Parser(), b""
+    content = server.show(address)
+    try:
+        for part in content:
+            start = start or part[:30]
+            parser.feed(part)
+            if parser.image is not None:
+                break
+    except NotShown as error:
+        return str(error)
+    finally:
+        content.close()
+    image = parser.image
+    if image is None:
+        return f"{address} is no picture, it starts with {start!r}"
+    if image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) != 1:
+        return f"the EXIF data of {address} turn it, but not the labels that are sent with it"
+    if size is not None and image.size != size:
+        return f"{address} is {image.width}x{image.height}, the image of the pool {size[0]}x{size[1]} (width x height)"
+    return None
 
 
 PLACES: dict[str, Place] = {"upload": upload, "local_files": local_files}

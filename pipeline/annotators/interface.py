@@ -1,19 +1,27 @@
 """What annotators see in Label Studio: the labels to paint with, and what is asked of them. Text in, text out."""
 
 import html
+import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from pipeline.annotators.regions import FROM_NAME, TO_NAME
 from pipeline.labels import ClassSet
 
-HOTKEYS = "1234567890qwrtyiopasdfgjklzxcnm"
+PLAIN_KEYS = "1234567890qwrtyiopasdfgjklzxcnm"
 """Keys that Label Studio's editor leaves free: it has b (brush), e (eraser), h (hand), u (unselect), v (move)."""
+HOTKEYS = (*PLAIN_KEYS, *(f"shift+{key}" for key in PLAIN_KEYS if key.isalpha() and key != "r"))
+"""Of the classes, in their order; with shift, the editor has 1 and 2 (zoom) and r (a rotated rectangle)."""
+NO_KEY = "—"
+"""For the classes beyond: no keyboard has this key. A label without any would be given one of the editor's own tools:
+e, which then erases and relabels, v or b."""
 GAIN = (
     'Where a correction is worth most: bright<br/><a href="$gain" target="_blank" title="larger">'
     '<img src="$gain" style="width: 32vw; height: 22vh; object-fit: contain; object-position: left top"/></a>'
 )
 """The second picture."""
+ALWAYS = "Every image comes with the model's own labels"
+"""From here on, instructions are the same in every round."""
 SHOWN = 3
 """So many classes are named as worth most."""
 
@@ -30,8 +38,7 @@ def label_config(classes: ClassSet) -> str:
     for number, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True)):
         label = ElementTree.SubElement(brushes, "Label", value=name, background=f"rgb{colour}".replace(" ", ""))
         label.set("category", str(number))
-        if number < len(HOTKEYS):
-            label.set("hotkey", HOTKEYS[number])
+        label.set("hotkey", HOTKEYS[number] if number < len(HOTKEYS) else NO_KEY)
     # Not a second Image: the server takes no uploads for a project with two, and the editor would paint on both.
     ElementTree.SubElement(below, "Markdown", value=GAIN, style="flex: none")
     return ElementTree.tostring(view, encoding="unicode")
@@ -39,29 +46,54 @@ def label_config(classes: ClassSet) -> str:
 
 def painted_names(config: str) -> list[str] | None:
     """The labels that a labelling interface paints on our image; None if it is not one that we can read answers of."""
+    brushes = _brushes(config)
+    return None if brushes is None else [label.get("value", "") for label in brushes.iter("Label")]
+
+
+def keyless_names(config: str) -> list[str]:
+    """Of our labels, those without a key of their own, to which the editor gives keys of its tools."""
+    brushes = _brushes(config)
+    labels = () if brushes is None else brushes.iter("Label")
+    return [label.get("value", "") for label in labels if not label.get("hotkey")]
+
+
+def other_controls(config: str) -> list[str]:
+    """What else people are asked for: the names of controls that are not ours, whose answers are passed over."""
+    view = _view(config)
+    controls = () if view is None else view.iter()
+    return [control.get("name", "") for control in controls if control.get("toName") and not _is_ours(control)]
+
+
+def _view(config: str) -> ElementTree.Element | None:
     try:
-        view = ElementTree.fromstring(config)
+        return ElementTree.fromstring(config)
     except ElementTree.ParseError:
         return None
-    for brushes in view.iter("BrushLabels"):
-        if brushes.get("name") == FROM_NAME and brushes.get("toName") == TO_NAME:
-            return [label.get("value", "") for label in brushes.iter("Label")]
-    return None
+
+
+def _brushes(config: str) -> ElementTree.Element | None:
+    view = _view(config)
+    return None if view is None else next(filter(_is_ours, view.iter("BrushLabels")), None)
+
+
+def _is_ours(control: ElementTree.Element) -> bool:
+    return control.get("name") == FROM_NAME and control.get("toName") == TO_NAME
 
 
 def instruction(
-    round_name: str, images: int, expected: float | None, per_class: Mapping[str, float], classes: ClassSet
+    round_name: str, images: int, expected_points: float | None, per_class: Mapping[str, float], classes: ClassSet
 ) -> str:
     """What the annotators are asked, as HTML.
 
     Args:
         round_name: which round.
         images: how many images it asks for.
-        expected: mIoU (0-1) that labelling them is expected to bring; None if the gain is in another unit.
+        expected_points: mIoU points (0-100) that labelling them is expected to bring; None if the gain is in another
+            unit.
         per_class: the part of that which each class has.
         classes: what can be painted.
     """
-    worth = f", which is expected to raise the mIoU by {100 * expected:.1f} points" if expected is not None else ""
+    worth = f", which is expected to raise the mIoU by {expected_points:.1f} points" if expected_points else ""
     most = [name for name in sorted(per_class, key=lambda name: -per_class[name])[:SHOWN] if per_class[name] > 0]
     names = ", ".join(
         f"{html.escape(name)}{f' [{HOTKEYS[number]}]' if number < len(HOTKEYS) else ''}"
@@ -70,7 +102,7 @@ def instruction(
     paragraphs = [
         f"<b>Round {html.escape(round_name)}: please correct {images} images</b>{worth}. The most valuable come first.",
         *([f"Look first at <b>{html.escape(', '.join(most))}</b>: there the model loses most."] if most else []),
-        "Every image comes with the model's own labels. Choose a label (or press its key) and paint over what is "
+        f"{ALWAYS}. Choose a label (or press its key) and paint over what is "
         "wrong: what you paint wins over what was there, so there is no need to erase first. Erase what belongs to no "
         "label. The small picture shows where a correction is worth most; a click makes it larger.",
         "<b>Press u before you choose another label</b>, or else what you have just painted changes to that one too.",
@@ -81,3 +113,17 @@ def instruction(
         "stroke back, ctrl+enter submits.",
     ]
     return "<br/><br/>".join(paragraphs)
+
+
+def says_the_same(one: str, other: str) -> bool:
+    """Whether two instructions are the same; Label Studio writes tags and quotes in a way of its own."""
+    return _text(one) == _text(other)
+
+
+def is_edited(there: str, told: str) -> bool:
+    """Whether an instruction that a project has, if any, differs from ours in more than the round."""
+    return bool(there) and _text(there).partition(ALWAYS)[1:] != _text(told).partition(ALWAYS)[1:]
+
+
+def _text(instruction: str) -> str:
+    return html.unescape(re.sub(r"<[^>]*>", " ", instruction))

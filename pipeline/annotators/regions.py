@@ -1,6 +1,6 @@
 """Between masks of class ids and what Label Studio calls a result: a list with one brush region per painted area."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import combinations
 from typing import Any
 
@@ -47,21 +47,28 @@ def mask(result: Any, sent: UInt8[np.ndarray, "h w"], classes: ClassSet) -> UInt
     compared with the one of the same id and class that was sent. Pixels that were added win over those that were left
     as they were, later ones over earlier ones, whatever the order of the regions. What nobody claims is IGNORE.
 
+    Answers of other controls, which a team may have added to the interface, are passed over. What is of our brushes is
+    meant as a label; so may be what does not say of which control it is, and a region that was sent as ours.
+
     Args:
         result: any JSON value, as Label Studio has no opinion on what people's scripts send.
         sent: the class ids that were sent along, IGNORE for none.
         classes: what can be painted.
 
     Raises:
-        Refused: this is not a list of such regions, or nothing is labelled in it.
+        Refused: a region of our brushes cannot be read, or nothing is labelled in it.
     """
     if not isinstance(result, list):
         raise Refused(f"its result is {_shown(result)} instead of a list of regions: open the task and submit it again")
     kept, added = (np.full(sent.shape, IGNORE, np.uint8) for _ in range(2))
-    seen: set[str] = set()
+    seen, others = set[str](), set[str]()
+    lost = {_region_id(number) for number in range(len(classes.names))} - set(_own_ids(result))
     for place, item in enumerate(result, 1):
         if isinstance(item, dict) and item.get("type") == "relation" and "value" not in item:
             continue  # an arrow between two regions
+        if _is_of_another_control(item, lost):
+            others.add(item["from_name"])
+            continue
         region, name = _region(item, place)
         if name in seen:
             raise Refused(f"two regions have the id {_shown(name)}: delete one of them")
@@ -74,7 +81,8 @@ def mask(result: Any, sent: UInt8[np.ndarray, "h w"], classes: ClassSet) -> UInt
             painted ^= unchanged
         np.copyto(added, np.uint8(number), where=painted)
     if not seen:
-        raise Refused("it has no region at all: paint what is to be seen, or skip the image")
+        of = f" of the brushes {FROM_NAME!r}, only of {', '.join(map(_shown, sorted(others)))}" if others else " at all"
+        raise Refused(f"it has no region{of}: paint what is to be seen, or skip the image")
     labelled = np.where(added == IGNORE, kept, added)
     if (labelled == IGNORE).all():
         raise Refused("its regions are all empty: paint what is to be seen, or skip the image")
@@ -158,6 +166,26 @@ def agreement(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> float:
 def _region_id(number: int) -> str:
     """Label Studio keeps the ids of what was sent, so a region of this id is that class's, corrected."""
     return f"c{number:02d}"
+
+
+def _own_ids(result: list[Any]) -> Iterator[str]:
+    """The ids of the regions of our brushes."""
+    for item in result:
+        if isinstance(item, dict) and item.get("from_name") == FROM_NAME and isinstance(item.get("id"), str):
+            yield item["id"]
+
+
+def _is_of_another_control(item: Any, lost: Set[str]) -> bool:
+    """Whether an item of a result says that it is of another control than our brushes, and may be.
+
+    Several controls may speak of one region, under its id. But brush strokes under an id of `lost`, those that were
+    sent and that our brushes no longer have, are ours with another name.
+    """
+    if not isinstance(item, dict) or not isinstance(item.get("from_name"), str):
+        return False
+    if item.get("type") == TYPE and isinstance(item.get("id"), str) and item["id"] in lost:
+        return False
+    return item["from_name"] not in ("", FROM_NAME)
 
 
 def _region(item: Any, place: int) -> tuple[Mapping[str, Any], str]:

@@ -7,6 +7,7 @@ the class set's by name. The names in `VOID` are IGNORE.
 import colorsys
 import csv
 import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ EXPECTS = "images/NAME.png (or .jpg, .webp, ...), masks/NAME.png and classes.csv
 LAYOUT = Layout("images", "masks")
 VOID = ("ignore", "void", "unlabelled", "unlabeled")
 """Names in classes.csv, in small or capital letters, of pixels that count for nothing."""
+VARIABLE = re.compile(r"\$\w")
+"""In a name: what Label Studio's editor replaces by a value of the task, or by nothing."""
 _COLOURS = ("red", "green", "blue")
 
 
@@ -94,6 +97,11 @@ def _entry(row: dict[str, str], where: str) -> Entry:
     number, name = (row.get("id") or "").strip(), (row.get("name") or "").strip()
     if not name or not number.isdecimal() or int(number) > IGNORE:
         raise UserError(f"{where}: id is {number!r} and name is {name!r}: write the header id,name and an id of 0-255")
+    if VARIABLE.search(name):
+        raise UserError(
+            f"{where}: Label Studio would show something else for the name {name!r}, as it reads $ before a letter or "
+            f"number as the name of a column: put a space between them"
+        )
     if int(number) == IGNORE and name.lower() not in VOID:
         raise UserError(f"{where}: the id {IGNORE} means `ignore`: give {name!r} another id")
     parts = [(row.get(column) or "").strip() for column in _COLOURS]

@@ -70,7 +70,14 @@ class Editor:
         page.wait_for_url(lambda url: "/user/login" not in url, wait_until="commit")
 
     def open_stream(self) -> str:
-        """Take whatever Label Studio gives out next; what its instructions say."""
+        """Take whatever Label Studio gives out next, as from the project's page; what its instructions say."""
+        self.page.goto(self.url)
+        self.page.get_by_role("button", name="Label All Tasks").first.click()
+        self.wait_for_task(but=0)
+        return self.page.locator(INSTRUCTIONS).inner_text()
+
+    def open_address_of_stream(self) -> str:
+        """The same by the address that people send each other."""
         self.page.goto(f"{self.url}?labeling=1")
         self.wait_for_task(but=0)
         return self.page.locator(INSTRUCTIONS).inner_text()

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -128,7 +129,7 @@ def test_project_and_tasks_are_what_people_need_and_a_second_run_adds_nothing(
     project = person.project(title)
     assert project["show_instruction"]
     told = text(project["expert_instruction"])
-    assert "Round r01: please correct 3 images, which is expected to raise the mIoU by 210.0 points" in told
+    assert "Round r01: please correct 3 images, which is expected to raise the mIoU by 2.1 points" in told
     assert "Look first at bicycle, motorcycle, train" in told
     assert "road [1]" in told
     tasks = person.tasks(title)
@@ -489,8 +490,132 @@ def test_pictures_from_local_files_and_from_addresses(run: Run, person: Person, 
     Path("elsewhere").mkdir()
     with pytest.raises(UserError, match="must be a subdirectory of LOCAL_FILES_DOCUMENT_ROOT"):
         run(images="local_files", media="elsewhere")
-    waiting(run, images="s3://bucket/pool/{key}.png")
-    assert {t["data"]["image"] for t in person.tasks(title).values()} == {f"s3://bucket/pool/{k}.png" for k in keys()}
+    with pytest.raises(UserError, match=r"404\), so it is not sent .*: connect a source storage with that bucket"):
+        run(images="s3://bucket/pool/{key}.png")
+    with pytest.raises(UserError, match=r"the image of .* answers with 404\), so it is not sent"):
+        run(images="/data/local-files/?d=nowhere/{key}.png")
+    assert person.project(title)["task_number"] == 0
+
+
+def test_names_that_an_address_would_read_otherwise_are_served(
+    run: Run, person: Person, title: str, studio: Studio
+) -> None:
+    odd = dict(zip(keys(), ["a#1 %41?x=&y", 'it\'s ü+\u6771;"q"', "..a%2Fb"], strict=True))
+    pool = artifacts.load_manifest("pool").replace({"key": odd})
+    artifacts.save_manifest("pool", pool)
+    repo.select("r01", list(odd.values()))
+    repo.predict("r01")
+    waiting(run, images="local_files", media=str(studio.media))
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
+    for key in odd.values():
+        data = person.tasks(title)[f"r01/{key}"]["data"]
+        assert person.http.get(data["image"]).content == Path(pool.at[key, "image"]).read_bytes()
+        assert person.http.get(data["gain"]).content == paths.gain_picture("r01", key).read_bytes()
+
+
+def stream(person: Person, title: str) -> dict[str, Any]:
+    """What the browser is given that pressed Label All Tasks."""
+    number = person.project(title)["id"]
+    body = {"project": str(number)}
+    return dict(person.call("POST", "/api/dm/actions", params={"id": "next_task", "project": number}, json=body))
+
+
+def test_every_run_sets_what_its_round_needs_and_says_what_was_changed(
+    run: Run, person: Person, title: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting(run)
+    project = person.project(title)
+    capsys.readouterr()
+    waiting(run)
+    assert "is set to" not in capsys.readouterr().out
+    changes = {
+        "sampling": "Uniform sampling",
+        "show_collab_predictions": False,
+        "skip_queue": "REQUEUE_FOR_ME",
+        "enable_empty_annotation": True,
+        "show_instruction": False,
+        "maximum_annotations": 3,
+        "expert_instruction": "Please hurry.",
+    }
+    person.call("PATCH", f"/api/projects/{project['id']}", json=changes)
+    settings = repo.params().annotate.model_copy(update={"url": person.url, "project": title})
+    doubts = label_studio.concerns(settings, CLASS_SETS["cityscapes19"])
+    assert len(doubts) == 7
+    assert f"the project '{title}' has sampling 'Uniform sampling' instead of 'Uncertainty sampling'" in doubts[1]
+    assert f"gives out 'r01/{keys()[0]}' without the model's own labels" in " ".join(doubts)
+    waiting(run)
+    told = capsys.readouterr().out
+    for name in changes:
+        assert name == "expert_instruction" or f"{title}: {name} was {changes[name]!r} in Label Studio" in told
+    assert f"{title}: the instruction was edited in Label Studio" in told
+    assert "warning" not in told
+    there = person.project(title)
+    assert {name: there[name] for name in changes} == {name: project[name] for name in changes}
+    assert label_studio.concerns(settings, CLASS_SETS["cityscapes19"]) == []
+    first = stream(person, title)
+    assert (first["data"]["key"], len(first["predictions"])) == (f"r01/{keys()[0]}", 1)
+
+
+def test_what_was_sent_as_before_r01_goes_on_and_what_is_left_comes_after_the_next_round(
+    run: Run, person: Person, title: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting(run)
+    project = person.project(title)["id"]
+    for task in person.tasks(title).values():  # as an older pipeline sent it
+        [prediction] = task["predictions"]
+        body = {"model_version": "before r01", "task": task["id"], "score": 0.0}
+        person.call("PATCH", f"/api/predictions/{prediction['id']}/", json=body)
+    person.call("PATCH", f"/api/projects/{project}", json={"model_version": "before r01"})
+    first, *_ = tasks = list(person.tasks(title).values())
+    person.submit(first)
+    assert waiting(run) == "r01: 1 of 3 labelled; run `dvc repro` again when they are done"
+    assert "model_version was 'before r01' in Label Studio, and is set to 'Regain'" in capsys.readouterr().out
+    assert len(stream(person, title)["predictions"]) == 1
+    person.submit(tasks[1])
+
+    waiting(run, "r02")
+    assert "warning" not in capsys.readouterr().out
+    for name in (*[f"r02/{key}" for key in keys("r02")], f"r01/{keys()[2]}"):
+        given = stream(person, title)
+        assert (given["data"]["key"], len(given["predictions"])) == (name, 1)
+        person.submit(person.tasks(title)[name])
+    run("r02")
+
+
+def test_stream_that_does_not_give_what_is_promised_is_warned_of(
+    run: Run, person: Person, title: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting(run)
+    last = person.tasks(title)[f"r01/{keys()[2]}"]
+    body = {"score": -5.0, "task": last["id"]}
+    person.call("PATCH", f"/api/predictions/{last['predictions'][0]['id']}/", json=body)
+    capsys.readouterr()
+    waiting(run)
+    [warning] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert f"gives out 'r01/{keys()[2]}' first, though 'r01/{keys()[0]}' is worth most" in warning
+
+
+def test_answers_of_controls_that_the_team_added_are_passed_over_and_named(
+    run: Run, person: Person, title: str
+) -> None:
+    waiting(run)
+    project = person.project(title)
+    more = """
+        <Choices name="quality" toName="image"><Choice value="sharp"/><Choice value="blurred"/></Choices>
+        <BrushLabels name="doubt" toName="image"><Label value="road" hotkey="—"/></BrushLabels></View>"""
+    config = project["label_config"].removesuffix("</View>") + more
+    person.call("PATCH", f"/api/projects/{project['id']}", json={"label_config": config})
+    settings = repo.params().annotate.model_copy(update={"url": person.url, "project": title})
+    assert label_studio.concerns(settings, CLASS_SETS["cityscapes19"]) == [
+        f"the project '{title}' asks for more than labels ('quality', 'doubt'): those answers are passed over"
+    ]
+    said = {"id": "q", "type": "choices", "from_name": "quality", "to_name": "image", "value": {"choices": ["sharp"]}}
+    everywhere = region(np.ones(fakes.SIZE, bool), "road") | {"from_name": "doubt"}
+    for task in person.tasks(title).values():
+        person.submit(task, [said, *task["predictions"][0]["result"], everywhere])
+    run()
+    for key in keys():
+        np.testing.assert_array_equal(label(key), sent(key))
 
 
 def test_server_that_is_down_is_a_sentence_and_in_mode_wait_waited_for(

@@ -1,5 +1,6 @@
 """People correct, skip and update in the editor itself, in a real browser; the loop goes on with what they drew."""
 
+import csv
 import itertools
 import os
 from collections.abc import Iterator
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import annotate, artifacts, datasets, paths
+from pipeline.annotators import client, interface
+from pipeline.errors import WaitingForPeople
 from pipeline.labels import CLASS_SETS, IGNORE
-from tests import project, sdk
+from tests import project, repo, sdk
 from tests.project import Project
 from tests.server import browser
 from tests.server.browser import Editor, Point
@@ -26,6 +30,7 @@ NAMES = CLASSES.names
 SIZE = (96, 192)
 KEYS = dict(zip(NAMES, "1234567890qwrtyiopa", strict=True))
 TITLE = "In the browser"
+NUMBERS = itertools.count()
 BRUSH, ERASER = 40.0, 10.0
 """Widths, in pixels on the screen."""
 WIDEN = "]" * 5
@@ -258,3 +263,159 @@ def test_what_is_drawn_in_the_browser_is_delivered(
     check_strokes(sent(loop, new), after, [last], scale)
     assert loop.lost() == []
     assert [e["key"] for e in loop.ledger() if e["event"] == "delivery"].count(keys[third]) == 2
+
+
+# Rounds and classes, on flat images that are quick to make
+
+
+STRIPES = (48, 96)
+"""Height and width."""
+
+
+class Flat:
+    """The stage `annotate` on a tiny project: grey images, with stripes of all classes for predictions."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.params, self.title = repo.params(), f"Flat {next(NUMBERS)}"
+        own = {"annotator": "label_studio", "url": studio.url, "project": self.title, "min_seconds": 0.0}
+        self.settings = self.params.annotate.model_copy(update=own)
+
+    def send(self, name: str, keys: list[str]) -> None:
+        """Order images, the first being worth most, of which the model says that they are all stripes."""
+        count = len(artifacts.load_classes().names)
+        repo.select(name, keys)
+        repo.predict(name)
+        for number, key in enumerate(keys):
+            columns = (np.arange(STRIPES[1]) * min(count, 6) // STRIPES[1] + number) % count
+            artifacts.save_mask(paths.prediction(name, key), np.tile(columns.astype(np.uint8), (STRIPES[0], 1)))
+        self.wait(name)
+
+    def run(self, name: str) -> None:
+        own = {"roots": self.params.roots, "score": self.params.score, "annotate": self.settings}
+        annotate.run(name, self.params.budget[name], **own)
+
+    def wait(self, name: str) -> str:
+        with pytest.raises(WaitingForPeople) as caught:
+            self.run(name)
+        return str(caught.value)
+
+    def sent(self, name: str, key: str) -> np.ndarray:
+        return artifacts.load_prediction(name, key)
+
+    def image(self, key: str) -> np.ndarray:
+        path = artifacts.load_manifest("pool", Path("pool")).set_index("key").at[key, "image"]
+        return np.asarray(Image.open(path).convert("RGB"))
+
+    def number(self, person: Person, name: str) -> int:
+        return int(person.tasks(self.title)[name]["id"])
+
+    def key(self, person: Person, number: int) -> str:
+        return next(key for key, task in person.tasks(self.title).items() if task["id"] == number)
+
+
+@pytest.fixture
+def flat(tmp_path: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Flat:
+    """A tiny project whose images are grey, with stripes for predictions."""
+    repo.write(tmp_path)
+    repo.initialise(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    monkeypatch.setenv(client.KEY, studio.token)
+    for number, path in enumerate(artifacts.load_manifest("pool", Path("pool"))["image"]):
+        Image.fromarray(np.full((*STRIPES, 3), 60 + 20 * number, np.uint8)).save(path)
+    repo.manifest("pool", "cityscapes")
+    return Flat(studio)
+
+
+def test_two_rounds_from_the_label_stream(flat: Flat, studio: Studio, screenshots: Path) -> None:
+    """What is left of the first round comes after the second; both are shown with predictions, best first."""
+    keys = list(artifacts.load_manifest("pool")["key"])
+    first_round, second_round = keys[:3], [keys[4], keys[3]]
+    person = Person(studio)
+    with browser.open_page(screenshots) as page:
+        flat.send("r01", first_round)
+        project = person.project(flat.title)
+        editor = Editor(page, studio, project["id"], CLASSES)
+        told = editor.open_stream()
+        assert "Round r01: please correct 3 images, which is expected to raise the mIoU by 2.1 points" in told
+        editor.close_instructions()
+        for place, key in enumerate(first_round[:2]):
+            editor.wait_for_painting(flat.image(key), flat.sent("r01", key))
+            assert flat.key(person, editor.task()) == f"r01/{key}"
+            number = editor.task()
+            editor.submit()
+            editor.wait_for_task(but=number)
+            assert place or flat.wait("r01").startswith("r01: 1 of 3 labelled")
+
+        # What a team changes by hand is set back by the next send.
+        changes = {"sampling": "Sequential sampling", "show_collab_predictions": False, "expert_instruction": "?"}
+        person.call("PATCH", f"/api/projects/{project['id']}", json=changes)
+        flat.send("r02", second_round)
+        there = person.project(flat.title)
+        assert (there["sampling"], there["model_version"]) == ("Uncertainty sampling", "Regain")
+        person.call("DELETE", f"/api/tasks/{flat.number(person, f'r01/{first_round[2]}')}/")  # with its lock
+        flat.wait("r01")  # sent again, so that it is the newest
+
+        flat.wait("r02")
+        for look in (editor.open_address_of_stream, editor.open_stream):
+            told = look()
+            assert "Round r02: please correct 2 images, which is expected to raise the mIoU by 1.4 points" in told
+            assert f"{NAMES[0]} [1]" in told
+            page.screenshot(path=screenshots / "5-round-2-instructions.png")
+            editor.close_instructions()
+            assert flat.key(person, editor.task()) == f"r02/{second_round[0]}", "the most valuable image of the round"
+        editor.wait_for_painting(flat.image(second_round[0]), flat.sent("r02", second_round[0]))
+        page.screenshot(path=screenshots / "6-round-2.png")
+        for name, key in (("r02", second_round[0]), ("r02", second_round[1]), ("r01", first_round[2])):
+            assert flat.key(person, editor.task()) == f"{name}/{key}"
+            editor.wait_for_painting(flat.image(key), flat.sent(name, key))
+            number = editor.task()
+            editor.submit()
+            if name == "r02":
+                editor.wait_for_task(but=number)
+    flat.run("r01")
+    flat.run("r02")
+    for name, key in (("r01", first_round[2]), ("r02", second_round[1])):
+        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), flat.sent(name, key))
+    person.http.close()
+
+
+def test_sixty_classes_have_keys_that_are_not_the_editors_own(flat: Flat, studio: Studio, screenshots: Path) -> None:
+    odd = [
+        "it's",
+        'the "old" <road> & new',
+        "two  spaces",
+        "Straße",
+        "\u9053\u8def",
+        "a,b",
+        "50%",
+        "e",
+        "null",
+        "a/b|c",
+    ]
+    names = [*odd, *(f"class {number}" for number in range(len(odd), 60))]
+    with Path("classes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "name"), *enumerate(names)])
+    classes = datasets.class_set("classes.csv")
+    artifacts.save_classes(classes)
+    [key] = keys = list(artifacts.load_manifest("pool")["key"])[:1]
+    person = Person(studio)
+    with browser.open_page(screenshots) as page:
+        flat.send("r01", keys)
+        editor = Editor(page, studio, person.project(flat.title)["id"], classes)
+        editor.open_stream()
+        editor.close_instructions()
+        for name, hotkey in zip(names, interface.HOTKEYS, strict=False):
+            page.keyboard.press(hotkey.replace("shift", "Shift"))
+            assert editor.chosen_label() == [name]
+            assert editor.holds("brush-tool"), f"{hotkey} changes the tool"
+            editor.press("u")
+        for own in "evb":
+            editor.press(own)
+            assert editor.chosen_label() == []
+        assert editor.holds("brush-tool")
+        page.screenshot(path=screenshots / "7-sixty-classes.png")
+        editor.submit()
+    flat.run("r01")
+    np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), flat.sent("r01", key))
+    person.http.close()

@@ -185,8 +185,30 @@ def test_what_is_done_or_not_ours_is_left_alone_also_with_a_personal_token(
 def test_image_without_a_known_label_is_named(settings: Params, collect: Collect) -> None:
     pool = artifacts.load_manifest("pool")
     artifacts.save_manifest("pool", pool.assign(mask=""))
-    with pytest.raises(UserError, match=f"the oracle has no label for '{keys()[0]}'"):
+    with pytest.raises(UserError, match=f"no label for '{keys()[0]}', since .* has no mask .*: rehearse on a pool"):
         rehearse.run(settings, EXACT)
+
+
+def test_stream_without_predictions_or_with_strangers_first_ends_the_rehearsal(
+    settings: Params, collect: Collect, person: Person, capsys: pytest.CaptureFixture[str]
+) -> None:
+    title = settings.annotate.project
+    project = person.project(title)["id"]
+    person.call("PATCH", f"/api/projects/{project}", json={"show_collab_predictions": False})
+    with pytest.raises(UserError, match=r"label stream gives 'r01/.*' without the model's own labels: run `dvc repro"):
+        rehearse.run(settings, EXACT)
+    with pytest.raises(WaitingForPeople):
+        collect()  # sets it back
+    taken = person.call("POST", "/api/dm/actions", params={"id": "next_task", "project": project}, json={})
+    person.submit(person.tasks(title)[taken["data"]["key"]])  # which was locked above
+    prediction = {"model_version": "Regain", "score": -9.0, "result": []}
+    stranger = {"data": {"image": taken["data"]["image"]}, "predictions": [prediction]}
+    person.call("POST", f"/api/projects/{project}/import", json=[stranger])
+    with pytest.raises(UserError, match=r"shows no image of this pool, before 'r01/.*' \(2 in all\): rehearse in a"):
+        rehearse.run(settings, EXACT)
+    with pytest.raises(WaitingForPeople):
+        collect()
+    assert "is there other work in it?" in capsys.readouterr().out
 
 
 def test_no_project_a_wrong_key_and_no_server_are_sentences(
