@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 
-from pipeline import batches, datasets, transforms
+from pipeline import artifacts, batches, datasets, transforms
 from pipeline.batches import Batch, Item
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN
@@ -98,6 +98,21 @@ def test_batches_hold_the_planned_items(fabric: Fabric, items: list[Item]) -> No
             np.testing.assert_array_equal(batch.images[place].permute(1, 2, 0), image)
             mask = datasets.read_mask(items[position].mask or Path(), items[position].table)
             np.testing.assert_array_equal(batch.masks[place], mask)
+
+
+@pytest.mark.parametrize("part", ["image", "mask"])
+def test_a_file_that_is_not_what_it_was_is_not_read(fabric: Fabric, tmp_path: Path, part: str) -> None:
+    image = fakes.image(tmp_path / "a.png", np.random.default_rng(0))
+    mask = fakes.mask(tmp_path / "m.png", np.zeros(fakes.SIZE))
+    hashes = {"sha256": artifacts.sha256(image), "mask_sha256": artifacts.sha256(mask)}
+    item = Item("a", image, mask, batches.stored(19), **hashes)
+    assert len(list(batches.whole(fabric, [item], (8, 8), batch=1, workers=0))) == 1
+    other = np.random.default_rng(1)
+    changed = fakes.image(image, other) if part == "image" else fakes.mask(mask, np.ones(fakes.SIZE))
+    start = batches.training(fabric, [([item], 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
+    for read in (lambda: start(0), lambda: batches.whole(fabric, [item], (8, 8), batch=1, workers=0)):
+        with pytest.raises(UserError, match=f"{changed.name} was changed since `prepare` looked at it: put it back"):
+            list(read())
 
 
 def test_a_group_without_a_share_is_not_touched(fabric: Fabric, items: list[Item]) -> None:

@@ -125,6 +125,16 @@ def test_budget_is_written_from_the_command_line(capsys: Capture) -> None:
     assert "nothing to spend" in refused(capsys, "budget", "--images", "0", "--rounds", "3")
 
 
+def test_what_was_bought_is_removed_from_the_command_line(capsys: Capture) -> None:
+    key = artifacts.load_manifest("pool")["key"].iloc[0]
+    assert __main__.main(["remove", key]) == 1
+    assert f"remove: {key!r} is not bought, or removed already" in capsys.readouterr().err
+    ledger.append([ledger.Order("r01", key, "oracle", "cityscapes19", 0.5, 5.0, 0.5, "")])
+    assert __main__.main(["remove", key]) == 0
+    assert ledger.load().orders == []
+    assert not paths.selection("r01").exists()
+
+
 def test_ctrl_c_is_a_sentence(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
