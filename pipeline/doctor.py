@@ -1,7 +1,8 @@
 """`python -m pipeline doctor`: look at all data that params.yaml names, and at Label Studio, before time is spent.
 
 Nothing stops it at the first fault: it lists all. Exit status 1 means that training would be wrong. The pool's masks
-stay closed, as they do everywhere but in the oracle annotator.
+stay closed, as they do everywhere but in the oracle annotator; where that one labels, a few of them are looked at, for
+what is said here and for nothing else.
 """
 
 import itertools
@@ -15,8 +16,9 @@ from jaxtyping import Int64
 
 from pipeline import artifacts, blocks, datasets, inputs, ledger, paths
 from pipeline.annotators import label_studio
+from pipeline.datasets import plausibility
 from pipeline.datasets.files import LEFT_BY_SYSTEMS, unfit_for_windows
-from pipeline.datasets.scan import Found, duplicates, near_pairs, scan, shared_images
+from pipeline.datasets.scan import Found, duplicates, near_pairs, pixels, scan, shared_images
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
 from pipeline.params import Annotate, Data, Params, Prepare
@@ -28,6 +30,8 @@ NEAR = 5
 Measured on CamVid: 37 frames, each saved at JPEG quality 30, at half size, brightened by a fifth and cropped by 2 %,
 make 148 copies; all lie within 5 bits, 146 within 4. Its train and val frames, other streets, lie 8 or more apart.
 """
+LOOKED_AT = 20
+"""So many of the pool's masks are opened where the oracle labels, to see whether their ids mean what they should."""
 LISTED = 10
 """How many examples of one thing are printed."""
 
@@ -110,7 +114,7 @@ def _describe(split: str, data: Data, found: Sequence[Found], report: Report, *,
     sizes = Counter((one.width, one.height) for one in found if one.sha256)
     print("  width x height: " + _first(f"{w}x{h} ({n})" for (w, h), n in sizes.most_common()))
     masks = sum(one.sample.mask is not None for one in found)
-    print(f"  masks: {masks}" + (", not looked at: they belong to the oracle" if split == "pool" else ""))
+    print(f"  masks: {masks}" + (", which belong to the oracle" if split == "pool" else ""))
     faults = [fault for one in found for fault in one.faults]
     for kind, count in Counter(fault.kind for fault in faults).items():
         texts = [fault.text for fault in faults if fault.kind == kind]
@@ -177,9 +181,30 @@ def _doubts(params: Params, found: Mapping[str, Sequence[Found]], classes: Class
             report.problems.append(f"{what}: let people label (annotate.annotator: label_studio)")
         else:
             report.warnings.append(f"{what}, {closed[0]!r} first: they are not bought")
+    if params.annotate.annotator == "oracle" and len(closed) < len(pool):
+        _oracle(params.prepare, found, classes, report)
     odd = [one.sample.key for one in pool if unfit_for_windows(one.sample.key)]
     if odd:
         report.warnings.append(f"the pool has {len(odd)} names that Windows cannot store: {_first(map(repr, odd))}")
+
+
+def _oracle(prepare: Prepare, found: Mapping[str, Sequence[Found]], classes: ClassSet, report: Report) -> None:
+    """What the oracle would deliver: the ids of a few of the pool's masks, against the layout and the test set."""
+    data, masks = prepare.pool, [one.sample for one in found["pool"] if one.sample.mask]
+    few = masks[:: -(-len(masks) // LOOKED_AT)]
+    try:
+        table = datasets.table(data.dataset, Path(data.root), classes)
+    except UserError:
+        return  # told already
+    looked_at = scan(few, table, "oracle")
+    faulty = [one.faults[0].text for one in looked_at if one.faults]
+    if faulty:
+        report.warnings.append(f"pool: the oracle cannot deliver {len(faulty)} of {len(few)} masks: {faulty[0]}")
+    (counts, stored), (test, _) = pixels(looked_at), pixels(found["test"])
+    told = plausibility.of_masks(datasets.DATASETS[data.dataset].ids, stored, table, classes) if stored.any() else []
+    for doubt in told:
+        (report.problems if doubt.sure else report.warnings).append(f"pool: {doubt.text}")
+    report.warnings.extend(doubt.text for doubt in plausibility.apart(counts, test, ("pool", "test"), classes))
 
 
 def _duplicates(found: Mapping[str, Sequence[Found]], report: Report) -> None:

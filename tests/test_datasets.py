@@ -165,7 +165,7 @@ def test_a_heic_picture_in_disguise_is_named(tmp_path: Path) -> None:
 
 def test_large_masks_are_read_and_too_large_pictures_are_named(tmp_path: Path) -> None:
     mask = Image.new("L", (20000, 9500), 3)  # 190 megapixels, more than twice what Pillow warns of
-    assert read_native(_encoded(mask, ".png", tmp_path)).shape == (9500, 20000)
+    assert read_native(_encoded(mask, ".png", tmp_path, compress_level=1)).shape == (9500, 20000)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")

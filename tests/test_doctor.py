@@ -53,7 +53,7 @@ def test_good_data_is_all_good(raw: Path, capsys: pytest.CaptureFixture[str]) ->
     assert text.splitlines()[-1] == "all good"
     assert not re.search("^(warning|problem):", text, re.MULTILINE)
     assert "pool: camvid in raw/camvid, 6 images\n  width x height: 32x24 (6)\n" in text
-    assert "masks: 6, not looked at: they belong to the oracle" in text
+    assert "masks: 6, which belong to the oracle" in text
 
 
 def test_a_reward_that_its_estimator_cannot_raise_is_a_problem(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +274,24 @@ def test_a_pool_that_the_oracle_cannot_label(raw: Path, capsys: pytest.CaptureFi
     status, text = report(capsys, settings())
     assert status == 1
     assert "6 of 6 images of the pool have no mask: let people label (annotate.annotator: label_studio)" in text
+
+
+def test_what_the_oracle_would_deliver_is_looked_at(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = sorted((raw / "camvid/trainannot").iterdir())
+    masks[3].write_text("nobody can read this")
+    rng = np.random.default_rng(0)
+    for mask in masks[:3] + masks[4:]:
+        fakes.mask(mask, rng.choice([1, 2, 3, 4, 6, 9], fakes.SIZE, p=[0.2, 0.2, 0.1, 0.3, 0.1, 0.1]))
+    params = settings()
+    status, text = report(capsys, params)
+    assert status == 0
+    assert (
+        f"warning: pool: the oracle cannot deliver 1 of 6 masks: the mask {masks[3].relative_to(raw.parent)} is cut"
+        in text
+    )
+    assert re.search(r"warning: pool: Pole is \d\d% of the pixels, which no street has", text)
+    people = params.annotate.model_copy(update={"annotator": "label_studio"})
+    assert "warning: pool:" not in report(capsys, params.model_copy(update={"annotate": people}))[1]
 
 
 def test_names_that_windows_has_not(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
