@@ -104,6 +104,15 @@ def test_what_is_not_used_is_listed_by_the_reason(
     }
 
 
+def test_pictures_in_other_folders_are_listed_where_there_are_no_splits(tmp_path: Path) -> None:
+    for folder in ("images", "IMAGES", "masks"):
+        touch(tmp_path / folder / f"{folder.lower()}.png")
+    assert found("folder", tmp_path).unused[files.OUTSIDE] == [tmp_path / "IMAGES/images.png"]
+    touch(tmp_path / "val/other.png")
+    touch(tmp_path / "train/a.png")
+    assert files.OUTSIDE not in found("camvid", tmp_path).unused
+
+
 def test_names_that_are_not_the_layouts_are_listed_and_its_other_kinds_of_masks_are_not(tmp_path: Path) -> None:
     fakes.write("cityscapes", tmp_path, count=2)
     city = tmp_path / "gtFine/train/ulm"

@@ -4,6 +4,7 @@ A mask belongs to the image of the same name in the same sub-folder. Suffixes, c
 the Unicode form (macOS takes letters and their accents apart) make no difference. What belongs to nothing is listed.
 """
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
@@ -107,9 +108,12 @@ def listing(root: Path, layout: Layout, split: str) -> Listing:
             how = f"one name, {key!r}" if other.key == key else f"names that differ in capitals only, {key!r}"
             raise UserError(f"{other.image} and {file.path} have {how}: rename or remove one")
     unused[WITHOUT_IMAGE] += [file.path for files in masks.values() for file in files]
-    unused[OUTSIDE] += [
-        path for path in root.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES and path.name[0] != "."
-    ]
+    unused[OUTSIDE] += _pictures_in(root)
+    if "{split}" not in layout.images:  # else the other folders are those of other parts
+        for folder in root.iterdir():
+            ours = folder in (images_at, masks_at) or folder.name.startswith(".")
+            if folder.is_dir() and not ours and os.access(folder, os.R_OK | os.X_OK):  # a disk has its lost+found
+                unused[OUTSIDE] += _pictures_in(folder)
     found = sorted(samples.values(), key=lambda sample: sample.key)
     return Listing(found, {reason: sorted(paths) for reason, paths in unused.items() if paths})
 
@@ -123,6 +127,11 @@ def unfit_for_windows(key: str) -> bool:
     """Whether Windows has no file of this name."""
     reserved = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
     return key.split(".")[0].lower() in reserved or any(letter in '<>:"\\|?*' for letter in key) or key.endswith(".")
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """Pictures directly in a folder."""
+    return [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
 
 
 def _folder(root: Path, name: str) -> Path:
