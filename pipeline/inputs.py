@@ -42,9 +42,11 @@ def class_lists(prepare: Prepare) -> list[str]:
     found = []
     for split in SPLITS:
         data = getattr(prepare, split)
-        root, ids = Path(data.root), artifacts.load_ids(split, recorded)
-        if not root.is_dir() or (data.dataset == "folder" and not (root / "classes.csv").is_file()):
+        root = Path(data.root)
+        here = (root / "classes.csv").is_file() if data.dataset == "folder" else root.is_dir()
+        if not here or not paths.ids(split).is_file():
             continue
+        ids = artifacts.load_ids(split, recorded)
         if set(np.flatnonzero(ids != UNKNOWN)) == {IGNORE}:
             continue  # a pool without masks
         if not np.array_equal(datasets.table(data.dataset, root, recorded), ids):
