@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline import artifacts, datasets, ledger, paths
 from pipeline.errors import UserError
+from pipeline.labels import IGNORE, UNKNOWN
 from pipeline.params import Model, Params, Prepare
 
 SPLITS = ("source", "pool", "test")
@@ -42,9 +43,13 @@ def class_lists(prepare: Prepare) -> list[str]:
     for split in SPLITS:
         data = getattr(prepare, split)
         root = Path(data.root)
-        if not root.is_dir() or (data.dataset == "folder" and not (root / "classes.csv").is_file()):
+        here = (root / "classes.csv").is_file() if data.dataset == "folder" else root.is_dir()
+        if not here or not paths.ids(split).is_file():
             continue
-        if not np.array_equal(datasets.table(data.dataset, root, recorded), artifacts.load_ids(split, recorded)):
+        ids = artifacts.load_ids(split, recorded)
+        if set(np.flatnonzero(ids != UNKNOWN)) == {IGNORE}:
+            continue  # a pool without masks
+        if not np.array_equal(datasets.table(data.dataset, root, recorded), ids):
             what = f"what the ids in the masks of prepare.{split} ({root}) mean"
             found.append(_sentence(what, str(paths.ids(split))))
     return found

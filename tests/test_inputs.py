@@ -132,6 +132,15 @@ def test_a_colour_is_noticed_but_changes_no_class() -> None:
     assert paths.COLOURS.read_bytes() != before[1]
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_pool_without_masks_has_no_ids_to_mean_anything(listed: bool) -> None:
+    shutil.rmtree("pool/masks")
+    if not listed:
+        Path("pool/classes.csv").unlink()
+    prepare.run(prepare=params().prepare)
+    assert inputs.changed(params()) == []
+
+
 def test_a_folders_own_list_with_other_ids_is_noticed() -> None:
     path = Path("test/classes.csv")
     path.write_text(path.read_text().replace("1,Bicyclist", "1,Car").replace("3,Car", "3,Bicyclist"))

@@ -92,6 +92,16 @@ def test_second_run_does_nothing(tiny: Project) -> None:
     assert tiny.results() == before
 
 
+def test_another_root_and_launch_train_nothing_anew(tiny: Project) -> None:
+    changes = [("root: data/town/gta5", "root: ./data/town/gta5"), ("launch: python", "launch: env python")]
+    for change in changes:
+        tiny.edit(*change)
+    outdated = re.findall(r"^(\S+):$", tiny.dvc("status").output, re.MULTILINE)
+    assert outdated == ["prepare"]  # which looks, and records the same
+    for old, new in changes:
+        tiny.edit(new, old)
+
+
 def test_new_line_runs_only_its_round(tiny: Project) -> None:
     before = tiny.results()
     assert tiny.pipeline("budget", "--images", "5", "--rounds", "2").status == 0

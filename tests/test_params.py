@@ -192,7 +192,8 @@ def test_a_budget_line_is_written_with_its_unit() -> None:
 
 
 def test_untracked_sections_exist() -> None:
-    assert set(params.UNTRACKED) <= set(Params.model_fields)
+    assert set(params.UNTRACKED) <= {*Params.model_fields, "roots"}
+    assert isinstance(Params.roots, property)
 
 
 def test_unknown_member_is_answered_with_the_known_ones() -> None:

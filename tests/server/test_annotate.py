@@ -103,7 +103,7 @@ def test_every_annotator_answers_what_it_is_asked_once(name: str, run: Run, pers
             person.submit(task)
     params, chosen = repo.params(), keys()[:2]
     settings = params.annotate.model_copy(update={"url": person.url, "project": title})
-    pool = artifacts.load_manifest("pool").set_index("key", drop=False)
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key", drop=False)
     orders = [Order("r01", key, name, "cityscapes19", 0.1, 10.0, 0.5, "") for key in keys()]
     request = Request("r01", orders[:2], {}, pool, artifacts.load_classes(), settings, "shortfall")
     said = {answer.key: answer for answer in ANNOTATORS[name](request)}
@@ -464,8 +464,8 @@ def test_rotated_pictures_are_served_upright(run: Run, person: Person, title: st
     turned = Image.fromarray(np.stack([7 * rows, 10 * columns, 0 * rows], -1).astype(np.uint8))
     exif = turned.getexif()
     exif[0x0112] = 6  # turn by 90 degrees to the right
-    turned.save("turned.jpg", quality=95, exif=exif)
-    pool.loc[key, "image"] = "turned.jpg"
+    turned.save("pool/turned.jpg", quality=95, exif=exif)
+    pool.loc[key, ["image", "sha256"]] = "turned.jpg", artifacts.sha256(Path("pool/turned.jpg"))
     artifacts.save_manifest("pool", pool.reset_index(drop=True))
     waiting(run)
     content = person.http.get(person.tasks(title)[f"r01/{key}"]["data"]["image"]).content
