@@ -19,6 +19,8 @@ from pipeline.policy import ESTIMATORS, Asked, Estimate, Rollout, units
 from pipeline.rewards import REWARDS, RewardFunction, Settings
 from pipeline.training import Loss, LossFunction, State
 
+OWN = tuple(f"own_{name}" for name in Rollout._fields)
+"""What PPO has drawn for the batch of this process, as it is called in the loss's state."""
 ANY = "any"
 """In `tune.reward.costs`: every label but the right one."""
 
@@ -99,8 +101,8 @@ def loss_function(
         step = int(state.get("step", torch.zeros(())))
         memory = state["memory"] if state else torch.zeros_like(reward.statistics(batch.masks, batch.masks)[0])
         asked = ask(batch, memory, generator)
-        if settings.estimator == "ppo" and step % settings.epochs:
-            asked = asked._replace(rollout=Rollout(*(state[name] for name in Rollout._fields)))
+        if step % settings.epochs and all(name in state for name in OWN):
+            asked = asked._replace(rollout=Rollout(*(state[name] for name in OWN)))
         estimate = _estimate(settings, logits, asked)
         cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
         terms = {
@@ -130,7 +132,7 @@ def loss_function(
                 terms["gradient_cosine"] = _cosine(shares, parameters)
         kept = {"step": torch.tensor(step + 1), "memory": memory}
         if settings.estimator == "ppo" and estimate.rollout is not None:
-            kept |= estimate.rollout._asdict()
+            kept |= dict(zip(OWN, estimate.rollout, strict=True))
         if asked.rollout is None:  # labellings are counted once
             kept["memory"] = settings.memory * memory + training.total(fabric, estimate.statistics).to(memory.device)
         return Loss(total, terms, kept)

@@ -28,7 +28,11 @@ from pipeline.models import Network
 from pipeline.params import Compute, Model, Training
 
 State = dict[str, Tensor]
-"""Tensors that a loss carries from step to step, such as running counts."""
+"""Tensors that a loss carries from step to step, such as running counts.
+
+What is called `own_...` is of this process's share of the batch. The checkpoint is the first process's, so of several
+none goes on with it: the loss does without.
+"""
 
 
 class Loss(NamedTuple):
@@ -277,7 +281,9 @@ def _resume(
         optimizer.load_state_dict(content["optimizer"])
         fabric.print(f"{plan.name}: resumed at step {content['step']} of {plan.steps}")
     best = Best(**content["best"]) if content["best"] else None
-    return content["step"], content["state"], content["log"], best
+    alone = fabric.world_size == 1
+    state = {name: value for name, value in content["state"].items() if alone or not name.startswith("own_")}
+    return content["step"], state, content["log"], best
 
 
 def likelihood(weights: Float[Tensor, "c"], settings: Training) -> LossFunction:

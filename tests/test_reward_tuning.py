@@ -157,7 +157,7 @@ def test_ppo_learns_several_times_from_one_sample_and_counts_it_once(fabric: Fab
     drawn, counted = [], []
     for step in range(6):
         state = loss(network, draw(step // 3), torch.Generator().manual_seed(step), state).state
-        drawn.append(state["labellings"])
+        drawn.append(state["own_labellings"])
         counted.append(float(state["memory"].sum()))
     pixels = draw(0).masks.numel()
     assert counted == [pixels] * 3 + [2 * pixels] * 3
@@ -219,6 +219,32 @@ def test_labels_without_a_class_and_classes_without_a_label_are_sentences() -> N
         weights("void")
     with pytest.raises(UserError, match=r"tune\.likelihood\.class_smooth is 0, but no labelled pixel is of 'blue'"):
         weights("red", class_smooth=0.0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_sample_is_of_the_process_that_drew_it(processes: int, fabric: Fabric) -> None:
+    """The checkpoint is written by the first process: what it has drawn is for its own images alone."""
+    settings = reward(estimator="ppo", epochs=3)
+    function = reward_tuning.reward_function(settings, EVEN, CLASSES)
+
+    class Several(Fabric):
+        world_size = processes  # of which this one stands for the others, too, whose share is as large
+
+    network, of = one_convolution(), plan(steps=2, frozen=True, checkpoint_seconds=0.0)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    seen: list[set[str]] = []
+
+    def dies(network: Any, batch: Batch, rng: torch.Generator, state: training.State) -> training.Loss:
+        seen.append(set(state))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return loss(network, batch, rng, state)
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(fabric, network, stream, dies, of)
+    training.fit(Several(accelerator="cpu", devices=1), one_convolution(), stream, dies, of)
+    assert {"step", "memory"} <= seen[2]
+    assert ("own_labellings" in seen[1], "own_labellings" in seen[2]) == (True, processes == 1)
 
 
 def test_what_an_estimator_refuses_is_a_sentence(fabric: Fabric) -> None:
