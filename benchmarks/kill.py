@@ -120,7 +120,7 @@ def study(reference: Undisturbed, folder: Path, kills: int, rng: np.random.Gener
             target = targets.popleft() if targets else None
             stage = _kill(process, log, target, other.folder / "data/checkpoints", counts, reference.seconds, rng)
             said = log.read_text(errors="replace")
-            resumed += said.count(": resumed at step ")
+            resumed += said.count(": resumed at step ") + said.count(", so it is taken from ")
             lost.update(other.lost())
             twice.update(key for key in other.ordered() if other.ordered().count(key) > 1)
             if stage is not None:
