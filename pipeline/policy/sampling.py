@@ -122,7 +122,9 @@ def _by_pixel(
         raise ValueError(f"the baseline {asked.baseline} knows no local credit: take leave_one_out")
     pool = (asked.memory + statistics.sum(1).mean(0)).requires_grad_()
     with torch.enable_grad():
-        (worth,) = torch.autograd.grad(asked.reward.value(pool).total, pool)
+        total = asked.reward.value(pool).total
+        (worth,) = torch.autograd.grad(total, pool)
+    worth = torch.where(total.isnan(), 0, worth)  # where there is nothing to reward, nothing is worth anything
     mass = _mass(asked).sum()
     worth = worth * (asked.reward.size(asked.memory) + mass) / mass.clamp(min=1e-9)
     parts = torch.stack([credit(one, asked.truth, worth) for one in labellings]).double()

@@ -76,10 +76,10 @@ def reward_weighted(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     pooled = field(logits, asked.segments)
     labelling = highest(pooled.detach())[1]
     valid = (asked.truth != IGNORE).sum((1, 2))
-    seen = valid > 0
     best, is_now = (
         asked.reward.value(asked.reward.statistics(labels, asked.truth)).total for labels in (asked.truth, labelling)
     )
+    seen = (valid > 0) & ~best.isnan()  # an image of one class has pixels, and no boundary to reward
     lack = torch.where(seen, best - is_now, 0)
     others = (lack.sum() - lack) / (seen.sum() - 1).clamp(min=1)
     weight = (lack - OTHER_IMAGES * others).float()

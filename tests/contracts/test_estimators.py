@@ -87,6 +87,29 @@ def test_an_image_without_labels_changes_nothing_for_the_other(estimator: Estima
 
 
 @every
+@pytest.mark.parametrize("credit", ["image", "local"])
+@pytest.mark.parametrize("beside", ["another", "none", "an unlabelled one"])
+def test_an_image_of_one_class_is_no_fault(
+    beside: str, credit: str, estimator: Estimator, reward: RewardFunction
+) -> None:
+    """It has pixels, and no boundary."""
+    logits, truth, rng = problem()
+    truth[1] = 2
+    if beside != "another":
+        truth[0] = 2 if beside == "none" else IGNORE
+    if reward.credit is None and credit == "local":
+        pytest.skip("this reward knows no local credit")
+    for memory in (nothing(reward, truth), reward.statistics(*[problem()[1]] * 2).sum(0)):
+        logits.grad = None
+        estimate = estimator(logits, Asked(truth, reward, memory, rng, samples=8, credit=credit))
+        estimate.loss.backward()
+        assert estimate.loss.isfinite()
+        assert logits.grad.isfinite().all()
+        assert estimate.advantage_std.isfinite()
+        assert estimate.reward_std.isfinite()
+
+
+@every
 def test_a_batch_without_labels_teaches_nothing(estimator: Estimator, reward: RewardFunction) -> None:
     logits, truth, rng = problem()
     unlabelled = torch.full_like(truth, IGNORE)
