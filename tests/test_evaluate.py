@@ -169,6 +169,7 @@ def test_pooled_reward_by_hand_where_the_sizes_agree() -> None:
 def test_a_reward_that_the_test_set_cannot_show_is_left_out() -> None:
     for mask in artifacts.load_manifest("test", Path("test"))["mask"]:
         fakes.mask(Path(mask), np.full(fakes.SIZE, 7))  # road everywhere, which has no boundary
+    repo.manifest("test", "cityscapes")
     tune = repo.params().tune.model_dump()
     found = run_with(tune=tune | {"reward": tune["reward"] | {"reward": "boundary_f1"}})
     assert "reward_boundary_f1" not in found
