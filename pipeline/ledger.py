@@ -216,8 +216,8 @@ def load() -> Ledger:
             entries.append(parse(line))
         except ValueError:
             raise UserError(
-                f"{paths.LEDGER}: line {number} is not an order, a delivery, a skip or a removal ({line[:60]!r}): after a "
-                f"git merge run {JOIN}; otherwise mend that line, `git diff {paths.LEDGER}` shows what was changed"
+                f"{paths.LEDGER}: line {number} is no order, delivery, skip or removal ({line[:60]!r}): after "
+                f"a git merge run {JOIN}; otherwise mend that line, `git diff {paths.LEDGER}` shows what was changed"
             ) from None
     _check(entries)
     return Ledger(tuple(entries))
