@@ -233,7 +233,7 @@ def test_round_that_loses_an_image_to_another_round_is_filled_anew(project: Path
     assert ledger.load().ordered("r02") == []
     assert not paths.selection("r02").exists()
     line = repo.params().budget["r02"]
-    select.run("r02", line, seed=1, select=Select(method="draw"))
+    select.run("r02", line, seed=1, select=Select(method="draw"), annotate=repo.params().annotate)
     chosen = list(artifacts.load_selection("r02")["key"])
     assert chosen
     assert not set(chosen) & set(keys[:2])
