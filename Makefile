@@ -2,6 +2,10 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 
+ifeq ($(wildcard .git)$(shell git rev-parse --git-dir),)
+$(error this folder is no git repository, which DVC needs (a downloaded ZIP is none): run `git init` here, then go on)
+endif
+
 .PHONY: demo test lint bench lock
 
 demo: .venv/installed ## the whole loop on the demo town, drawn, trained and labelled on this machine

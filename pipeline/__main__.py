@@ -12,9 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline import inputs, ledger, params_file, paths
+from pipeline import environment, paths, repository
 from pipeline.errors import UserError, WaitingForPeople
-from pipeline.params import BudgetLine, Params
+
+with environment.explained():
+    from pipeline import inputs, ledger, params_file
+    from pipeline.params import BudgetLine, Params
 
 # Read by torch, which the stages import: threads that spin while they wait would stall the readers.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -70,6 +73,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     rehearse.add_argument("--seed", type=int, default=1, help="another seed makes other errors (default 1)")
     remove = commands.add_parser("remove", help="images that were bought have to stay out of the pool from now on")
     remove.add_argument("keys", nargs="+", metavar="KEY", help="as data/ledger.jsonl names them")
+    commands.add_parser("join", help="after a git merge: one ledger and one data/labels of what both branches bought")
     commands.add_parser("doctor", help="look at all data that params.yaml names, before time is spent on it")
     return parser.parse_args(argv)
 
@@ -78,6 +82,12 @@ def main(argv: list[str]) -> int:
     """Run one command and return its exit status: 0 done, 1 a mistake to mend, 75 waiting for people."""
     given = arguments(argv)
     try:
+        if given.command in (*STAGES, "doctor", "join"):
+            repository.check()
+        if given.command == "join":
+            with environment.explained(), _alone("join"):
+                importlib.import_module("pipeline.join").run()
+            return 0
         settings = params_file.load()
         if given.command in STAGES:
             if given.command in NETWORK:
@@ -86,7 +96,8 @@ def main(argv: list[str]) -> int:
                 _stage(given, settings)
             return 0
         module = "label_studio_server" if given.command == "label-studio" else given.command
-        command = importlib.import_module(f"pipeline.{module}")
+        with environment.explained():
+            command = importlib.import_module(f"pipeline.{module}")
         if given.command == "doctor":
             return int(command.run(settings))
         if given.command == "status":
@@ -149,7 +160,8 @@ def sections(run: Callable[..., None], settings: Params) -> dict[str, Any]:
 def _stage(given: argparse.Namespace, settings: Params) -> None:
     for sentence in inputs.class_lists(settings.prepare) if given.command != "prepare" else ():
         raise UserError(sentence)
-    run = importlib.import_module(f"pipeline.{given.command}").run
+    with environment.explained():
+        run = importlib.import_module(f"pipeline.{given.command}").run
     wanted, values = inspect.signature(run).parameters, sections(run, settings)
     if "round_name" in wanted:
         line = None if given.command == "evaluate" and given.round == paths.SOURCE_ROUND else _line(given, settings)

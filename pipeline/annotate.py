@@ -5,21 +5,17 @@ before its delivery is in the ledger, and in DVC's cache before the next is read
 finds what is paid for and goes on from there.
 """
 
-import contextlib
-import io
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, blocks, ledger, paths
+from pipeline import artifacts, blocks, label_store, ledger, paths
 from pipeline.annotators import ANNOTATORS, oracle
 from pipeline.annotators.contract import Annotator, Answer, HeldBack, Request, Skipped, Unreachable
 from pipeline.errors import UserError, WaitingForPeople, choose
@@ -43,9 +39,9 @@ def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annota
         WaitingForPeople: not everything has come back (mode `stop`), or skipped images have to be replaced.
     """
     annotator = choose("annotate.annotator", ANNOTATORS, annotate.annotator)
-    _check_store(ledger.load())
+    label_store.check(ledger.load())
     classes = ledger.classes()
-    with _dvc() as add:  # before anything is bought that could not be kept
+    with label_store.adding() as add:  # before anything is bought that could not be kept
         selection = artifacts.load_selection(round_name)
         pool = _with_blocks(round_name, roots.pool, selection["key"])
         _check_pool(round_name, selection["key"], pool)
@@ -80,34 +76,6 @@ def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> pd.Dat
         height, width = block.box((int(image["height"]), int(image["width"]))).size
         rows.append({**image, "key": key, "height": height, "width": width})
     return pd.concat([pool, pd.DataFrame(rows).set_index("key", drop=False)]) if rows else pool
-
-
-@contextlib.contextmanager
-def _dvc() -> Iterator[Callable[[], None]]:
-    """`dvc add data/labels` as a function: in this process it takes a hundredth of the time of a new one."""
-    try:
-        with Repo() as repo:
-
-            def add() -> None:
-                if not paths.LABELS.is_dir():
-                    return  # nothing has come back yet
-                try:
-                    with contextlib.redirect_stdout(io.StringIO()):  # its advice on git
-                        # Relinking would take masks away for a moment, before data/labels.dvc speaks of them.
-                        repo.add(str(paths.LABELS), relink=False)
-                except OSError as error:  # a full disk
-                    raise _not_taken(str(error)) from None
-                except KeyError as error:  # DVC looks at the file's syntax only
-                    raise _not_taken(f"{paths.LABELS_DVC} lacks {error}") from None
-
-            yield add
-    except DvcException as error:
-        raise _not_taken(str(error)) from None
-
-
-def _not_taken(reason: str) -> UserError:
-    reason = " ".join(reason.split())
-    return UserError(f"`dvc add {paths.LABELS}` failed ({reason}): mend that, then `dvc repro` goes on from here")
 
 
 def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> str:
@@ -250,23 +218,6 @@ def _order(
         ledger.append([*every, *(Skip(round_name, key, names[0], 0.0, ledger.now(), "refused") for key in refused)])
     if new:
         print(f"{round_name}: ordered {blocks.counted([order.key for order in new])} from {annotate.annotator}")
-
-
-def _check_store(book: Ledger) -> None:
-    """The ledger and the label store must speak of the same labels before anything is bought."""
-    lacking = [d.key for d in book.deliveries if not paths.mask(d.key).is_file()]
-    if lacking:
-        raise UserError(
-            f"{paths.LABELS} lacks {len(lacking)} labels that are paid for, {lacking[0]!r} first: "
-            f"run `dvc pull {paths.LABELS_DVC}` (or `dvc checkout {paths.LABELS_DVC}`), then `dvc repro`"
-        )
-    ordered = {entry.key for entry in book.entries}
-    strangers = sorted(path.stem for path in paths.LABELS.glob("[!.]*.png") if path.stem not in ordered)
-    if strangers:
-        raise UserError(
-            f"{paths.LABELS} holds {len(strangers)} labels that {paths.LEDGER} does not know, {strangers[0]!r} first: "
-            f"bring the ledger back with git, or, at an older commit, run `dvc checkout {paths.LABELS_DVC}`"
-        )
 
 
 def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequence[Order]) -> None:

@@ -76,7 +76,10 @@ def _missing(path: Path, maker: str) -> UserError:
 
 
 def _damaged(path: Path, reason: str, maker: str) -> UserError:
-    return UserError(f"{path} is not whole ({reason}): restore it from git or DVC, or run `dvc repro -f {maker}`")
+    reason = reason.replace("`", "'")  # some libraries' words; in ours, what stands in these marks can be run
+    return UserError(
+        f"{path} is not whole ({reason}): run `dvc repro -s -f {maker}` to make it again, then `dvc repro`"
+    )
 
 
 def _save_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -100,7 +103,7 @@ def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str], maker:
     """See that a table has what it should; its first column names the rows."""
     lacking = [column for column in columns if column not in frame.columns]
     if lacking:
-        how = f"run `dvc repro -f {maker}` to make it again" if maker else "make it again"
+        how = f"run `dvc repro -s -f {maker}` to make it again, then `dvc repro`" if maker else "make it again"
         raise UserError(f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; {how}")
     keys = frame[columns[0]]
     if keys.duplicated().any():
@@ -138,7 +141,7 @@ def load_images(round_name: str, root: Path = Path()) -> pd.DataFrame:
     path = paths.images(round_name)
     if not path.is_file():
         return load_manifest("pool", root)
-    return _below(root, _load_table(path, MANIFEST_COLUMNS, f"snapshot@{round_name}"))
+    return _below(root, _load_table(path, MANIFEST_COLUMNS, paths.maker("snapshot", round_name)))
 
 
 def _below(root: Path, frame: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +189,7 @@ def save_scores(round_name: str, frame: pd.DataFrame) -> None:
 
 def load_scores(round_name: str) -> pd.DataFrame:
     """Columns key, gain, minutes, `gain_<class>`, and what the minutes are predicted from."""
-    return _load_table(paths.scores(round_name), SCORE_COLUMNS, f"score@{round_name}")
+    return _load_table(paths.scores(round_name), SCORE_COLUMNS, paths.maker("score", round_name))
 
 
 class Features(NamedTuple):
@@ -221,7 +224,7 @@ def save_features(round_name: str, features: Features) -> None:
 
 def load_features(round_name: str) -> Features:
     """Features of the images that a round scored and of those bought before."""
-    path, maker = paths.features(round_name), f"score@{round_name}"
+    path, maker = paths.features(round_name), paths.maker("score", round_name)
     if not path.is_file():
         raise _missing(path, maker)
     try:
@@ -253,7 +256,7 @@ def _check_features(path: Path, features: Features) -> None:
 
 def load_costs(round_name: str) -> pd.DataFrame:
     """The scores' columns key, regions, boundary and corrections."""
-    frame = _load_table(paths.scores(round_name), COST_COLUMNS, f"score@{round_name}")
+    frame = _load_table(paths.scores(round_name), COST_COLUMNS, paths.maker("score", round_name))
     return frame[list(COST_COLUMNS)]
 
 
@@ -264,7 +267,7 @@ def save_selection(round_name: str, frame: pd.DataFrame) -> None:
 
 def load_selection(round_name: str) -> pd.DataFrame:
     """Columns key, gain, minutes, probability, and the method that chose the image (empty: not on record)."""
-    return _load_table(paths.selection(round_name), SELECTION_COLUMNS, f"select@{round_name}")
+    return _load_table(paths.selection(round_name), SELECTION_COLUMNS, paths.maker("select", round_name))
 
 
 def save_pool(
@@ -278,7 +281,7 @@ def save_pool(
 
 def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     """Statistics of the scored pool, per class."""
-    frame = _load_table(paths.pool(round_name), ("key",), f"score@{round_name}")
+    frame = _load_table(paths.pool(round_name), ("key",), paths.maker("score", round_name))
     sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
     return sums
 
@@ -291,19 +294,18 @@ def save_audit(round_name: str, frame: pd.DataFrame, content: Mapping[str, Any])
 
 def load_audit_table(round_name: str) -> pd.DataFrame:
     """Columns key, probability, predicted and `predicted_<class>`; also realised ones where they can be computed."""
-    return _load_table(paths.audit_table(round_name), AUDIT_COLUMNS, f"audit@{round_name}")
+    return _load_table(paths.audit_table(round_name), AUDIT_COLUMNS, paths.maker("audit", round_name))
 
 
 def load_audit(round_name: str) -> dict[str, Any]:
     """The conclusion; `signal` is null where there is no verdict. That of r00 comes from the stage `prepare`."""
-    maker = "prepare" if round_name == paths.SOURCE_ROUND else f"audit@{round_name}"
-    content: dict[str, Any] = load_json(paths.audit(round_name), maker)
+    content: dict[str, Any] = load_json(paths.audit(round_name), paths.maker("audit", round_name))
     return content
 
 
 def load_forecast(round_name: str) -> dict[str, Any]:
     """The mIoU that the round may be expected to end with, and its interval: expected, low, high, in [0, 1]."""
-    content: dict[str, Any] = load_json(paths.forecast(round_name), f"forecast@{round_name}")
+    content: dict[str, Any] = load_json(paths.forecast(round_name), paths.maker("forecast", round_name))
     return content
 
 
@@ -313,6 +315,12 @@ def save_metrics(
     """Write a round's measures, and its confusion matrix (rows: truth, columns: prediction, in pixels)."""
     write(paths.confusion(round_name), pd.DataFrame(confusion, names, names).to_csv(index_label="truth").encode())
     save_json(paths.metrics(round_name), content)
+
+
+def load_metrics(round_name: str) -> dict[str, Any]:
+    """A round's measures on the test set."""
+    content: dict[str, Any] = load_json(paths.metrics(round_name), paths.maker("evaluate", round_name))
+    return content
 
 
 def save_report(rounds: pd.DataFrame) -> None:
@@ -351,7 +359,7 @@ def save_labels(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def load_labels(round_name: str) -> list[dict[str, Any]]:
     """All labels bought up to and including a round, in order of delivery."""
-    rows: list[dict[str, Any]] = load_json(paths.labels(round_name), f"annotate@{round_name}")
+    rows: list[dict[str, Any]] = load_json(paths.labels(round_name), paths.maker("annotate", round_name))
     return rows
 
 
@@ -365,16 +373,16 @@ def save_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> str:
 def load_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
     """Read a delivered mask."""
     if not path.is_file():
-        raise UserError(f"the label {path} is not here: run `dvc pull {paths.LABELS_DVC}`")
+        raise UserError(f"the label {path} is not here: run `python -m pipeline join`, which brings it from DVC")
     mask = _read_grey(path)
     if mask is None:
-        raise UserError(f"the label {path} is damaged: delete it and run `dvc checkout {paths.LABELS_DVC}`")
+        raise UserError(f"the label {path} is damaged: run `rm {path}`, then `python -m pipeline join`")
     return mask
 
 
 def load_prediction(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
     """Read the class ids that the model of the round before gives an image which the round buys, at its own size."""
-    path, maker = paths.prediction(round_name, key), f"predict@{round_name}"
+    path, maker = paths.prediction(round_name, key), paths.maker("predict", round_name)
     if not path.is_file():
         raise _missing(path, maker)
     mask = _read_grey(path)
@@ -409,7 +417,7 @@ def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     import torch
 
     path = paths.model(round_name) / "model.pt"
-    maker = _model_maker(round_name)
+    maker = paths.maker("tune", round_name)
     if not path.is_file():
         raise _missing(path, maker)
     try:
@@ -427,7 +435,7 @@ def save_log(round_name: str, rows: Sequence[Mapping[str, float]]) -> None:
 
 def load_log(round_name: str) -> list[dict[str, float]]:
     """The rows of the training log, each with the signals that it has a value of; none if nothing was trained."""
-    path, maker = paths.log(round_name), _model_maker(round_name)
+    path, maker = paths.log(round_name), paths.maker("tune", round_name)
     if not path.is_file():
         raise _missing(path, maker)
     try:
@@ -439,7 +447,3 @@ def load_log(round_name: str) -> list[dict[str, float]]:
     if "step" not in frame.columns or np.isinf(frame.to_numpy()).any():
         raise _damaged(path, "it has no column step, or a value that is not finite", maker)
     return [{str(name): value for name, value in row.items() if value == value} for row in frame.to_dict("records")]
-
-
-def _model_maker(round_name: str) -> str:
-    return "pretrain" if round_name == paths.SOURCE_ROUND else f"tune@{round_name}"

@@ -18,7 +18,7 @@ def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
     names = [paths.SOURCE_ROUND, *dict.fromkeys(row["round"] for row in labels)]
     each = [sum(blocks.share(row["key"]) for row in labels if row["round"] == name) for name in names[1:]]
     bought = [0.0, *itertools.accumulate(each)]
-    mious = [100 * artifacts.load_json(paths.metrics(name), f"evaluate@{name}")["miou"] for name in names]
+    mious = [100 * artifacts.load_metrics(name)["miou"] for name in names]
 
     def gain(name: str) -> float:
         return float(artifacts.load_selection(name)["gain"].sum()) if score.acquisition in IN_POINTS else 0.0

@@ -87,7 +87,25 @@ class Removal(NamedTuple):
     """When, UTC."""
 
 
-Entry = Order | Delivery | Skip | Removal
+class Double(NamedTuple):
+    """One image that two branches bought: of this purchase only the minutes count, the other one's label is used.
+
+    `python -m pipeline join` writes it in place of the purchase's order and deliveries, which stay in git's history.
+    """
+
+    round: str
+    key: str
+    annotator: str
+    """Who made the label that is not used, or who was to make it."""
+    minutes: float
+    """Minutes that it took; 0 if it had not come back."""
+    sha256: str
+    """Hash of that label's file, which stays in DVC's cache; empty if it had not come back."""
+    at: str
+    """When it came back, or was ordered, UTC."""
+
+
+Entry = Order | Delivery | Skip | Removal | Double
 
 
 class Ledger(NamedTuple):
@@ -111,15 +129,17 @@ class Ledger(NamedTuple):
         return [order for order, stands in self._orders() if not stands]
 
     def _orders(self) -> list[tuple[Order, bool]]:
+        here = {(entry.round, entry.key) for entry in self.deliveries}  # skipped on another branch or not: it stays
         stands: dict[tuple[str, str], tuple[Order, bool]] = {}
         removed = self.removed
         for entry in self.entries:
             place = (entry.round, entry.key)
-            if entry.key in removed or isinstance(entry, Removal):
+            if entry.key in removed:
                 continue
-            stands[place] = (
-                (entry, True) if isinstance(entry, Order) else (stands[place][0], isinstance(entry, Delivery))
-            )
+            if isinstance(entry, Order):
+                stands[place] = (entry, True)
+            elif isinstance(entry, Delivery | Skip):
+                stands[place] = (stands[place][0], place in here)
         return list(stands.values())
 
     @property
@@ -150,17 +170,22 @@ class Ledger(NamedTuple):
         """What annotators of a round would not label."""
         return [entry for entry in self.entries if isinstance(entry, Skip) and entry.round == round_name]
 
+    def doubled(self, round_name: str) -> list[Double]:
+        """What a round bought that another branch had bought, too."""
+        return [entry for entry in self.entries if isinstance(entry, Double) and entry.round == round_name]
+
     def spent(self, round_name: str, more: Sequence[Order] = ()) -> tuple[int, float]:
         """Images of a round, with `more` orders, and its minutes: measured where delivered, predicted where not.
 
-        The minutes that a skipped image took are spent, too.
+        The minutes that a skipped image took are spent, too, and those of a label that two branches bought.
         """
         removed = self.removed
         gone = {e.key: e for e in self.entries if isinstance(e, Order) and e.round == round_name and e.key in removed}
         orders = [*self.ordered(round_name), *gone.values(), *more]
         measured = {delivery.key: delivery.minutes for delivery in self.deliveries if delivery.round == round_name}
         minutes = sum(measured.get(order.key, order.minutes) for order in orders)
-        return len(orders), float(minutes + sum(skip.minutes for skip in self.skipped(round_name)))
+        unused: list[Skip | Double] = [*self.skipped(round_name), *self.doubled(round_name)]
+        return len(orders), float(minutes + sum(entry.minutes for entry in unused))
 
 
 def now() -> str:
@@ -168,7 +193,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-KINDS: dict[str, type[Entry]] = {"order": Order, "delivery": Delivery, "skip": Skip, "removal": Removal}
+KINDS: dict[str, type[Entry]] = {
+    "order": Order,
+    "delivery": Delivery,
+    "skip": Skip,
+    "removal": Removal,
+    "double": Double,
+}
+JOIN = "`python -m pipeline join`"
+"""The command that makes one ledger of two branches' (pipeline/join.py)."""
 
 
 def load() -> Ledger:
@@ -177,19 +210,14 @@ def load() -> Ledger:
     Raises:
         UserError: a line is not a whole entry, an image was ordered twice, or came back without an order.
     """
-    entries: list[Entry] = []
-    text = paths.LEDGER.read_text(encoding="utf-8") if paths.LEDGER.is_file() else ""
-    lines = text.removesuffix("\n").split("\n") if text else []  # splitlines() would also split at U+2028 in a key
-    for number, line in enumerate(lines, start=1):
+    entries = []
+    for number, line in enumerate(lines(), start=1):
         try:
-            fields = json.loads(line)
-            if "class_names" in fields:
-                fields["class_names"] = tuple(fields["class_names"])
-            entries.append(KINDS[fields.pop("event")](**fields))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            entries.append(parse(line))
+        except ValueError:
             raise UserError(
-                f"{paths.LEDGER}: line {number} is not an order, a delivery, a skip or a removal ({line[:60]!r}): "
-                f"restore the file from git, or resolve the merge by keeping the lines of both sides"
+                f"{paths.LEDGER}: line {number} is no order, delivery, skip or removal ({line[:60]!r}): after "
+                f"a git merge run {JOIN}; otherwise mend that line, `git diff {paths.LEDGER}` shows what was changed"
             ) from None
     _check(entries)
     return Ledger(tuple(entries))
@@ -261,23 +289,66 @@ def absent(key: str, round_name: str, renamed: str | None = None, more: int = 0)
     )
 
 
-def _check(entries: Iterable[Entry]) -> None:
+def lines() -> list[str]:
+    """The ledger's lines; none if there is no file."""
+    text = paths.LEDGER.read_text(encoding="utf-8") if paths.LEDGER.is_file() else ""
+    return text.removesuffix("\n").split("\n") if text else []  # splitlines() would also split at U+2028 in a key
+
+
+def parse(line: str) -> Entry:
+    """The entry on a line.
+
+    Raises:
+        ValueError: it is not a whole entry.
+    """
+    try:
+        fields = json.loads(line.removeprefix("\ufeff"))  # which some editors put at the start of a file
+        if "class_names" in fields:
+            fields["class_names"] = tuple(fields["class_names"])
+        return KINDS[fields.pop("event")](**fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{line!r} is no entry of a ledger") from None
+
+
+def format_line(entry: Entry) -> str:
+    """The line of an entry, without its end."""
+    names: dict[type, str] = {kind: name for name, kind in KINDS.items()}
+    return json.dumps({"event": names[type(entry)], **entry._asdict()}, ensure_ascii=False)
+
+
+def ordered_twice(entries: Sequence[Entry]) -> list[str]:
+    """Keys of images that were ordered while an order of them stood, or in the same round again."""
+    here = {(entry.round, entry.key) for entry in entries if isinstance(entry, Delivery)}
     standing: dict[str, str] = {}
-    seen = set()
+    seen, twice = set(), []
     for entry in entries:
-        place, holder = (entry.round, entry.key), standing.get(entry.key)
+        place = (entry.round, entry.key)
         if isinstance(entry, Order):
-            if holder is not None or place in seen:
-                raise UserError(f"{paths.LEDGER}: {entry.key!r} was ordered twice: keep one of its order lines")
+            if entry.key in standing or place in seen:
+                twice.append(entry.key)
             seen.add(place)
             standing[entry.key] = entry.round
-        elif place not in seen or holder not in (None, entry.round):
+        elif isinstance(entry, Skip) and place not in here and standing.get(entry.key) == entry.round:
+            del standing[entry.key]
+    return twice
+
+
+def _check(entries: Sequence[Entry]) -> None:
+    for key in ordered_twice(entries):
+        raise UserError(
+            f"{paths.LEDGER}: {key!r} was ordered twice: run {JOIN}, which keeps both costs and the first label"
+        )
+    seen = set()
+    for entry in entries:
+        place = (entry.round, entry.key)
+        if isinstance(entry, Order):
+            seen.add(place)
+        elif place not in seen and not isinstance(entry, Double):
             what = {Delivery: "delivered", Skip: "skipped", Removal: "removed"}[type(entry)]
-            raise UserError(f"{paths.LEDGER}: {entry.key!r} was {what} in {entry.round} but not ordered there")
-        elif isinstance(entry, Delivery):
-            standing[entry.key] = entry.round
-        elif isinstance(entry, Skip):  # what is removed is never bought again
-            standing.pop(entry.key, None)
+            raise UserError(
+                f"{paths.LEDGER}: {entry.key!r} was {what} in {entry.round} but not ordered there: run {JOIN}, which "
+                f"brings back what a merge left out"
+            )
 
 
 def append(entries: Iterable[Entry]) -> None:
@@ -285,6 +356,4 @@ def append(entries: Iterable[Entry]) -> None:
     old = paths.LEDGER.read_bytes() if paths.LEDGER.is_file() else b""
     if old and not old.endswith(b"\n"):  # an editor took it
         old += b"\n"
-    names: dict[type, str] = {kind: name for name, kind in KINDS.items()}
-    lines = [json.dumps({"event": names[type(e)], **e._asdict()}, ensure_ascii=False) + "\n" for e in entries]
-    artifacts.write(paths.LEDGER, old + "".join(lines).encode())
+    artifacts.write(paths.LEDGER, old + "".join(format_line(entry) + "\n" for entry in entries).encode())

@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.params import Params, Section
+from pipeline.repository import MARK
 
 
 def load(path: Path = paths.PARAMS) -> Params:
@@ -35,6 +36,10 @@ def read_yaml(path: Path) -> Any:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else str(error.problem)
         raise UserError(f"{path}: the key {key!r} stands twice; remove one of them") from None
     except YAMLError as error:
+        if f"\n{MARK}" in "\n" + path.read_text(encoding="utf-8"):
+            raise UserError(
+                f"{path} holds the marks of a git merge ({MARK.strip()}): edit it so that it holds what both sides need"
+            ) from None
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 

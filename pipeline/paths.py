@@ -37,6 +37,14 @@ SOURCE_ROUND = "r00"
 """The round of the source model, before anything is bought."""
 
 
+def maker(stage: str, round_name: str) -> str:
+    """What DVC calls the stage that makes an artifact of a round; those of r00 have makers of their own."""
+    first = {"tune": "pretrain", "evaluate": "evaluate_source"} | dict.fromkeys(
+        ("snapshot", "annotate", "audit"), "prepare"
+    )
+    return first[stage] if round_name == SOURCE_ROUND and stage in first else f"{stage}@{round_name}"
+
+
 def manifest(split: str) -> Path:
     """Manifest of `source`, `pool` or `test`."""
     return MANIFESTS / f"{split}.csv"

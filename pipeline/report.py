@@ -53,7 +53,7 @@ def run(
 
 
 def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    measures = artifacts.load_json(paths.metrics(name), f"evaluate@{name}")
+    measures = artifacts.load_metrics(name)
     audit = artifacts.load_audit(name)
     forecast = {} if name == paths.SOURCE_ROUND else artifacts.load_forecast(name)
     # Gains in another unit than points of mIoU are not for a table.

@@ -114,7 +114,7 @@ def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], ne
     if absent:
         raise UserError(
             f"{paths.features(round_name)} lacks {absent[0]!r}, which {paths.scores(round_name)} has: "
-            f"run `dvc repro -f score@{round_name}`"
+            f"run `dvc repro -s -f score@{round_name}`, then `dvc repro`"
         )
     own = [row[key] for key in left["key"]]
     bought = [row[order.key] for order in orders if order.key in row]

@@ -28,6 +28,7 @@ def collect(params: Params) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "annotators": _annotators(book),
+        "doubled": _doubled(book),
         "agreement": _agreement(book),
         "label_studio": _label_studio(params, [row["round"] for row in rounds if row["ordered"] > row["labelled"]]),
         "spent": {"images": sum(images for images, _ in spent), "minutes": sum(minutes for _, minutes in spent)},
@@ -48,6 +49,12 @@ def _annotators(book: Ledger) -> list[dict[str, Any]]:
         row["labelled" if isinstance(entry, Delivery) else "skipped"] += 1
         row["minutes"] += entry.minutes
     return list(rows.values())
+
+
+def _doubled(book: Ledger) -> dict[str, tuple[int, float]]:
+    """Images of each round that two branches bought, and the minutes of the purchases that are not used."""
+    doubles = {name: book.doubled(name) for name in dict.fromkeys(entry.round for entry in book.entries)}
+    return {name: (len(each), sum(one.minutes for one in each)) for name, each in doubles.items() if each}
 
 
 def _agreement(book: Ledger) -> dict[str, float]:
@@ -74,8 +81,7 @@ def _label_studio(params: Params, waiting: list[str]) -> dict[str, Any] | None:
 
 
 def _miou(round_name: str) -> float | None:
-    path = paths.metrics(round_name)
-    return float(artifacts.load_json(path, f"evaluate@{round_name}")["miou"]) if path.is_file() else None
+    return float(artifacts.load_metrics(round_name)["miou"]) if paths.metrics(round_name).is_file() else None
 
 
 def _forecast(round_name: str) -> list[float] | None:
@@ -119,6 +125,10 @@ def run(params: Params, *, as_json: bool) -> None:
     for row in content["annotators"]:
         skipped = f", skipped {row['skipped']}" if row["skipped"] else ""
         print(f"{row['round']}: {row['annotator']} labelled {row['labelled']}{skipped} in {row['minutes']:.4g} minutes")
+    for name, (images, minutes) in content["doubled"].items():
+        print(
+            f"{name}: {images} bought on another branch, too; their {minutes:.4g} minutes are spent, the labels unused"
+        )
     for name, share in content["agreement"].items():
         print(f"{name}: several annotators agree on {100 * share:.1f}% of the pixels")
     if content["label_studio"]:

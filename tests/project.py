@@ -194,7 +194,15 @@ def make(
 ) -> Project:
     """Copy the code of a project to `folder`, with a tiny town and a DVC remote beside it, and commit it."""
     shutil.copytree(code / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/page.html", ".dvc/.gitignore"):
+    for name in (
+        "dvc.yaml",
+        ".gitignore",
+        ".gitattributes",
+        ".dvcignore",
+        ".dvc/config",
+        ".dvc/page.html",
+        ".dvc/.gitignore",
+    ):
         if (code / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(code / name, folder / name)

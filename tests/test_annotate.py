@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import UInt8
 
-from pipeline import __main__, annotate, artifacts, blocks, datasets, ledger, paths, remove
+from pipeline import __main__, annotate, artifacts, blocks, datasets, label_store, ledger, paths, remove
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, Request
 from pipeline.errors import UserError, WaitingForPeople
@@ -408,7 +408,7 @@ def test_disk_that_is_full_when_dvc_takes_a_mask_is_a_sentence(project: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(annotate.Repo, "add", full)
+        patch.setattr(label_store.Repo, "add", full)
         with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*No space left on device\): mend that"):
             run("r01")
     assert len(ledger.load().deliveries) == 1

@@ -223,7 +223,7 @@ def test_metric_that_is_not_finite_is_refused() -> None:
 def test_json_left_by_a_merge_is_a_sentence() -> None:
     artifacts.save_labels("r01", [])
     paths.labels("r01").write_text(MERGED.format("[]\n"))
-    with pytest.raises(UserError, match=r"labels\.json is not whole.*`dvc repro -f annotate@r01`"):
+    with pytest.raises(UserError, match=r"labels\.json is not whole.*`dvc repro -s -f annotate@r01`"):
         artifacts.load_labels("r01")
 
 
@@ -260,7 +260,7 @@ def test_mask_survives_and_its_hash_is_that_of_the_file() -> None:
 
 
 def test_missing_and_damaged_masks_say_how_to_get_them_back() -> None:
-    with pytest.raises(UserError, match=r"data/labels/a\.png is not here: run `dvc pull data/labels\.dvc`"):
+    with pytest.raises(UserError, match=r"data/labels/a\.png is not here: run `python -m pipeline join`"):
         artifacts.load_mask(paths.mask("a"))
     artifacts.save_mask(paths.mask("a"), np.zeros((40, 50), np.uint8))
     paths.mask("a").write_bytes(paths.mask("a").read_bytes()[:30])
@@ -282,7 +282,7 @@ def test_missing_and_damaged_predictions_say_what_makes_them() -> None:
     colour = cv2.imencode(".png", np.zeros((40, 50, 3), np.uint8))[1].tobytes()
     for damaged in (b"", path.read_bytes()[:30], colour):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"predictions/a\.png is not whole.*`dvc repro -f predict@r01`"):
+        with pytest.raises(UserError, match=r"predictions/a\.png is not whole.*`dvc repro -s -f predict@r01`"):
             artifacts.load_prediction("r01", "a")
 
 
@@ -325,7 +325,7 @@ def test_missing_and_damaged_logs_say_what_makes_them(name: str, maker: str) -> 
     paths.model(name).mkdir(parents=True)
     for damaged in ("step,loss\n10,0.5\n20,ha", "loss\n0.5\n", "step,loss\n10,inf\n", "step,loss\n1,2,3\n1,2,3,4\n"):
         paths.log(name).write_text(damaged)
-        with pytest.raises(UserError, match=rf"log\.csv is not whole.*`dvc repro -f {maker}`"):
+        with pytest.raises(UserError, match=rf"log\.csv is not whole.*`dvc repro -s -f {maker}`"):
             artifacts.load_log(name)
 
 
@@ -381,11 +381,11 @@ def test_missing_and_damaged_features_say_what_makes_them() -> None:
     np.save(single, np.zeros(3))
     for damaged in (b"", whole[:-300], whole[:100], whole.replace(b"by_class.npy", b"by_glass.npy"), b"key,gain\n"):
         paths.features("r01").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"features\.npz is not whole.*`dvc repro -f score@r01`"):
+        with pytest.raises(UserError, match=r"features\.npz is not whole.*`dvc repro -s -f score@r01`"):
             artifacts.load_features("r01")
     for damaged in (other.getvalue(), single.getvalue()):
         paths.features("r01").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"features\.npz is not whole.*`dvc repro -f score@r01`"):
+        with pytest.raises(UserError, match=r"features\.npz is not whole.*`dvc repro -s -f score@r01`"):
             artifacts.load_features("r01")
     middle = whole.index(features(["a", "b"]).image.tobytes()) + 5  # some of the zip file's own bytes do not count
     paths.features("r01").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])

@@ -82,7 +82,7 @@ def test_commands_are_understood_and_agree_with_the_table(stages: list[Stage], p
     settings = params_file.load(project / "params.yaml")
     for stage in stages:
         start = stage.command.index("pipeline") + 1
-        assert stage.command[:start] == ["python", "-m", "pipeline"]  # whatever `launch` says
+        assert stage.command[:start] == ["python3", "-m", "pipeline"]  # whatever `launch` says
         given = __main__.arguments(stage.command[start:])
         assert given.command == stage.name
         assert getattr(given, "round", stage.round) == stage.round

@@ -94,7 +94,9 @@ BROKEN = {
 def test_broken_line_is_named_with_the_way_out(name: str) -> None:
     ledger.append([order("a")])
     paths.LEDGER.write_text(paths.LEDGER.read_text() + BROKEN[name] + "\n")
-    with pytest.raises(UserError, match=r"data/ledger\.jsonl: line 2 .*restore the file from git"):
+    with pytest.raises(
+        UserError, match=r"data/ledger\.jsonl: line 2 .*after a git merge run `python -m pipeline join`"
+    ):
         ledger.load()
 
 
@@ -131,7 +133,7 @@ def test_skipped_image_may_be_ordered_again_elsewhere_and_its_minutes_stay_spent
     assert book.spent("r01") == (1, 10.5)
     ledger.append([order("a", "r02")])
     assert ledger.load().ordered("r02") == [order("a", "r02")]
-    with pytest.raises(UserError, match="'a' was delivered in r01 but not ordered there"):
+    with pytest.raises(UserError, match="'a' was ordered twice"):  # of a label that is here the order stands
         ledger._check([*ledger.load().entries, delivery("a")])
     ledger.append([order("a")])
     with pytest.raises(UserError, match="'a' was ordered twice"):

@@ -1,15 +1,19 @@
 """The whole loop with the real DVC and git, on one small project that grows from chapter to chapter, in this order."""
 
+import contextlib
 import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import kill
+from pipeline import artifacts
+from pipeline.errors import UserError
 from tests import project
 from tests.project import Project, Run
 
@@ -79,6 +83,20 @@ def test_first_run_makes_everything(made: tuple[Project, Run]) -> None:
     assert kept == ["tune-r01-likelihood.pt"]  # for another reward
     status = json.loads(tiny.pipeline("status", "--json").output)
     assert (status["next"], status["spent"]) == ("all rounds are done", {"images": 3, "minutes": 30.0})
+
+
+def test_git_takes_what_is_small_and_nothing_else(tiny: Project) -> None:
+    assert tiny.dvc("plots", "show").status == 0
+    assert (tiny.folder / "dvc_plots/index.html").is_file()
+    for name in ("data/weights/encoder.pth", "data/camvid"):
+        (tiny.folder / name).parent.mkdir(exist_ok=True)
+        (tiny.folder / name).write_text("what examples/camvid/README.md puts there")
+    taken = tiny.git("ls-files", "--others", "--exclude-standard").splitlines()
+    assert {"dvc.lock", "data/labels.dvc", "data/ledger.jsonl", "data/rounds/r01/labels.json"} <= set(taken)
+    folders = ("data/labels.dvc", "data/ledger.jsonl", "data/rounds/", "data/metrics/", "reports/", "dvc.lock")
+    assert [name for name in taken if not name.startswith(folders)] == []
+    assert sum((tiny.folder / name).stat().st_size for name in taken) < 500_000
+    shutil.rmtree(tiny.folder / "dvc_plots")
 
 
 def test_second_run_does_nothing(tiny: Project) -> None:
@@ -200,6 +218,78 @@ def test_everything_comes_back_from_the_remote(tiny: Project) -> None:
     assert tiny.results() == now
 
 
+def test_clone_of_all_that_git_does_not_ignore_is_up_to_date_after_a_pull(tiny: Project) -> None:
+    clone = Project(tiny.folder.parent / "clone")
+    tiny.git("clone", "--quiet", "--config", "core.autocrlf=true", str(tiny.folder), str(clone.folder))
+    assert clone.dvc("pull").status == 0
+    assert clone.dvc("status").output.strip() == "Data and pipelines are up to date."
+    run = clone.repro()
+    assert run.ran == run.restored == []
+    assert clone.ledger() == tiny.ledger()
+    assert clone.git("status", "--porcelain") == ""
+    assert clone.results() == tiny.results()
+    shutil.rmtree(clone.folder)
+
+
+def said(tiny: Project, load: Callable[[], object]) -> str:
+    """What is said of a file when it is read."""
+    with contextlib.chdir(tiny.folder), pytest.raises(UserError) as raised:
+        load()
+    return str(raised.value)
+
+
+LACKING: dict[str, Callable[[], object]] = {
+    "data/rounds/r00/labels.json": lambda: artifacts.load_labels("r00"),
+    "data/metrics/r00.json": lambda: artifacts.load_metrics("r00"),
+    "data/models/r00/model.pt": lambda: artifacts.load_model("r00"),
+    "data/rounds/r01/labels.json": lambda: artifacts.load_labels("r01"),
+    "data/rounds/r02/features.npz": lambda: artifacts.load_features("r02"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_file_that_is_not_here_is_made_by_the_stage_that_is_named(tiny: Project, name: str) -> None:
+    now = tiny.results()
+    (tiny.folder / name).unlink()
+    command = re.findall(r"`dvc ([^`]+)`", said(tiny, LACKING[name]))[-1]
+    done = tiny.dvc(*command.split())
+    assert done.status == 0, done.output
+    assert tiny.results() == now
+    with contextlib.chdir(tiny.folder):
+        LACKING[name]()
+
+
+def test_file_that_is_not_whole_is_made_by_the_stage_that_is_named(tiny: Project) -> None:
+    now, name = tiny.results(), "data/rounds/r01/labels.json"
+    (tiny.folder / name).write_text("[")
+    commands = re.findall(r"`dvc ([^`]+)`", said(tiny, LACKING[name]))
+    assert commands == ["repro -s -f annotate@r01", "repro"]
+    for command in commands:
+        run = tiny.dvc(*command.split())
+        assert run.status == 0, run.output
+    assert tiny.results() == now
+
+
+def test_change_by_hand_is_taken_or_undone_as_tune_says(tiny: Project) -> None:
+    now, key = tiny.results(), tiny.ordered("r01")[0]
+    path = tiny.folder / f"data/labels/{key}.png"
+    mask = artifacts.load_mask(path)
+    changed = mask.copy()
+    changed[0, 0] = (int(mask[0, 0]) + 1) % 19
+    artifacts.save_mask(path, changed)
+    sentence = one_sentence(tiny.pipeline("tune", "r01", "--after", "r00"), "tune")
+    taken, undone, *_ = re.findall(r"`dvc ([^`]+)`", sentence)
+    assert tiny.dvc(*undone.split()).status == 0
+    assert tiny.results() == now
+    artifacts.save_mask(path, changed)
+    assert tiny.dvc(*taken.split()).status == 0
+    assert tiny.ledger()[-1]["annotator"] == "hand"
+    assert tiny.lost() == []
+    tiny.git("checkout", "--quiet", "--", ".")
+    assert tiny.dvc("checkout", "--force").status == 0
+    assert tiny.results() == now
+
+
 def test_experiments_do_not_buy(tiny: Project) -> None:
     tiny.git("checkout", "--quiet", "-B", "main")
     now, ledger = tiny.results(), (tiny.folder / "data/ledger.jsonl").read_bytes()
@@ -252,6 +342,10 @@ def test_model_that_cannot_be_used_is_a_sentence(tiny: Project, fault: str) -> N
         tiny.edit("classes: cityscapes19", "classes: camvid11")
         says = "labels were bought in the classes road, "
     run = tiny.pipeline("score", "r03", "--after", "r02")
+    if fault == "a weight that is not a number":
+        [command] = re.findall(r"`dvc ([^`]+)`", run.output)
+        assert tiny.dvc(*command.split()).status == 0
+        assert model.read_bytes() == kept[1]
     model.write_bytes(kept[1])
     params.write_text(kept[2])
     assert says in one_sentence(run, "score")
@@ -277,6 +371,6 @@ def test_file_of_dvc_that_a_kill_cut_short_costs_no_label(tiny: Project, name: s
 
 
 def test_python_of_the_stages_is_this_one(tiny: Project) -> None:
-    """`python` in dvc.yaml is found through PATH; these tests mean the environment that they run in."""
-    said = tiny.run("python", "-c", "import sys; print(sys.executable)").output.strip()
+    """`python3` in dvc.yaml is found through PATH; these tests mean the environment that they run in."""
+    said = tiny.run("python3", "-c", "import sys; print(sys.executable)").output.strip()
     assert Path(said).parent == Path(sys.executable).parent

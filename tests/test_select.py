@@ -168,7 +168,7 @@ def test_methods_that_need_features_refuse_without() -> None:
 def test_features_without_an_image_of_the_scores_are_refused() -> None:
     look("r01", KEYS[:-1], np.eye(39))
     with pytest.raises(
-        UserError, match=r"features\.npz lacks '039', which .*scores\.csv has: run `dvc repro -f score@"
+        UserError, match=r"features\.npz lacks '039', which .*scores\.csv has: run `dvc repro -s -f score@"
     ):
         run(images=3, method="coreset")
     assert len(run(images=3)) == 3  # who needs none does not look

@@ -390,7 +390,7 @@ def _send_batch(
         if sent.shape != (row["height"], row["width"]):
             raise UserError(
                 f"the prediction of {order.key!r} is {sent.shape[0]}x{sent.shape[1]}, its image "
-                f"{row['height']}x{row['width']}: run `dvc repro -f predict@{order.round}`"
+                f"{row['height']}x{row['width']}: run `dvc repro -s -f predict@{order.round}`, then `dvc repro`"
             )
         data = {"image": image, "gain": gain, "key": f"{order.round}/{order.key}", "sha256": row["sha256"]}
         prediction = {
