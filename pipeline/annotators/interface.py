@@ -93,7 +93,9 @@ def instruction(
         per_class: the part of that which each class has.
         classes: what can be painted.
     """
-    worth = f", which is expected to raise the mIoU by {expected_points:.1f} points" if expected_points else ""
+    worth = (
+        f", which is expected to raise the mIoU by {expected_points:.1f} points" if expected_points is not None else ""
+    )
     most = [name for name in sorted(per_class, key=lambda name: -per_class[name])[:SHOWN] if per_class[name] > 0]
     names = ", ".join(
         f"{html.escape(name)}{f' [{HOTKEYS[number]}]' if number < len(HOTKEYS) else ''}"

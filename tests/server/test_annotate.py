@@ -579,6 +579,7 @@ def test_what_was_sent_as_before_r01_goes_on_and_what_is_left_comes_after_the_ne
         given = stream(person, title)
         assert (given["data"]["key"], len(given["predictions"])) == (name, 1)
         person.submit(person.tasks(title)[name])
+    run()
     run("r02")
 
 
