@@ -398,7 +398,8 @@ class BudgetLine(Section):
 
     def __str__(self) -> str:
         """The amount with its unit."""
-        return f"{self.images} images" if self.images is not None else f"{self.minutes:g} minutes"
+        amount, unit = (self.images, "image") if self.images is not None else (self.minutes, "minute")
+        return f"{amount:g} {unit}{'' if amount == 1 else 's'}"
 
 
 class Roots(NamedTuple):
