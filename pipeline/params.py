@@ -388,7 +388,7 @@ class BudgetLine(Section):
     images: Count | None = None
     """Images to buy; blocks, each counted as one, if score.unit is block."""
     minutes: Positive | None = None
-    """Or minutes of annotators' time to spend."""
+    """Or minutes of annotators' time to spend, by the clock (docs/decisions/0014)."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> "BudgetLine":
