@@ -3,6 +3,10 @@
 The order of things is what makes labels safe: an order is in the ledger before it is sent; a mask is on the disk
 before its delivery is in the ledger, and in DVC's cache before the next is read. Whoever dies in between, the next run
 finds what is paid for and goes on from there.
+
+A line in minutes is spent by the clock, not by the prediction. While nothing has come back from these annotators,
+orders go out for about half of the line; then for as much as fits at the pace that was measured. Where the selection
+is used up before the line is, `select` draws more.
 """
 
 import os
@@ -12,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from tqdm import tqdm
 
-from pipeline import artifacts, blocks, label_store, ledger, paths
+from pipeline import artifacts, blocks, candidates, label_store, ledger, paths
 from pipeline.annotators import ANNOTATORS, oracle
 from pipeline.annotators.contract import Annotator, Answer, HeldBack, Request, Skipped, Unreachable
-from pipeline.errors import UserError, WaitingForPeople, choose
+from pipeline.errors import UserError, WaitingForPeople, choose, counted
 from pipeline.labels import IGNORE, ClassSet
-from pipeline.ledger import Delivery, Ledger, Order, Skip
+from pipeline.ledger import ABSURD, Delivery, Ledger, Order, Skip, Spending
 from pipeline.params import Annotate, BudgetLine, Roots, Score
 
 POLL_SECONDS = 30.0
@@ -28,6 +32,7 @@ LONGEST_POLL_SECONDS = 600.0
 """Doubled up to this while the annotators cannot be reached."""
 PATIENCE_SECONDS = 24 * 3600.0
 """So long they may stay away in mode `wait`."""
+VOID = "not one pixel of its label has a class, so nothing can be learnt from it: paint what is to be seen, or skip it"
 
 
 def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annotate: Annotate) -> None:
@@ -45,17 +50,66 @@ def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annota
         selection = artifacts.load_selection(round_name)
         pool = _with_blocks(round_name, roots.pool, selection["key"])
         _check_pool(round_name, selection["key"], pool)
+        request = Request(round_name, (), {}, pool, classes, annotate, score.acquisition)
         _order(round_name, line, selection, pool, classes, annotate)
-        waiting = _collect(annotator, Request(round_name, (), {}, pool, classes, annotate, score.acquisition), add)
-        _take_corrections(round_name, pool)
+        waiting = _collect(annotator, request, add)
+        while _order(round_name, line, selection, pool, classes, annotate):  # what has come back leaves room for more
+            waiting = _collect(annotator, request, add)
+        _take_corrections(round_name, request)
         add()
-    orders = ledger.load().ordered(round_name)
-    if {order.key for order in orders} != set(selection["key"]):
+    book = ledger.load()
+    spending, orders = book.spending(round_name), book.ordered(round_name)
+    _tell_times(round_name, spending)
+    if line.minutes is not None:
+        waiting += f", {spending.measured + spending.skipped:.4g} of {line} spent"
+    if why := _needs_more(round_name, line, selection, annotate):
         paths.selection(round_name).unlink()  # so that DVC runs `select` again, which keeps what is ordered
-        raise WaitingForPeople(f"{waiting}; `dvc repro` now draws others for the skipped images")
-    if len({delivery.key for delivery in ledger.load().delivered(round_name)}) < len(orders):
-        raise WaitingForPeople(f"{waiting}; run `dvc repro` again when they are done")
+        raise WaitingForPeople(f"{waiting}; `dvc repro` now draws {why}")
+    if spending.waiting:
+        later = len(set(selection["key"]) - _asked(book, round_name))
+        more = f"; {later} more selected, which go out by the pace that is measured" if later else ""
+        raise WaitingForPeople(f"{waiting}{more}; run `dvc repro` again when they are done")
+    if line.minutes is not None:
+        print(f"{round_name}: {ledger.accounts(line.minutes, spending)}")
     _write_labels(round_name, line.after, [order.key for order in orders])
+
+
+def _tell_times(round_name: str, spending: Spending) -> None:
+    for one in spending.held_back:
+        print(
+            f"{round_name}: {one.key}: {one.minutes:.4g} minutes of {one.annotator} are more than {ABSURD:g} times the "
+            f"usual, as when a tab is left open, and count as {one.counted:.2g}; {paths.LEDGER} keeps the time itself"
+        )
+
+
+def _needs_more(round_name: str, line: BudgetLine, selection: pd.DataFrame, annotate: Annotate) -> str | None:
+    """What else `select` has to draw for the round, in words; None if it is as the line says."""
+    book = ledger.load()
+    spending, asked = book.spending(round_name), _asked(book, round_name)
+    if line.minutes is None:
+        ordered = {order.key for order in book.ordered(round_name)}
+        return "others for the skipped images" if ordered != set(selection["key"]) else None
+    if not set(selection["key"]) <= asked:
+        return None  # what is selected has to go out first, or does not fit
+    left = candidates.left(round_name, book, annotate).rows
+    room = line.minutes - spending.minutes
+    # If even the longest fits, any method finds one that does.
+    if left.empty or not _prices(left, spending, annotate).max() <= room * (1 + 1e-9):
+        return None
+    return f"more images for the {room:.4g} minutes that are left of the line"
+
+
+def _prices(rows: pd.DataFrame, spending: Spending, annotate: Annotate) -> Float64[np.ndarray, " n"]:
+    """Minutes that images are expected to take: as predicted, at the round's pace. The oracle's are known."""
+    if annotate.annotator == "oracle":
+        return np.array([annotate.oracle_minutes * blocks.share(key) for key in rows["key"]])
+    prices: np.ndarray = rows["minutes"].to_numpy(float) * spending.pace
+    return prices
+
+
+def _asked(book: Ledger, round_name: str) -> set[str]:
+    """What the round has ordered, be it skipped since."""
+    return {entry.key for entry in book.entries if entry.round == round_name}
 
 
 def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> pd.DataFrame:
@@ -91,7 +145,9 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
         try:
             # What is on record is looked at once, for corrections; while people are waited for, only the rest is.
             for said in annotator(request if first else request._replace(orders=pending)):
-                if isinstance(said, HeldBack):
+                if isinstance(said, Answer) and (said.mask == IGNORE).all():
+                    held.append(HeldBack(said.key, VOID))
+                elif isinstance(said, HeldBack):
                     held.append(said)
                 else:
                     _record(name, said, request, add)
@@ -116,7 +172,9 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
             break
         time.sleep(poll)
     bar.close()
-    return f"{name}: {len(delivered)} of {len(ordered)} labelled" + (f", {len(held)} need another look" if held else "")
+    return f"{name}: {len(delivered)} of {len(ordered)} labelled" + (
+        f", {len(held)} need{'s' if len(held) == 1 else ''} another look" if held else ""
+    )
 
 
 def _request(about: Request) -> Request:
@@ -148,7 +206,7 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
     path = paths.mask(said.key)
     # What is there may have been changed by hand. If it is this very answer, a run was killed before it was on record.
     if said.key in request.known and path.is_file() and not np.array_equal(artifacts.load_mask(path), said.mask):
-        _take_corrections(round_name, request.pool)
+        _take_corrections(round_name, request)
         add()
     digest = artifacts.save_mask(path, said.mask)
     what = (said.annotator, said.minutes, digest, ledger.now(), said.changed, said.agreement, said.version)
@@ -180,8 +238,8 @@ def _order(
     pool: pd.DataFrame,
     classes: ClassSet,
     annotate: Annotate,
-) -> None:
-    """Put on record what the selection adds to what is ordered already, without what was skipped.
+) -> bool:
+    """Put on record what the selection adds to what was asked for already; whether that is anything.
 
     What the oracle cannot deliver is skipped at once, so that others are drawn.
     """
@@ -189,14 +247,14 @@ def _order(
     for grid in set(map(blocks.grid_of, selection["key"])):
         blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
     elsewhere = {order.key: order.round for order in book.orders}
-    asked = {entry.key for entry in book.entries if entry.round == round_name}
-    wanted = selection[~selection["key"].isin(asked)]
+    wanted = selection[~selection["key"].isin(_asked(book, round_name))]
     for key in wanted["key"]:
         if key in elsewhere:
             raise UserError(
                 f"{round_name} wants {key!r}, which {elsewhere[key]} has bought already: "
                 f"run `dvc repro -s -f select@{round_name}`, then `dvc repro`"
             )
+    wanted = _portion(wanted, line, book, round_name, annotate)
     names, refused = (annotate.annotator, classes.name), dict[str, str]()
     if annotate.annotator == "oracle":
         refused = oracle.refused(wanted["key"], pool, artifacts.load_ids("pool", classes))
@@ -218,6 +276,34 @@ def _order(
         ledger.append([*every, *(Skip(round_name, key, names[0], 0.0, ledger.now(), "refused") for key in refused)])
     if new:
         print(f"{round_name}: ordered {blocks.counted([order.key for order in new])} from {annotate.annotator}")
+    return bool(every)
+
+
+def _portion(wanted: pd.DataFrame, line: BudgetLine, book: Ledger, round_name: str, annotate: Annotate) -> pd.DataFrame:
+    """The head of what is selected that goes out now; of a line in images all."""
+    if line.minutes is None or wanted.empty:
+        return wanted
+    spending = book.spending(round_name)
+    prices = np.cumsum(_prices(wanted, spending, annotate))
+    room = line.minutes - spending.minutes
+    fits = int((prices <= room + 1e-6).sum())
+    if not fits and not spending.images and not spending.skipped:
+        raise UserError(
+            f"{round_name} has {line}, and its first image is expected to take {prices[0]:.4g}: raise the line in "
+            f"{paths.PARAMS}, or run `dvc repro -s -f select@{round_name}`"
+        )
+    if annotate.annotator == "oracle":
+        return wanted[:fits]
+    # The pace of these annotators is known from their labels, and the better the more there are: never more than two
+    # are out for each of them. Before the first there is only the guess that params.yaml makes.
+    labelled = {order.key for order in book.orders if order.annotator == annotate.annotator} & {
+        delivery.key for delivery in book.deliveries
+    }
+    out = spending.waiting
+    if labelled:
+        return wanted[: min(fits, max(0, 2 * len(labelled) - out))]
+    half = int((prices <= room - line.minutes / 2 + 1e-6).sum())
+    return wanted[: min(fits, half if out else max(1, half))]
 
 
 def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequence[Order]) -> None:
@@ -226,20 +312,21 @@ def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequen
             f"{round_name} would buy {blocks.counted([order.key for order in new])} inside `dvc exp run`, whose ledger "
             f"is thrown away: buy them with `dvc repro` first, then experiment on what was bought"
         )
-    images, minutes = book.spent(round_name, new)
-    if images > (line.images or images) or minutes > (line.minutes or minutes) + 1e-6:
+    images, _ = book.spent(round_name, new)
+    if line.images is not None and images > line.images:  # of minutes nothing is ordered that does not fit
         raise UserError(
-            f"{round_name} would spend {images} images and {minutes:g} minutes, but its budget line says {line}: "
+            f"{round_name} would order {counted(images, 'image')}, but its budget line says {line}: "
             f"raise it in {paths.PARAMS}, or run `dvc repro -s -f select@{round_name}`"
         )
 
 
-def _check_mask(key: str, mask: UInt8[np.ndarray, "h w"], request: Request, annotator: str) -> None:
+def _check_mask(key: str, mask: UInt8[np.ndarray, "h w"], request: Request, whose: str) -> None:
+    """See that a label can be trained on."""
     classes = len(request.classes.names)
     unknown = np.setdiff1d(mask, [*range(classes), IGNORE])
     if unknown.size:
         raise UserError(
-            f"the label of {key!r} from {annotator} holds the ids {', '.join(map(str, unknown))}, "
+            f"the label of {key!r} from {whose} holds the ids {', '.join(map(str, unknown))}, "
             f"but there are {classes} classes and {IGNORE} for none: mend it there, then `dvc repro`"
         )
     _check_size(key, mask, request.pool.loc[key])
@@ -254,21 +341,28 @@ def _check_size(key: str, mask: UInt8[np.ndarray, "h w"], image: pd.Series) -> N
         )
 
 
-def _take_corrections(round_name: str, pool: pd.DataFrame) -> None:
+def _take_corrections(round_name: str, request: Request) -> None:
     """A mask that was changed by hand since it was delivered is delivered anew, for no further minutes."""
     latest = {delivery.key: delivery for delivery in ledger.load().delivered(round_name)}
     for key, delivery in latest.items():
-        _check_size(key, artifacts.load_mask(paths.mask(key)), pool.loc[key])
         digest = artifacts.sha256(paths.mask(key))
         if digest != delivery.sha256:
+            mask = artifacts.load_mask(paths.mask(key))
+            _check_mask(key, mask, request, str(paths.mask(key)))
+            if (mask == IGNORE).all():
+                raise UserError(
+                    f"{paths.mask(key)} has no labelled pixel left, so nothing can be learnt from it: paint what is to "
+                    f"be seen, or take it back with `dvc checkout {paths.LABELS_DVC}`"
+                )
             print(f"{round_name}: {paths.mask(key)} was changed by hand; taken as corrected")
             ledger.append([delivery._replace(annotator="hand", sha256=digest, at=ledger.now())])
 
 
 def _write_labels(round_name: str, after: str, keys: Sequence[str]) -> None:
-    before = artifacts.load_labels(after)
-    latest = {delivery.key: delivery for delivery in ledger.load().delivered(round_name)}
-    rows = [
-        {"key": key, "round": round_name, "minutes": latest[key].minutes, "sha256": latest[key].sha256} for key in keys
-    ]
+    before, book = artifacts.load_labels(after), ledger.load()
+    latest, counted = (
+        {delivery.key: delivery for delivery in book.delivered(round_name)},
+        book.spending(round_name).counted,
+    )
+    rows = [{"key": key, "round": round_name, "minutes": counted[key], "sha256": latest[key].sha256} for key in keys]
     artifacts.save_labels(round_name, [*before, *rows])

@@ -323,6 +323,11 @@ def load_metrics(round_name: str) -> dict[str, Any]:
     return content
 
 
+def load_miou_share(round_name: str) -> float:
+    """The mIoU of a round's model on the test set, in [0, 1]; gains and forecasts count in points, 100 times that."""
+    return float(load_metrics(round_name)["miou"])
+
+
 def save_report(rounds: pd.DataFrame) -> None:
     """Write the table of all rounds, and the first and last of it as a metrics file."""
     write(paths.ROUNDS_TABLE, rounds.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())

@@ -17,6 +17,7 @@ from pipeline import (
     inference,
     ledger,
     metrics,
+    paths,
     scoring,
     streams,
     training,
@@ -74,7 +75,10 @@ def run(
     if not fabric.is_global_zero:
         return
     if not reliability[:, 0].sum() > 0:
-        raise UserError(f"{round_name}: no pixel of its labels is of a class: label them again")
+        raise UserError(
+            f"{round_name}: no pixel of its labels is of a class: correct one (where it was made, or its PNG in "
+            f"{paths.LABELS}), then `dvc repro -s -f annotate@{round_name}` and `dvc repro`"
+        )
 
     # An image without a labelled pixel says nothing, and its two zeros would look like agreement.
     shown = realised[:, :, 0].sum(1) > 0
@@ -122,7 +126,7 @@ def _conclude(audits: list[pd.DataFrame], rng: np.random.Generator, acquisition:
 
 
 def _sentence(verdict: Verdict, content: dict[str, Any], acquisition: str) -> str:
-    level = f"gain {content['predicted']:.2f} predicted, {content['realised']:.2f} realised; "
+    level = f"gain in points of mIoU {content['predicted']:.2f} predicted, {content['realised']:.2f} realised; "
     rank = "nothing to rank" if verdict.rank.spearman is None else f"rank correlation {verdict.rank.spearman:.2f}"
     found = {True: "a signal", False: "no signal", None: f"no verdict below {auditing.FEWEST} images"}[verdict.signal]
     over = f"{verdict.images} images" + (f" of {verdict.rounds} rounds" if verdict.rounds > 1 else "")

@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from pipeline import artifacts, ledger, paths
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted
 from pipeline.params import Params
 from pipeline.params_file import parse
 
@@ -20,7 +20,9 @@ def run(params: Params, *, unit: str, total: float, rounds: int) -> None:
         UserError: less is asked for than is spent, or than one per round.
     """
     if total <= 0 or rounds <= 0:
-        raise UserError(f"budget: {total:g} {unit} in {rounds} rounds is nothing to spend: give numbers above 0")
+        raise UserError(
+            f"budget: {total:g} {unit} in {counted(rounds, 'round')} is nothing to spend: give numbers above 0"
+        )
     book = ledger.load()
     begun = [name for name in params.budget if book.ordered(name)]
     amounts = [getattr(params.budget[name], unit) for name in begun]
@@ -30,8 +32,8 @@ def run(params: Params, *, unit: str, total: float, rounds: int) -> None:
     left, lines = total - sum(amounts), rounds - len(begun)
     if lines < 0 or left < lines or (lines == 0 and left > 0):
         raise UserError(
-            f"budget: {len(begun)} rounds have ordered {sum(amounts):g} {unit} already; "
-            f"{total:g} {unit} in {rounds} rounds leaves {left:g} for {lines} rounds: ask for more"
+            f"budget: {counted(len(begun), 'round')} took {sum(amounts):g} {unit} already; {total:g} {unit} in "
+            f"{counted(rounds, 'round')} leaves {left:g} for {counted(lines, 'round')}: ask for more"
         )
     yaml = YAML()
     yaml.width = 4096  # never re-wrap a line

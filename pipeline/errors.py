@@ -19,3 +19,8 @@ def choose(family: str, members: Mapping[str, T], name: str) -> T:
     if name not in members:
         raise UserError(f"unknown {family} {name!r}: choose one of {', '.join(members)}")
     return members[name]
+
+
+def counted(number: int, thing: str) -> str:
+    """How many there are, in words: 1 label, 2 labels."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

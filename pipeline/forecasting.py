@@ -46,33 +46,33 @@ class Round(NamedTuple):
     """Labels before it, in images."""
     after: float
     """Labels after it."""
-    gain: float
-    """Gain predicted for its images, mIoU points; 0 if the score has another unit."""
+    gain_points: float
+    """Gain predicted for its images, points of mIoU; 0 if the score has another unit."""
 
 
 class Forecast(NamedTuple):
-    """The mIoU after the next purchase, in points."""
+    """The mIoU after the next purchase, in points (0 to 100)."""
 
-    expected: float
-    low: float
-    high: float
+    expected_points: float
+    low_points: float
+    high_points: float
     """End of the interval that holds the mIoU with probability LEVEL."""
 
 
-def forecast(history: Sequence[tuple[Round, float]], following: Round, miou: float) -> Forecast:
+def forecast(history: Sequence[tuple[Round, float]], following: Round, miou_points: float) -> Forecast:
     """Expected mIoU after a round and its interval, cut to what an mIoU can be.
 
     Args:
         history: earlier rounds and by how many points each has changed the mIoU.
         following: the round that is to be bought.
-        miou: last measured, in points.
+        miou_points: last measured.
 
     Raises:
         ValueError: a round adds no label, or a number is not finite.
     """
     rows = np.array([_row(of) for of, _ in history] + [_row(following)])
     changes = np.array([change for _, change in history])
-    if not (np.isfinite(rows).all() and np.isfinite(changes).all() and np.isfinite(miou)):
+    if not (np.isfinite(rows).all() and np.isfinite(changes).all() and np.isfinite(miou_points)):
         raise ValueError("a forecast needs rounds that add labels, and finite gains and changes")
     spread = np.sqrt(rows[:, 0])  # of the noise, in units of sigma
     x, y = rows[:-1] / spread[:-1, None], changes / spread[:-1]
@@ -83,7 +83,7 @@ def forecast(history: Sequence[tuple[Round, float]], following: Round, miou: flo
     squares = DOF * SPREAD**2 + y @ y + MEAN @ precision @ MEAN - mean @ posterior @ mean
     now = rows[-1]
     scale = np.sqrt(squares / dof * (spread[-1] ** 2 + now @ np.linalg.solve(posterior, now)))
-    expected = miou + now @ mean
+    expected = miou_points + now @ mean
     reach = stdtrit(dof, (1 + LEVEL) / 2) * scale
     cut = np.clip([expected, expected - reach, expected + reach], 0, 100)
     return Forecast(*map(float, cut))
@@ -92,4 +92,4 @@ def forecast(history: Sequence[tuple[Round, float]], following: Round, miou: flo
 def _row(of: Round) -> tuple[float, float]:
     if not of.after > of.before >= 0:
         raise ValueError(f"a forecast needs rounds that add labels, not one from {of.before} to {of.after}")
-    return float(np.log((of.after + OFFSET) / (of.before + OFFSET))), of.gain
+    return float(np.log((of.after + OFFSET) / (of.before + OFFSET))), of.gain_points

@@ -388,7 +388,7 @@ class BudgetLine(Section):
     images: Count | None = None
     """Images to buy; blocks, each counted as one, if score.unit is block."""
     minutes: Positive | None = None
-    """Or minutes of annotators' time to spend."""
+    """Or minutes of annotators' time to spend, by the clock (docs/decisions/0014)."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> "BudgetLine":
@@ -398,7 +398,8 @@ class BudgetLine(Section):
 
     def __str__(self) -> str:
         """The amount with its unit."""
-        return f"{self.images} images" if self.images is not None else f"{self.minutes:g} minutes"
+        amount, unit = (self.images, "image") if self.images is not None else (self.minutes, "minute")
+        return f"{amount:g} {unit}{'' if amount == 1 else 's'}"
 
 
 class Roots(NamedTuple):

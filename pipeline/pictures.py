@@ -106,11 +106,11 @@ def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]
     return float((prediction[known] == truth[known]).mean()) if known.any() else 0.0
 
 
-def curve(labels: Sequence[int], miou: Sequence[float], names: Sequence[str], unit: str = "images") -> bytes:
-    """The mIoU (in points) against labels bought, of images or blocks, one point per round, as a PNG file."""
+def curve(labels: Sequence[int], miou_shares: Sequence[float], names: Sequence[str], unit: str = "images") -> bytes:
+    """The mIoU against labels bought, of images or blocks, one point per round, as a PNG file; drawn in points."""
     figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
     axes = figure.subplots()
-    points = [100 * value for value in miou]
+    points = [100 * value for value in miou_shares]
     axes.plot(list(labels), points, marker="o", color="#1f6f8b", linewidth=2)
     for x, y, name in zip(labels, points, names, strict=True):
         axes.annotate(f"{name}: {y:.1f}", (x, y), textcoords="offset points", xytext=(8, -12), fontsize=9)

@@ -73,7 +73,11 @@ def run(params: Params, noise: Noise) -> None:
     from label_studio_sdk import LabelStudio  # takes 5 s
 
     counts = {"answered": 0, "skipped": 0}
-    with contextlib.closing(stream), _sentences(url), httpx.Client(follow_redirects=True) as http:
+    with (
+        contextlib.closing(stream),
+        _sentences(url),
+        client.connections(follow_redirects=True) as http,
+    ):
         key = os.environ[client.KEY].strip()
         server = LabelStudio(base_url=url, api_key=key, timeout=client.TIMEOUT, httpx_client=http)
         project = _project(server, title, url)

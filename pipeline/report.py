@@ -53,16 +53,15 @@ def run(
 
 
 def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    measures = artifacts.load_metrics(name)
     audit = artifacts.load_audit(name)
     forecast = {} if name == paths.SOURCE_ROUND else artifacts.load_forecast(name)
-    # Gains in another unit than points of mIoU are not for a table.
+    # Gains are in points of mIoU, mIoUs in [0, 1], as on disk. Gains in another unit are not for a table.
     in_points = "through_origin" in audit
     return {
         "round": name,
         "labels": len(bought),
         "minutes": sum(row["minutes"] for row in bought),
-        "miou": measures["miou"],
+        "miou": artifacts.load_miou_share(name),
         "forecast_low": forecast.get("low"),
         "forecast_high": forecast.get("high"),
         "gain_predicted": audit["predicted"] if in_points else None,
@@ -75,7 +74,14 @@ def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _fallback(name: str) -> int:
     """Images of the round that were chosen by the fallback."""
-    return int((artifacts.load_selection(name)["method"] == auditing.FALLBACK).sum())
+    return int((_bought(name)["method"] == auditing.FALLBACK).sum())
+
+
+def _bought(name: str) -> pd.DataFrame:
+    """What the round has bought of its selection: of a line in minutes not all may have been ordered."""
+    keys = [row["key"] for row in artifacts.load_labels(name) if row["round"] == name]
+    selection = artifacts.load_selection(name)
+    return selection[selection["key"].isin(keys)]
 
 
 def _audit(name: str, classes: ClassSet) -> None:
@@ -101,7 +107,7 @@ def _panels(
     compute: Compute,
 ) -> None:
     """Draw a panel of each of the round's images (whole, also where a block is bought), highest gain first."""
-    selection = artifacts.load_selection(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
+    selection = _bought(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
     items = batches.labelled(selection["key"], pool, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(name))
     before, calibration = training.open_network(line.after, model, classes)
@@ -117,6 +123,7 @@ def _panels(
         gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
         for place, index in enumerate(out.batch.indices):
             row = selection.iloc[index]
+            unit = " points" if score.acquisition in auditing.IN_POINTS else f" of {score.acquisition}"
             how = f"drawn with p = {row['probability']:.2f}" if row["probability"] < 1 else f"chosen by {row['method']}"
             artifacts.write(
                 paths.sample(name, index + 1, row["key"]),
@@ -127,6 +134,6 @@ def _panels(
                     after=then[place].byte().cpu().numpy(),
                     gain=gain_map[place].float().cpu().numpy(),
                     classes=classes,
-                    title=f"{name}  {row['key']}  gain {row['gain']:.4f}, {how}",
+                    title=f"{name}  {row['key']}  gain {row['gain']:.4f}{unit}, {how}",
                 ),
             )

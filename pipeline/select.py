@@ -1,15 +1,18 @@
 """Stage: which images, or blocks, a round buys. What the round has ordered before stays; the rest is drawn by gain.
 
-Where the last audit found no signal in the score, the rest is drawn class-stratified (`select.fallback`).
+Where the last audit found no signal in the score, the rest is drawn class-stratified (`select.fallback`). What somebody
+would not label in an earlier round comes last.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from pipeline import artifacts, auditing, blocks, ledger, paths, streams
+from pipeline import artifacts, auditing, blocks, candidates, ledger, paths, streams
 from pipeline.errors import UserError, choose
-from pipeline.ledger import Order, Skip
+from pipeline.ledger import Ledger, Order, Skip, Spending
 from pipeline.params import Annotate, BudgetLine, Select
 from pipeline.selection import BY_GAIN, METHODS, NEEDS, Budget, Candidates, Options
 
@@ -23,8 +26,6 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
     """
     book = ledger.load()
     kept = book.ordered(round_name)  # paid for: whatever the scores say now, they stay
-    # A skipped image is back in the pool, but not offered again in the round whose annotators would not have it.
-    gone = {order.key for order in book.orders} | {skip.key for skip in book.skipped(round_name)} | book.removed
     scores = artifacts.load_scores(round_name)
     grid = blocks.grid_of(scores["key"].iloc[0])
     blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
@@ -35,18 +36,17 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
             f"select.{field} is {wanted}, which compares features, and score.unit is block, of which there are none: "
             f"choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
         )
-    had = {entry.key for entry in book.entries if not isinstance(entry, Skip)} | gone
-    aside = _set_aside(
-        scores["key"], artifacts.load_images(round_name).set_index("key"), had, oracle=annotate.annotator == "oracle"
-    )
-    left = scores[~scores["key"].isin(gone | aside)].reset_index(drop=True)
-    spent = book.spent(round_name)
-    images = None if line.images is None else line.images - spent[0]
-    minutes = None if line.minutes is None else line.minutes - spent[1]
+    left, aside = candidates.left(round_name, book, annotate)
+    for sentence in aside:
+        print(sentence)
+    spending = book.spending(round_name)
+    if annotate.annotator == "oracle":  # its minutes are known, whatever was predicted before
+        spending = spending._replace(pace=1.0)
+    budget = _budget(line, spending)
 
     rows = [_kept(order) for order in kept]
-    if (images is None or images > 0) and (minutes is None or minutes > 0):
-        if images is not None and images > len(left):
+    if budget is not None:
+        if budget.images is not None and budget.images > len(left):
             raise UserError(
                 f"budget: {round_name} asks for {line}, but only {len(left)} of the pool are left: "
                 f"lower it in {paths.PARAMS}"
@@ -58,18 +58,9 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 f"{round_name}: drawn by {name} instead of {wanted}, since the labels of {line.after} "
                 f"showed no signal in the score ({paths.audit(line.after)})"
             )
-        method = choose(f"select.{field}", METHODS, name)
-        try:
-            choice = method(
-                _candidates(round_name, left, book.orders, NEEDS.get(name)),
-                Budget(images, minutes),
-                Options(select.power, select.uniform_share),
-                streams.rng(seed, round_name, "select"),
-            )
-        except ValueError as error:
-            raise UserError(f"{round_name}: {error}; see {paths.scores(round_name)} and the section select") from None
-        drawn = left.iloc[choice.indices][["key", "gain", "minutes"]]
-        rows += drawn.assign(probability=choice.probabilities, method=name).to_dict("records")
+        choose(f"select.{field}", METHODS, name)
+        options = Options(select.power, select.uniform_share)
+        rows += _choose(round_name, left, book, budget, name, options, streams.rng(seed, round_name, "select"))
     if not rows:
         raise UserError(
             f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
@@ -79,24 +70,52 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
     print(f"{round_name}: {blocks.counted(selection['key'].tolist())}, {len(kept)} of them ordered before")
 
 
-def _set_aside(keys: pd.Series, pool: pd.DataFrame, had: Set[str], *, oracle: bool) -> set[str]:
-    """What of the scored images, or blocks, is not to be bought: doubles, and what the oracle has no mask of.
+def _budget(line: BudgetLine, spending: Spending) -> Budget | None:
+    """What is left of a line, minutes in predicted ones; None if nothing is."""
+    if line.images is not None:
+        images = line.images - spending.images
+        return Budget(images=images) if images > 0 else None
+    left = ((line.minutes or 0) - spending.minutes) / spending.pace
+    return Budget(minutes=left) if left > 0 else None
 
-    Of images of the same content one is left: one of which something is had already, else the first.
+
+def _choose(
+    round_name: str,
+    left: pd.DataFrame,
+    book: Ledger,
+    budget: Budget,
+    name: str,
+    options: Options,
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """Rows of the selection by one method: of what nobody has skipped; only when that is used up, of the rest.
+
+    Raises:
+        UserError: the numbers are not what the method needs.
     """
-    taken = {blocks.image_of(key) for key in had}
-    first: dict[str, str] = {}
-    for key in sorted(pool.index, key=lambda key: key not in taken):  # stable
-        first.setdefault(pool.at[key, "sha256"], key)
-    images = keys.map(blocks.image_of)
-    known = images.isin(pool.index)
-    content, mask = (images.map(pool[column]) for column in ("sha256", "mask"))
-    double = known & (content.map(first) != images)
-    closed = known & ~double & (mask == "") if oracle else known & False
-    for which, why in ((double, "have the same content as another"), (closed, "have no mask for the oracle")):
-        if which.any():
-            print(f"set aside: {which.sum()} of {blocks.counted(keys.tolist())} {why}, {keys[which].iloc[0]!r} first")
-    return set(keys[double | closed])
+    skipped = left["key"].isin({entry.key for entry in book.entries if isinstance(entry, Skip)})
+    fresh, again = (part.reset_index(drop=True) for part in (left[~skipped], left[skipped]))
+    rows: list[dict[str, Any]] = []
+    for part in (fresh, again):
+        images = None if budget.images is None else min(budget.images - len(rows), len(part))
+        minutes = None if budget.minutes is None else budget.minutes - sum(row["minutes"] for row in rows)
+        if part.empty or images == 0 or (minutes is not None and minutes <= 0):
+            continue
+        candidates = _candidates(round_name, part, book.orders, NEEDS.get(name))
+        try:
+            choice = METHODS[name](candidates, Budget(images, minutes), options, rng)
+        except ValueError as error:
+            raise UserError(f"{round_name}: {error}; see {paths.scores(round_name)} and the section select") from None
+        drawn = part.iloc[choice.indices][["key", "gain", "minutes"]]
+        rows += drawn.assign(probability=choice.probabilities, method=name).to_dict("records")
+        if part is again and len(drawn):
+            print(
+                f"{round_name}: nothing else is left of the pool, so {blocks.counted(drawn['key'].tolist())} that "
+                f"annotators of an earlier round have skipped will be asked for again"
+            )
+        if len(drawn) < len(part):
+            break  # the line is filled, or the next one does not fit
+    return rows
 
 
 def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], need: str | None) -> Candidates:

@@ -193,6 +193,8 @@ def class_weights(target: Sequence[Item], source: Any, classes: ClassSet, tune: 
         for item in target
         for path in item.masks
     )
+    if not np.sum(in_target):
+        raise UserError(f"no pixel of the {len(target)} labels to learn from is of a class: buy or correct some")
     in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
     if not np.sum(in_target) > 0:
         raise UserError(

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from jaxtyping import UInt8
+from PIL import Image
 
-from pipeline import __main__, annotate, artifacts, blocks, datasets, label_store, ledger, paths, remove
+from pipeline import __main__, annotate, artifacts, blocks, datasets, label_store, ledger, paths, remove, report, select
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, Request
 from pipeline.errors import UserError, WaitingForPeople
 from pipeline.labels import CLASS_SETS
-from pipeline.params import BudgetLine
+from pipeline.params import BudgetLine, Select
 from tests import fakes, repo
 
 TABLE = datasets.table("cityscapes", Path(), CLASS_SETS["cityscapes19"])
@@ -66,7 +68,7 @@ def bought(paid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(round_name: str, line: BudgetLine | None = None, **changes: object) -> None:
     params = repo.params()
-    line = line or params.budget[round_name]
+    line = line or {"r01": BudgetLine(after="r00", images=3), "r02": BudgetLine(after="r01", images=2)}[round_name]
     settings = params.annotate.model_copy(update=changes)
     annotate.run(
         round_name,
@@ -93,7 +95,12 @@ Scripted = Callable[..., list[list[str]]]
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     """Add an annotator `scripted` that answers with `masks` at most `each` times a call, then raises `end` if given."""
 
-    def add(each: int, end: BaseException | None = None, masks: Callable[[str], np.ndarray] = truth) -> list[list[str]]:
+    def add(
+        each: int,
+        end: BaseException | None = None,
+        masks: Callable[[str], np.ndarray] = truth,
+        minutes: Callable[[str], float] = lambda key: 2.5,
+    ) -> list[list[str]]:
         calls: list[list[str]] = []
 
         def annotator(request: Request) -> Iterator[Answer]:
@@ -101,8 +108,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
             calls.append([order.key for order in pending])
             assert {order.key for order in ledger.load().orders} >= set(calls[-1]), "asked before it was ordered"
             for order in pending[:each]:
-                yield Answer(order.key, masks(order.key), 2.5, "scripted")
-            if end is not None:
+                yield Answer(order.key, masks(order.key), minutes(order.key), "scripted")
+            if end is not None and pending:
                 raise end
 
         member: Annotator = annotator
@@ -183,7 +190,7 @@ def test_missing_masks_are_to_be_pulled_not_bought_again(bought: Path) -> None:
 
 def test_mask_that_the_ledger_does_not_know_is_refused(bought: Path) -> None:
     artifacts.save_mask(paths.mask("stranger"), truth(keys("r01")[0]))
-    with pytest.raises(UserError, match=r"holds 1 labels that data/ledger\.jsonl does not know, 'stranger'"):
+    with pytest.raises(UserError, match=r"holds 1 label that data/ledger\.jsonl does not know, 'stranger'"):
         run("r02")
     assert not ledger.load().ordered("r02")
 
@@ -191,8 +198,8 @@ def test_mask_that_the_ledger_does_not_know_is_refused(bought: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (BudgetLine(after="r00", images=2), "would spend 3 images .* its budget line says 2 images"),
-        (BudgetLine(after="r00", minutes=29.9), "would spend .* 30 minutes, but its budget line says 29.9 minutes"),
+        (BudgetLine(after="r00", images=2), "would order 3 images, but its budget line says 2 images"),
+        (BudgetLine(after="r00", minutes=3.9), "r01 has 3.9 minutes, and its first image is expected to take 4"),
     ],
 )
 def test_over_budget_is_refused_before_anything_is_ordered(project: Path, line: BudgetLine, says: str) -> None:
@@ -201,15 +208,166 @@ def test_over_budget_is_refused_before_anything_is_ordered(project: Path, line: 
     assert not paths.LEDGER.exists()
 
 
-def test_minutes_are_counted_as_measured_when_the_round_is_extended(bought: Path, scripted: Scripted) -> None:
-    # three images took 4 minutes each where 10 were predicted: 12 are spent, one more of 10 fits into 22
+def score(round_name: str = "r01", minutes: float = 10.0) -> None:
+    pool = artifacts.load_manifest("pool")["key"]
+    gains = np.linspace(0.9, 0.1, len(pool))
+    artifacts.save_scores(round_name, pd.DataFrame({"key": pool, "gain": gains, "minutes": minutes}))
+
+
+def go_on(line: BudgetLine, *, annotator: str, killed: int = 0) -> int:
+    """What `dvc repro` does, as often as it takes and through so many kills; how often people were waited for."""
+    waits = 0
+    for _ in range(40):
+        try:
+            if not paths.selection("r01").exists():
+                settings = repo.params(annotate={"annotator": "label_studio"})
+                select.run("r01", line, seed=1, select=Select(method="best_first"), annotate=settings.annotate)
+            run("r01", line, annotator=annotator)
+            return waits
+        except WaitingForPeople:
+            waits += 1
+        except Killed:
+            killed -= 1
+            assert killed >= 0
+    raise AssertionError("it does not end")
+
+
+@pytest.mark.parametrize("took", [0.5, 1.0, 6.0, 10.0, 13.0, 30.0, 45.0])
+@pytest.mark.parametrize("each", [1, 9])
+def test_line_in_minutes_is_spent_by_what_is_measured(
+    took: float, each: int, project: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guessed at 10 minutes an image, of a pool of eight; answers come one by one, or all at once."""
+    score()
+    paths.selection("r01").unlink()
+    calls = scripted(each=each, minutes=lambda key: took)
+    line = BudgetLine(after="r00", minutes=30)
+    go_on(line, annotator="scripted")
+    book = ledger.load()
+    assert len(calls[0]) == 1  # half of the line, while nobody knows how long an image takes
+    images, minutes = book.spent("r01")
+    assert minutes == images * took
+    assert minutes < 30 + took
+    assert minutes > 30 - took or images == 8
+    says = "more than its line" if minutes > 30 else "left of its line" if minutes < 30 else "as its line says"
+    assert says in capsys.readouterr().out
+    assert [row["key"] for row in artifacts.load_labels("r01")] == [order.key for order in book.orders]
+    before = paths.LEDGER.read_bytes()
+    assert go_on(line, annotator="scripted") == 0
+    assert paths.LEDGER.read_bytes() == before
+
+
+def test_kills_and_second_runs_do_not_overspend(project: Path, scripted: Scripted) -> None:
+    score()
+    paths.selection("r01").unlink()
+    scripted(each=1, end=Killed(), minutes=lambda key: 6.0)
+    go_on(BudgetLine(after="r00", minutes=30), annotator="scripted", killed=30)
+    book = ledger.load()
+    assert book.spent("r01") == (5, 30.0)
+    assert len({order.key for order in book.orders}) == len(book.orders) == len(book.deliveries)
+
+
+def test_open_tab_does_not_stop_the_buying(
+    project: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score()
+    took = dict(zip(artifacts.load_manifest("pool")["key"], [5, 480, 5, 5, 5, 5, 600, 5], strict=True))
+    scripted(each=9, minutes=lambda key: float(took[key]))
+    go_on(BudgetLine(after="r00", minutes=35), annotator="scripted")
+    book = ledger.load()
+    assert book.spent("r01") == (7, 35.0)
+    assert sorted(delivery.minutes for delivery in book.deliveries)[-2:] == [480, 600]  # on record as they are
+    assert {row["minutes"] for row in artifacts.load_labels("r01")} == {5.0}
+    assert (
+        "480 minutes of scripted are more than 5 times the usual, as when a tab is left open" in capsys.readouterr().out
+    )
+
+
+def test_people_are_asked_for_half_of_the_line_until_their_pace_is_known(project: Path, scripted: Scripted) -> None:
+    score()
+    line = BudgetLine(after="r00", minutes=30)
+    calls = scripted(each=0)
+    with pytest.raises(
+        WaitingForPeople, match=r"r01: 0 of 1 labelled, 0 of 30 minutes spent; 2 more selected, which go"
+    ):
+        run("r01", line, annotator="scripted")
+    with pytest.raises(WaitingForPeople, match="r01: 0 of 1 labelled"):  # in vain: nobody has worked since
+        run("r01", line, annotator="scripted")
+    assert calls == [keys("r01")[:1]] * 2
+    assert ledger.load().spent("r01") == (1, 10.0)
+
+
+def test_line_in_images_goes_out_whole_however_long_they_take(project: Path, scripted: Scripted) -> None:
+    calls = scripted(each=9, minutes=lambda key: 90.0)
+    run("r01", annotator="scripted")
+    assert calls == [keys("r01")]
+
+
+def test_oracle_fills_a_line_in_minutes_in_one_go(project: Path) -> None:
+    score()
+    run("r01", BudgetLine(after="r00", minutes=9))  # three of 10 minutes are selected, and take 4 each
+    assert ledger.load().spent("r01") == (2, 8.0)
+    assert [row["key"] for row in artifacts.load_labels("r01")] == keys("r01")[:2]
+    assert list(report._bought("r01")["key"]) == keys("r01")[:2]  # the third was selected and not bought
+
+
+def test_round_is_extended_by_what_is_left_by_the_clock(bought: Path, scripted: Scripted) -> None:
+    # three images took 4 minutes each where 10 were predicted: 12 are spent, one more of 4 fits into 16
+    score()
     repo.select("r01", [*keys("r01"), keys("r02")[0]])
-    with pytest.raises(UserError, match=r"would spend 4 images and 22 minutes"):
-        run("r01", BudgetLine(after="r00", minutes=21.5))
+    run("r01", BudgetLine(after="r00", minutes=15.9))
+    assert len(ledger.load().orders) == 3
     calls = scripted(each=0, end=Killed())
     with pytest.raises(Killed):
-        run("r01", BudgetLine(after="r00", minutes=22.0), annotator="scripted")
+        run("r01", BudgetLine(after="r00", minutes=16.0), annotator="scripted")
     assert calls == [keys("r02")[:1]]
+
+
+# labels that nothing can be learnt from
+
+
+def void(key: str) -> np.ndarray:
+    return np.full_like(truth(key), 255)
+
+
+def test_label_without_a_labelled_pixel_is_held_back(
+    project: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = keys("r01")[0]
+    scripted(each=3, masks=lambda key: void(key) if key == first else truth(key))
+    with pytest.raises(WaitingForPeople, match="r01: 2 of 3 labelled, 1 needs another look"):
+        run("r01", annotator="scripted")
+    assert f"{first}: not one pixel of its label has a class" in capsys.readouterr().out
+    assert first not in {delivery.key for delivery in ledger.load().deliveries}
+    scripted(each=3)
+    run("r01", annotator="scripted")
+
+
+def test_label_that_is_erased_by_hand_is_a_sentence(bought: Path) -> None:
+    key = keys("r01")[1]
+    for mask, says in ((void(key), "has no labelled pixel left"), (np.full_like(truth(key), 77), "holds the ids 77")):
+        artifacts.save_mask(paths.mask(key), mask)
+        with pytest.raises(UserError, match=f"{key}.* {says}"):
+            run("r01")
+    assert len(ledger.load().deliveries) == 3
+
+
+def test_oracle_skips_what_has_no_label_and_another_is_drawn(
+    of_blocks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of three blocks is void, the others of its image are not."""
+    pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
+    mask = Path(pool.at[blocks.image_of(of_blocks[0]), "mask"])
+    stored = np.array(Image.open(mask))
+    stored[:12, 16:] = 0
+    Image.fromarray(stored).save(mask)
+    with pytest.raises(WaitingForPeople, match="r01: 2 of 2 labelled; `dvc repro` now draws others"):
+        run("r01")
+    says = f"{of_blocks[0]} is not ordered, others are drawn in its place: no pixel of the mask"
+    assert says in capsys.readouterr().out
+    book = ledger.load()
+    assert [order.key for order in book.ordered("r01")] == of_blocks[1:]
+    assert book.spending("r01").skipped == 0
 
 
 def test_image_that_another_round_has_bought_is_refused(bought: Path) -> None:
@@ -482,10 +640,11 @@ def test_killed_run_on_blocks_goes_on_without_ordering_again(of_blocks: list[str
 
 
 def test_more_blocks_than_the_line_says_are_not_ordered(of_blocks: list[str]) -> None:
-    with pytest.raises(UserError, match=r"would spend 3 images .* its budget line says 2 images"):
+    with pytest.raises(UserError, match=r"would order 3 images, but its budget line says 2 images"):
         run("r01", BudgetLine(after="r00", images=2))
     assert not paths.LEDGER.exists()
-    run("r01", BudgetLine(after="r00", minutes=30))  # predicted
+    artifacts.save_scores("r01", pd.DataFrame({"key": of_blocks, "gain": 0.5, "minutes": 10.0}))
+    run("r01", BudgetLine(after="r00", minutes=30))
     assert ledger.load().spent("r01") == (3, 3.0)  # the oracle books a quarter of 4 for each
 
 

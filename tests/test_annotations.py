@@ -87,6 +87,12 @@ def test_skip_counts_only_where_nobody_labelled() -> None:
     assert isinstance(one, Answer)
 
 
+@pytest.mark.parametrize("hours", [2, 8, 60])
+def test_label_is_not_refused_for_a_tab_that_was_left_open(hours: int) -> None:
+    [one] = come_to(task(annotation(1, painted(1), lead_time=3600.0 * hours)))
+    assert (type(one), one.minutes) == (Answer, 60.0 * hours)  # what it counts for is the ledger's matter
+
+
 def test_only_what_is_newer_than_the_record_is_a_correction() -> None:
     made = task(annotation(5))
     assert len(come_to(made, known={"a": f"5@{LATER.format(4)}"})) == 1

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, audit, auditing, inference, labels, paths, score, select, training
+from pipeline import artifacts, audit, auditing, inference, labels, paths, score, select, training, tune
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.batches import Item, stored
 from pipeline.calibration import of_temperature
@@ -207,5 +207,11 @@ def test_what_cannot_be_realised_is_said_and_not_invented(acquisition: str) -> N
 
 def test_labels_without_a_class_are_a_sentence() -> None:
     deliver({key: np.full(SIZE, labels.IGNORE, np.uint8) for key in predicted()})
-    with pytest.raises(UserError, match="r01: no pixel of its labels is of a class"):
+    with pytest.raises(
+        UserError, match=r"r01: no pixel of its labels is of a class: .* `dvc repro -s -f annotate@r01`"
+    ):
         audited()
+    items = [Item(key, Path(), paths.mask(key), stored(len(CLASSES.names))) for key in predicted()]
+    source = pd.DataFrame({f"n_{name}": [1] for name in CLASSES.names})
+    with pytest.raises(UserError, match="no pixel of the 8 labels to learn from is of a class"):
+        tune.class_weights(items, source, CLASSES, settings().tune)

@@ -86,7 +86,7 @@ def test_lines_sum_to_the_total_and_hardly_differ(unit: str, rounds: int, more: 
         ("images", 0, 3, "nothing to spend: give numbers above 0"),
         ("images", -5, 3, "nothing to spend"),
         ("images", 60, 0, "nothing to spend"),
-        ("images", 10, 3, "1 rounds have ordered 20 images already; .* leaves -10 for 2 rounds"),
+        ("images", 10, 3, "1 round took 20 images already; .* leaves -10 for 2 rounds"),
         ("images", 21, 3, "leaves 1 for 2 rounds"),
         ("images", 60, 1, "leaves 40 for 0 rounds"),
         ("minutes", 60, 3, "r01 was bought as 20 images: give the total in that unit"),

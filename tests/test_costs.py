@@ -81,6 +81,9 @@ def test_no_coefficient_is_negative_and_none_nearby_is_better(seen: np.ndarray, 
     found = costs.fit(seen, minutes)
     assert (found >= 0).all()
     assert (costs.predict(seen, found) > 0).all()
+    kept = costs.credible(seen, minutes)
+    assert kept.any()
+    seen, minutes = seen[kept], minutes[kept]
     mean = np.maximum(seen.mean(0), 1)
 
     def loss(coefficients: np.ndarray) -> float:
@@ -100,6 +103,28 @@ def test_fit_is_that_of_another_solver() -> None:
     a = np.vstack([np.column_stack([np.ones(9), seen]), np.column_stack([np.zeros(3), 2 * np.diag(mean)])])
     bounded = optimize.lsq_linear(a, np.append(minutes, np.zeros(3)), (0, np.inf), tol=1e-14)
     np.testing.assert_allclose(costs.fit(seen, minutes), bounded.x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [[480.0], [480.0, 600.0, 1200.0], [1 / 60, 1 / 60], [480.0, 1 / 60, 0.0, 900.0], [60.0] * 4],
+)
+def test_absurd_times_have_no_part_in_the_fit(absurd: list[float]) -> None:
+    """Tabs left open over night, a click by mistake; on images that look as others do, or as much work as any."""
+    seen = images(10)
+    minutes = 2 + seen @ [0.05, 0.001, 0.0002]
+    for rows in (images(len(absurd), seed=3), np.full((len(absurd), 3), seen.max(0))):
+        everything, took = np.vstack([seen, rows]), np.append(minutes, absurd)
+        assert costs.credible(everything, took).tolist() == [True] * 10 + [False] * len(absurd)
+        np.testing.assert_array_equal(costs.fit(everything, took), costs.fit(seen, minutes))
+
+
+def test_images_that_really_take_ten_times_as_long_are_fitted() -> None:
+    """Eight times the median, but as their regions let expect."""
+    seen = np.column_stack([np.geomspace(10, 800, 60), np.ones((60, 2))])
+    minutes = 0.1 * seen[:, 0] + np.random.default_rng(0).uniform(0.8, 1.2, 60)
+    assert minutes.max() > 1.5 * costs.CREDIBLE * np.median(minutes)
+    assert costs.credible(seen, minutes).all()
 
 
 def test_many_labels_outweigh_the_prior() -> None:

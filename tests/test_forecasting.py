@@ -36,9 +36,9 @@ def test_it_is_the_posterior_by_weighted_draws_from_the_prior() -> None:
     beta, gamma = MEAN[:, None] + (SD / SPREAD)[:, None] * np.sqrt(variance) * rng.normal(size=(2, n))
     log_weight = np.zeros(n)
     for of, change in history:
-        log_weight += stats.norm.logpdf(change, beta * x(of) + gamma * of.gain, np.sqrt(variance * x(of)))
+        log_weight += stats.norm.logpdf(change, beta * x(of) + gamma * of.gain_points, np.sqrt(variance * x(of)))
     weight = np.exp(log_weight - log_weight.max())
-    drawn = 30 + beta * x(NEXT) + gamma * NEXT.gain + np.sqrt(variance * x(NEXT)) * rng.normal(size=n)
+    drawn = 30 + beta * x(NEXT) + gamma * NEXT.gain_points + np.sqrt(variance * x(NEXT)) * rng.normal(size=n)
     order = np.argsort(drawn)
     reached = np.cumsum(weight[order]) / weight.sum()
     low, high = (drawn[order[np.searchsorted(reached, share)]] for share in (0.1, 0.9))
@@ -53,9 +53,9 @@ def test_eight_of_ten_intervals_hold_where_the_model_is_true(rounds: int) -> Non
     for _ in range(n):
         sigma = np.sqrt(SPREAD**2 * forecasting.DOF / rng.chisquare(forecasting.DOF))
         beta, gamma = MEAN + SD / SPREAD * sigma * rng.normal(size=2)
-        changes = [beta * x(of) + gamma * of.gain + sigma * x(of) ** 0.5 * rng.normal() for of in plan]
+        changes = [beta * x(of) + gamma * of.gain_points + sigma * x(of) ** 0.5 * rng.normal() for of in plan]
         found = forecasting.forecast(list(zip(plan, changes, strict=True))[:-1], plan[-1], 50.0)
-        held += min(100, max(0, found.low)) <= min(100, max(0, 50 + changes[-1])) <= found.high
+        held += min(100, max(0, found.low_points)) <= min(100, max(0, 50 + changes[-1])) <= found.high_points
     assert abs(held / n - 0.8) < 4 * (0.8 * 0.2 / n) ** 0.5
 
 
@@ -63,24 +63,24 @@ def test_history_moves_and_narrows_it_whatever_its_order() -> None:
     history = [(Round(20 * k, 20 * (k + 1), 0.0), 8 * x(Round(20 * k, 20 * (k + 1), 0.0))) for k in range(6)]
     following = Round(120, 140, 0.0)
     before, after = forecasting.forecast([], following, 30.0), forecasting.forecast(history, following, 30.0)
-    assert after.expected - 30 == pytest.approx(8 * x(following), rel=0.1)
-    assert after.expected > before.expected
-    assert after.high - after.low < before.high - before.low
+    assert after.expected_points - 30 == pytest.approx(8 * x(following), rel=0.1)
+    assert after.expected_points > before.expected_points
+    assert after.high_points - after.low_points < before.high_points - before.low_points
     assert forecasting.forecast(history[::-1], following, 30.0) == pytest.approx(after)
 
 
 def test_predicted_gain_counts_as_far_as_it_has_come_true() -> None:
     rounds = [Round(20 * k, 20 * (k + 1), 10.0 * (k % 2)) for k in range(8)]
-    history = [(of, 4.5 * x(of) + 0.4 * of.gain) for of in rounds]
+    history = [(of, 4.5 * x(of) + 0.4 * of.gain_points) for of in rounds]
     much, nothing = (forecasting.forecast(history, Round(160, 180, gain), 30.0) for gain in (10.0, 0.0))
-    assert 2 < much.expected - nothing.expected < 4
-    first, other = (forecasting.forecast([], NEXT._replace(gain=gain), 30.0) for gain in (4.0, 9.0))
-    assert first.expected == other.expected
+    assert 2 < much.expected_points - nothing.expected_points < 4
+    first, other = (forecasting.forecast([], NEXT._replace(gain_points=gain), 30.0) for gain in (4.0, 9.0))
+    assert first.expected_points == other.expected_points
 
 
 def test_it_is_cut_to_what_an_miou_can_be() -> None:
-    assert forecasting.forecast([], Round(0, 1000, 4.0), 90.0).high == 100
-    assert forecasting.forecast([(Round(0, 20, 0.0), -90.0)], NEXT, 1.0).low == 0
+    assert forecasting.forecast([], Round(0, 1000, 4.0), 90.0).high_points == 100
+    assert forecasting.forecast([(Round(0, 20, 0.0), -90.0)], NEXT, 1.0).low_points == 0
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_it_is_cut_to_what_an_miou_can_be() -> None:
         ([], Round(3, 3, 1.0), 30.0),
         ([(Round(3, 2, 1.0), 1.0)], NEXT, 30.0),
         ([(NEXT, np.nan)], NEXT, 30.0),
-        ([], NEXT._replace(gain=np.inf), 30.0),
+        ([], NEXT._replace(gain_points=np.inf), 30.0),
         ([], NEXT, np.nan),
     ],
 )
@@ -144,12 +144,17 @@ def test_stage_puts_the_history_together(
     gains = {name: artifacts.load_selection(name)["gain"].sum() for name in ("r01", "r02")}
     expected = forecasting.forecast([], Round(0, 3, gains["r01"]), 25.0)
     assert [100 * first[name] for name in ("expected", "low", "high")] == pytest.approx(list(expected))
-    assert f"r01: 3 more labels; mIoU 25.0 now, {expected.expected:.1f} expected" in capsys.readouterr().out
+    assert f"r01: 3 more labels; mIoU 25.0 now, {expected.expected_points:.1f} expected" in capsys.readouterr().out
     artifacts.save_json(paths.metrics("r01"), {"miou": 0.4})
     rows = [{"key": key, "round": "r01", "minutes": 4, "sha256": ""} for key in artifacts.load_selection("r01")["key"]]
     artifacts.save_labels("r01", rows)
     second = run("r02", "r01")
     expected = forecasting.forecast([(Round(0, 3, gains["r01"]), 15.0)], Round(3, 5, gains["r02"]), 40.0)
     assert [100 * second[name] for name in ("expected", "low", "high")] == pytest.approx(list(expected))
+    artifacts.save_labels("r01", rows[:2])  # a line in minutes that was used up before the selection was
+    gain = artifacts.load_selection("r01")["gain"][:2].sum()
+    fewer = forecasting.forecast([(Round(0, 2, gain), 15.0)], Round(2, 4, gains["r02"]), 40.0)
+    assert 100 * run("r02", "r01")["expected"] == pytest.approx(fewer.expected_points)
+    artifacts.save_labels("r01", rows)
     blind = forecasting.forecast([(Round(0, 3, 0.0), 15.0)], Round(3, 5, 0.0), 40.0)
-    assert 100 * run("r02", "r01", "entropy")["expected"] == pytest.approx(blind.expected)  # nats are no points
+    assert 100 * run("r02", "r01", "entropy")["expected"] == pytest.approx(blind.expected_points)  # nats are no points

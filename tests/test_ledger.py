@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import ledger, paths
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Ledger, Order, Removal, Skip
+from pipeline.ledger import Delivery, Ledger, Order, Removal, Skip, Spending
 
 AT = "2025-01-02T03:04:05+00:00"
 
@@ -120,9 +120,56 @@ def test_spent_counts_orders_and_takes_measured_minutes_where_there_are_some() -
     assert Ledger(orders).spent("r01") == (2, 30)
     assert Ledger(orders).spent("r02") == (0, 0)
     assert Ledger(orders).spent("r01", [order("c", minutes=5.0)]) == (3, 35)
-    assert Ledger((*orders, delivery("b", minutes=3.0))).spent("r01") == (2, 13)
-    corrected = (delivery("b", minutes=3.0), delivery("b", minutes=3.0)._replace(annotator="hand"))
-    assert Ledger((*orders, *corrected)).spent("r01") == (2, 13)  # a correction is no second purchase
+    assert Ledger((*orders, delivery("b", minutes=5.0))).spent("r01") == (2, 5 + 10 / 4)  # at the pace of b
+    corrected = (delivery("b", minutes=5.0), delivery("b", minutes=5.0)._replace(annotator="hand"))
+    assert Ledger((*orders, *corrected)).spent("r01") == (2, 7.5)  # a correction is no second purchase
+
+
+def spending(*took: float, predicted: float = 10.0, more: int = 0) -> Spending:
+    keys = [f"k{number}" for number in range(len(took))]
+    orders = [order(key, minutes=predicted) for key in [*keys, *(f"out {n}" for n in range(more))]]
+    return Ledger((*orders, *(delivery(key, minutes=m) for key, m in zip(keys, took, strict=True)))).spending("r01")
+
+
+@pytest.mark.parametrize(
+    ("took", "counted", "pace"),
+    [
+        ((480.0,), 10.0, 1.0),  # alone, it is held against the prediction
+        ((480.0, 5.0), 5.0 + 5.0, 0.5),
+        ((5.0, 480.0, 5.0, 600.0, 5.0), 25.0, 0.5),  # held back from both: what was to be expected counts
+        ((5.0, 0.02, 5.0, 5.0), 15.02, 0.5),  # absurdly short ones cost what they cost, and are no pace
+        ((90.0, 90.0), 180.0, 9.0),  # a prediction that is far off is given up by the second image
+        ((30.0,), 30.0, 3.0),
+        ((1.0,), 1.0, 0.1),
+        ((3.0, 20.0, 6.0, 14.0), 43.0, 1.075),  # as different as people's times are
+        ((), 0.0, 1.0),
+    ],
+)
+def test_time_of_an_open_tab_does_not_count(took: tuple[float, ...], counted: float, pace: float) -> None:
+    found = spending(*took, more=3)
+    assert (found.measured, found.pace) == (pytest.approx(counted), pytest.approx(pace))
+    assert found.out == pytest.approx(30 * pace)
+    assert [one.minutes for one in found.held_back] == [m for m in took if m > 100]
+    assert sum(found.counted.values()) == found.measured
+
+
+def test_skip_with_an_open_tab_does_not_count_either() -> None:
+    entries = (order("a"), order("b"), delivery("b", minutes=4.0), skip("a")._replace(minutes=480.0))
+    found = Ledger(entries).spending("r01")
+    assert found.skipped == pytest.approx(4.0)
+    assert [(one.key, one.minutes) for one in found.held_back] == [("a", 480.0)]
+
+
+@pytest.mark.parametrize(
+    ("took", "says"),
+    [
+        (8.0, "8 minutes spent, 22 left of its line of 30 minutes, too little for another"),
+        (36.0, "36 minutes spent, 6 more than its line of 30 minutes, since images took longer"),
+        (30.0, "30 minutes spent, as its line says"),
+    ],
+)
+def test_line_in_minutes_is_accounted_for(took: float, says: str) -> None:
+    assert says in ledger.accounts(30.0, spending(took))
 
 
 def test_skipped_image_may_be_ordered_again_elsewhere_and_its_minutes_stay_spent() -> None:
@@ -197,7 +244,7 @@ def test_what_is_removed_is_neither_ordered_nor_delivered_but_paid() -> None:
     assert book.withdrawn == []
     assert [one.key for one in book.delivered("r01")] == ["a"]
     assert [one.key for one in book.deliveries] == ["a", "b"]  # its label stays where it is
-    assert book.spent("r01") == (3, 20.0)
+    assert book.spent("r01") == (3, 4.0 + 6.0 + 5.0)  # c at the pace of a and b
     ledger.append([order("b", "r02")])
     with pytest.raises(UserError, match="'b' was ordered twice"):
         ledger.load()

@@ -51,8 +51,8 @@ def test_command_as_dvc_writes_it_is_taken(capsys: Capture) -> None:
     assert len(artifacts.load_selection("r01")) == 3
     artifacts.save_scores("r02", scores)
     assert __main__.main(["select", "r02", "--after", "r01", "--minutes", "20"]) == 0
-    assert len(artifacts.load_selection("r02")) == 2
-    assert "r02: 2 images" in capsys.readouterr().out
+    assert len(artifacts.load_selection("r02")) == 5  # of 4 minutes each, as the oracle books
+    assert "r02: 5 images" in capsys.readouterr().out
 
 
 def test_second_stage_while_one_runs_is_refused_and_named(capsys: Capture) -> None:

@@ -43,12 +43,14 @@ def run(
     fallback: bool = True,
     start: str | None = None,
     after: str = "r00",
-    annotator: str = "oracle",
+    annotator: str = "label_studio",
+    oracle_minutes: float = 10.0,
     **amount: float,
 ) -> list[str]:
     line = BudgetLine.model_validate({"after": after} | amount)
     how = Select.model_validate({"method": method, "fallback": fallback, "start": start})
-    select.run(round_name, line, seed=seed, select=how, annotate=Annotate(annotator=annotator))
+    who = Annotate(annotator=annotator, oracle_minutes=oracle_minutes)
+    select.run(round_name, line, seed=seed, select=how, annotate=who)
     return list(artifacts.load_selection(round_name)["key"])
 
 
@@ -129,8 +131,52 @@ def test_pool_that_is_too_small_is_a_sentence() -> None:
 def test_minutes_count_what_was_measured() -> None:
     ledger.append([order("000"), order("001")])  # 7 minutes predicted each
     ledger.append([Delivery("r01", "000", "oracle", 2.0, "", "")])
-    assert len(run(minutes=28.9)) == 2 + 1  # 19.9 minutes are left, an image is predicted to take 10
-    assert len(run(minutes=29.0)) == 2 + 2
+    # 2 minutes where 7 were predicted: so 2 are out, and what is predicted to take 10 will take 20 / 7
+    assert len(run(minutes=4 + 19.9 / 7)) == 2
+    assert len(run(minutes=4 + 20.1 / 7)) == 2 + 1
+    assert len(run(minutes=4 + 40.1 / 7)) == 2 + 2
+
+
+def test_the_oracle_says_beforehand_what_an_image_takes() -> None:
+    for minutes, images in ((30.0, 1), (3.0, 10), (1.0, 30), (0.1, 40)):
+        assert len(run(minutes=30, annotator="oracle", oracle_minutes=minutes)) == images
+        assert set(artifacts.load_selection("r01")["minutes"]) == {minutes}
+
+
+def skipped(*keys: str) -> None:
+    ledger.append([order(key) for key in keys])
+    ledger.append([Skip("r01", key, "ann@example.org", 4.0, "", "7@then") for key in keys])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("amount", [{"images": 38}, {"minutes": 385}])
+def test_what_was_skipped_comes_last_whatever_the_method(
+    method: str, amount: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    look("r02", KEYS, np.random.default_rng(2).normal(size=(40, 6)))
+    best = list(artifacts.load_scores("r02").sort_values("gain", ascending=False)["key"][:3])
+    skipped(*best)
+    assert not set(run("r02", images=20, method=method)) & set(best)
+    assert "skipped" not in capsys.readouterr().out
+    chosen = run("r02", method=method, **amount)
+    assert len(chosen) == 38
+    assert set(chosen[:37]) == set(KEYS) - set(best)
+    assert chosen[37] in best
+    says = "r02: nothing else is left of the pool, so 1 image that annotators of an earlier round have skipped"
+    assert says in capsys.readouterr().out
+
+
+def test_skipped_block_comes_last_and_the_others_of_its_image_do_not() -> None:
+    blocks = [f"{key}@1x2-0-{column}" for key in KEYS[:4] for column in (0, 1)]
+    score("r02", blocks)
+    skipped(blocks[0])
+    assert set(run("r02", images=7, method="best_first")) == set(blocks[1:])
+
+
+def test_skipped_and_labelled_after_all_is_not_bought_again() -> None:
+    skipped(KEYS[0])
+    ledger.append([Delivery("r01", KEYS[0], "ann@example.org", 4.0, "", "")])
+    assert KEYS[0] not in run("r02", images=39)
 
 
 def test_minutes_for_no_image_are_a_sentence() -> None:
@@ -296,7 +342,7 @@ def test_blocks_of_one_content_are_bought_once() -> None:
 def test_what_the_oracle_has_no_mask_of_is_left_to_people(capsys: pytest.CaptureFixture[str]) -> None:
     frame = artifacts.load_manifest("pool")
     artifacts.save_manifest("pool", frame.assign(mask=["" if number < 30 else "m.png" for number in range(40)]))
-    assert set(run(images=10)) == set(KEYS[30:])
+    assert set(run(images=10, annotator="oracle")) == set(KEYS[30:])
     assert "set aside: 30 of 40 images have no mask for the oracle, '000' first" in capsys.readouterr().out
     assert len(run(images=40, annotator="label_studio")) == 40
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifacts, ledger, paths, status
-from pipeline.ledger import Delivery, Order
+from pipeline.ledger import Delivery, Order, Skip
 from pipeline.params import Params
 from tests import repo
 from tests.conftest import ROOT
@@ -44,8 +44,15 @@ def test_states_from_source_to_done(params: Params) -> None:
     assert states() == ["done", "nothing ordered yet", "nothing ordered yet"]
     ledger.append([order("a", "r01"), order("b", "r01"), order("c", "r01")])
     deliver("a")
-    assert states()[1] == "waiting for 2 labels from oracle"
-    deliver("b", "c")
+    assert states()[1].startswith(
+        "2 labels, about 8 minutes, to come from the oracle: `dvc repro`"
+    )  # nobody is waited for
+    asked = params.model_copy(update={"annotate": params.annotate.model_copy(update={"annotator": "label_studio"})})
+    deliver("b")
+    assert status._state(status.collect(params)["rounds"][1], asked) == (
+        "waiting for 1 label, about 4 minutes, from label_studio"
+    )
+    deliver("c")
     assert states()[1] == "to be trained and measured"
     artifacts.save_json(paths.metrics("r01"), {"miou": 0.5})
     assert states()[1] == "done"
@@ -60,7 +67,43 @@ def test_corrections_are_no_second_label(params: Params) -> None:
     ledger.append([order("a", "r01"), order("b", "r01")])
     deliver("a", "a")
     row = status.collect(params)["rounds"][1]
-    assert (row["ordered"], row["labelled"], row["minutes"]) == (2, 1, 14.0)
+    assert (row["ordered"], row["labelled"], row["minutes"], row["minutes_out"]) == (2, 1, 4.0, 4.0)
+
+
+def test_nothing_is_spent_while_nothing_is_labelled(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.append([order("a", "r01"), order("b", "r01"), order("c", "r01")])
+    content = status.collect(params)
+    assert content["spent"] == {"images": 0, "minutes": 0}
+    assert content["out"] == {"images": 3, "minutes": 30}
+    status.run(params, as_json=False)
+    said = capsys.readouterr().out
+    assert "labelled: 0 images in 0 minutes; out: 3 images, about 30 minutes expected; next:" in said
+    assert "spent" not in said
+
+
+def test_open_tab_is_told_and_does_not_count(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["a", "b", "c"]
+    ledger.append([order(key, "r02") for key in keys])
+    took = {"a": 5.0, "b": 480.0, "c": 5.0}
+    ledger.append([Delivery("r02", key, "ann@example.org", took[key], "", "") for key in keys])
+    content = status.collect(params)
+    assert content["annotators"] == [
+        {"round": "r02", "annotator": "ann@example.org", "labelled": 3, "skipped": 0, "minutes": 15.0}
+    ]
+    assert content["rounds"][2]["minutes"] == content["spent"]["minutes"] == 15.0
+    status.run(params, as_json=False)
+    said = capsys.readouterr().out
+    assert "r02: b: 480 minutes of ann@example.org, as when a tab is left open, count as 5" in said
+    assert "r02: 15 minutes spent, 5 left of its line of 20 minutes" in said
+
+
+def test_line_in_minutes_of_which_some_is_out_says_what_is_left(params: Params) -> None:
+    ledger.append([order("a", "r02"), order("b", "r02")])
+    ledger.append([Delivery("r02", "a", "ann@example.org", 8.0, "", ""), Skip("r02", "b", "ann", 1.0, "")])
+    ledger.append([order("c", "r02")])
+    row = status.collect(params)["rounds"][2]
+    assert row["account"] == "9 of 20 minutes spent, about 8 are out, 3 left"
+    assert (row["minutes"], row["minutes_skipped"], row["minutes_out"]) == (8.0, 1.0, 8.0)
 
 
 def test_agreement_of_several_annotators_is_reported(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +138,10 @@ def test_table_shows_rounds_spending_and_what_is_outside(params: Params, capsys:
     found = lines[2].split(maxsplit=11)
     assert found[:9] == ["r01", "3", "images", "1", "1", "0", "4", "30.1", "to"]
     assert found[9:] == ["50.0", "-", "to be trained and measured"]
-    assert "spent: 2 images, 14 minutes; next: r01: to be trained and measured" in lines
+    says = (
+        "labelled: 1 image in 4 minutes; out: 1 image, about 10 minutes expected; next: r01: to be trained and measured"
+    )
+    assert says in lines
     assert "bought in rounds that the budget table no longer has: r07" in lines
 
 

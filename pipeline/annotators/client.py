@@ -7,11 +7,17 @@ carried out, so the caller has to look first. Every fault ends as one sentence. 
 
 import base64
 import binascii
+import contextlib
+import importlib.util
+import ipaddress
 import json
 import os
+import socket
+import ssl
 import time
-from collections.abc import Generator, Mapping
-from typing import Any, Literal
+import urllib.request
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urljoin
 
 import httpx
@@ -25,8 +31,12 @@ TIMEOUT = 120.0
 """Seconds that the server may be silent for."""
 SHOWN = 30.0
 """Seconds that the host of a picture may be silent for."""
+CONNECT = 20.0
+"""Seconds that it may take to let us in."""
 PAUSES = (0.5, 2.0)
 """Seconds before a request that only reads is tried again."""
+GATEWAY = (502, 503, 504)
+"""What a proxy answers when it does not reach the server."""
 ACCESS_SECONDS = 200.0
 """An access token is used for so long; the server takes it for 300 s."""
 
@@ -64,9 +74,12 @@ class Client:
         self._personal = _is_personal(self._key, self.url)
         self._access, self._until = "", 0.0
         try:
-            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT, transport=transport)
+            self._proxy = proxy(httpx.URL(self.url))
         except httpx.InvalidURL as error:
             raise UserError(f"annotate.url is {url!r}, which is no address ({error}): write http://HOST:PORT") from None
+        timeout = httpx.Timeout(TIMEOUT, connect=min(CONNECT, TIMEOUT))
+        self._http = connections(transport, base_url=self.url, timeout=timeout)
+        self._answered = False
 
     def close(self) -> None:
         """Close the connections."""
@@ -153,15 +166,63 @@ class Client:
         return {"Authorization": f"Bearer {self._access}"}
 
     def _lost(self, error: httpx.HTTPError) -> Unreachable:
+        """What lies between us and the server, in words."""
         why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        causes = list(_causes(error))
+        host = httpx.URL(self.url).host
+        for cause in causes:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return Unreachable(f"{self.url} is not trusted ({cause.verify_message}): {_way_to_trust(cause, host)}")
+        if any("WRONG_VERSION_NUMBER" in str(cause) or "UNKNOWN_PROTOCOL" in str(cause) for cause in causes):
+            return Unreachable(
+                f"{self.url} does not speak https ({why}): write http:// in annotate.url, or give it the port that does"
+            )
+        if self._proxy is not None and isinstance(error, httpx.ProxyError | httpx.ConnectError | httpx.ConnectTimeout):
+            return Unreachable(
+                f"Label Studio at {self.url} cannot be reached, since the proxy {self._proxy} does not let us through "
+                f"({why}): mend that, or if the server is reached without it, `export NO_PROXY={host}`"
+            )
+        if any(isinstance(cause, socket.gaierror) for cause in causes):
+            return Unreachable(
+                f"the host {host!r} of annotate.url is not known here ({why}): correct it, or bring this machine into "
+                f"the network that knows it"
+            )
+        broken = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)
+        if broken and not self._answered and self._proxy is None and _speaks_https(httpx.URL(self.url)):
+            return Unreachable(f"{self.url} speaks https ({why}): write https:// in annotate.url")
         return Unreachable(
             f"Label Studio does not answer at {self.url} ({why}): start it (`python -m pipeline label-studio` starts "
             f"one here), or correct annotate.url; what is ordered stays ordered"
         )
 
+    def _redirected(self, answer: httpx.Response, what: str) -> UserError:
+        """Ours are calls of an API, which are at home where they are sent to or nowhere."""
+        to = answer.url.join(answer.headers["location"])
+        asked = answer.url.path.removeprefix(httpx.URL(self.url).path.rstrip("/"))
+        home = to.copy_with(path=to.path.removesuffix(asked) or "/", query=None, fragment=None)
+        if to.path.endswith(asked) and str(home).rstrip("/") != self.url:  # the same API, elsewhere
+            return UserError(f"{self.url} sends us on to {str(home).rstrip('/')}: write that as annotate.url")
+        there = str(to.copy_with(query=None, fragment=None, userinfo=b""))
+        return Unreachable(
+            f"{self.url} answers {what} with {answer.status_code} and sends us on to {there}, which is no API of Label "
+            f"Studio's: if a log-in stands before it, have /api let through; else correct annotate.url"
+        )
+
     def _content(self, answer: httpx.Response, what: str) -> Any:
         """The answer's JSON, or a sentence that says why there is none."""
         status = answer.status_code
+        if status == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+            raise Unreachable(
+                f"the proxy {self._proxy or 'before Label Studio'} wants a name and a password (407): write them into "
+                f"its address, http://NAME:PASSWORD@HOST:PORT, or `export NO_PROXY={answer.url.host}` to do without it"
+            )
+        if self._proxy is not None and status in GATEWAY and not _is_json(answer):
+            raise Unreachable(
+                f"the proxy {self._proxy} answers {what} with {status} instead of Label Studio at {self.url}: try "
+                f"again, or if the server is reached without it, `export NO_PROXY={answer.url.host}`"
+            )
+        if answer.is_redirect and "location" in answer.headers:
+            raise self._redirected(answer, what)
         if status >= 500 or status in (408, 409, 429):
             raise Unreachable(f"Label Studio at {self.url} answers {what} with {status}: try again, or look at its log")
         if status == httpx.codes.NO_CONTENT:
@@ -173,9 +234,10 @@ class Client:
                 raise NotFound(f"Label Studio at {self.url} has no {what}") from None
             raise Unreachable(
                 f"{self.url} answers {what} with {status} and {len(answer.content)} bytes that are no JSON "
-                f"({answer.text[:30]!r}): is annotate.url the address of Label Studio itself?"
+                f"({answer.text[:30]!r}): is annotate.url the address of Label Studio itself?{self._through()}"
             ) from None
         if answer.is_success:
+            self._answered = True
             return content
         detail = _detail(content)
         if status == httpx.codes.UNAUTHORIZED:
@@ -188,6 +250,9 @@ class Client:
             raise NotFound(f"Label Studio at {self.url} has no {what} ({detail})")
         raise UserError(f"Label Studio at {self.url} refuses {what} with {status}: {detail}")
 
+    def _through(self) -> str:
+        return "" if self._proxy is None else f" The question went through the proxy {self._proxy}."
+
     def _refused(self, detail: str) -> str:
         kind = "personal access token" if self._personal else "legacy token"
         if "legacy token authentication has been disabled" in detail:
@@ -198,6 +263,173 @@ class Client:
             f"Label Studio at {self.url} refuses the {kind} in {KEY} ({detail}): {way}; keys are at "
             f"{self.url}/user/account"
         )
+
+
+# The network around
+
+
+class Proxy(NamedTuple):
+    """A proxy of the environment."""
+
+    variable: str
+    """HTTP_PROXY, HTTPS_PROXY or ALL_PROXY."""
+    url: str
+    """With its password."""
+
+    def __str__(self) -> str:
+        """Where it is and who says so, without a password."""
+        url = httpx.URL(self.url)
+        return f"{url.scheme}://{url.host}{f':{url.port}' if url.port else ''} ({self.variable})"
+
+
+def proxy(url: httpx.URL) -> Proxy | None:
+    """The environment's proxy for an address; None if it is reached without one.
+
+    Read here and not by httpx, which sends loopback through a proxy, takes no network in NO_PROXY and fails at some
+    IPv6 addresses there.
+
+    Raises:
+        UserError: the variable holds no address of a proxy that we can use.
+    """
+    found = urllib.request.getproxies()
+    kind = next((kind for kind in (url.scheme, "all") if found.get(kind)), None)
+    if kind is None or _without_proxy(url, found.get("no", "")):
+        return None
+    variable, text = f"{kind.upper()}_PROXY", found[kind]
+    way = f"write http://HOST:PORT there, or `export NO_PROXY={url.host}` to do without it"
+    try:
+        address = httpx.URL(text if "://" in text else f"http://{text}")
+    except httpx.InvalidURL as error:
+        raise UserError(f"the environment variable {variable} is no address of a proxy ({error}): {way}") from None
+    if address.scheme in ("socks5", "socks5h"):
+        if importlib.util.find_spec("socksio") is None:
+            raise UserError(
+                f"{variable} names a SOCKS proxy, {address.scheme}://{address.host}, for which the package socksio is "
+                f"needed and not installed: {way}"
+            )
+    elif address.scheme not in ("http", "https") or not address.host:
+        raise UserError(f"{variable} names no proxy of a kind that is known here ({address.scheme}://): {way}")
+    return Proxy(variable, str(address))
+
+
+def _without_proxy(url: httpx.URL, no_proxy: str) -> bool:
+    """Whether an address is reached directly: this machine always, others as NO_PROXY says.
+
+    Names there stand for themselves and for all that end in them, with a port for that one only; numbers may be
+    networks (10.0.0.0/8).
+    """
+    host, port, number = url.host, url.port or {"http": 80, "https": 443}.get(url.scheme), _address(url.host)
+    if host == "localhost" or host.endswith(".localhost") or (number is not None and number.is_loopback):
+        return True
+    for entry in (each.strip().lower() for each in no_proxy.split(",")):
+        name, _, only = entry.rpartition(":")
+        if name and only.isdecimal() and _network(entry) is None:
+            if int(only) != port:
+                continue
+            entry = name
+        network, name = _network(entry.replace("[", "").replace("]", "")), entry.removeprefix("*").removeprefix(".")
+        inside = number is not None and network is not None and number in network
+        if entry == "*" or inside or (name and (host == name or host.endswith(f".{name}"))):
+            return True
+    return False
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def connections(transport: httpx.BaseTransport | None = None, **more: Any) -> httpx.Client:
+    """A client that reaches every host by its `proxy`, and heeds SSL_CERT_FILE and SSL_CERT_DIR.
+
+    Raises:
+        UserError: the certificates cannot be used.
+    """
+    return httpx.Client(transport=transport or Routes(), trust_env=False, **more)
+
+
+class Routes(httpx.BaseTransport):
+    """Connections to each host by its own way: pictures may lie elsewhere than Label Studio."""
+
+    def __init__(self) -> None:
+        """Connect to nothing yet.
+
+        Raises:
+            UserError: the certificates that the environment names cannot be read.
+        """
+        try:
+            self._trusted = httpx.create_ssl_context()
+        except OSError as error:  # an ssl.SSLError is one
+            name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+            raise UserError(
+                f"{name} is {os.environ.get(name)!r}, where no certificates can be read ({error}): name a PEM file, or "
+                f"`unset {name}`"
+            ) from None
+        self._ways: dict[str | None, httpx.HTTPTransport] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request by the way that the environment has for its host."""
+        through = proxy(request.url)
+        way = None if through is None else through.url
+        if way not in self._ways:
+            self._ways[way] = httpx.HTTPTransport(verify=self._trusted, proxy=way)
+        return self._ways[way].handle_request(request)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for transport in self._ways.values():
+            transport.close()
+
+
+def _way_to_trust(error: ssl.SSLCertVerificationError, host: str) -> str:
+    """What helps against a certificate: X509_V_ERR_... numbers of OpenSSL."""
+    if error.verify_code in (9, 10):
+        return "its certificate is not valid today: have it renewed, or set this machine's clock"
+    if error.verify_code in (62, 64):
+        return f"its certificate is for another name than {host!r}: write the name that it is for into annotate.url"
+    given = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+    known = f"; {given} does not hold it" if given else ""
+    return (
+        "`export SSL_CERT_FILE=FILE.pem` with its certificate, or that of the authority that signed it, and run again"
+        + known
+    )
+
+
+def _speaks_https(url: httpx.URL) -> bool:
+    """Whether there is TLS behind the port of an http address. Nothing is sent, so no certificate is looked at."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with contextlib.suppress(OSError), socket.create_connection((url.host, url.port or 80), timeout=5) as plain:
+        context.wrap_socket(plain).close()
+        return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_json(answer: httpx.Response) -> bool:
+    try:
+        orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+# Keys
 
 
 def _is_personal(key: str, url: str) -> bool:
