@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline import environment, paths, repository
-from pipeline.errors import UserError, WaitingForPeople
+from pipeline.errors import UserError, WaitingForPeople, choose
 
 with environment.explained():
-    from pipeline import inputs, ledger, params_file
-    from pipeline.params import BudgetLine, Params
+    from pipeline import faults, inputs, ledger, params_file
+    from pipeline.params import ANY, BudgetLine, Params
 
 # Read by torch, which the stages import: threads that spin while they wait would stall the readers.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 STAGES = (
+    "settings",
     "prepare",
     "pretrain",
     "snapshot",
@@ -51,10 +52,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for stage in STAGES:
         command = commands.add_parser(stage, help=f"the stage `{stage}` of dvc.yaml; `dvc repro` calls it")
-        if stage not in ("prepare", "pretrain", "report"):
+        if stage not in ("settings", "prepare", "pretrain", "report"):
             command.add_argument("round", help="r00, r01, ...")
             command.add_argument("--after", help="the round before, as the budget table says")
-            command.add_argument("--images", type=int, help="images to buy, as the budget table says")
+            command.add_argument("--images", type=_whole, help="images to buy, as the budget table says")
             command.add_argument("--minutes", type=float, help="minutes to buy, as the budget table says")
     status = commands.add_parser("status", help="where the loop stands, and who is waited for")
     status.add_argument("--json", action="store_true", help="for programs")
@@ -78,9 +79,18 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _whole(text: str) -> int:
+    """DVC writes `images: 1e3` of the budget table as 1000.0."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
+
+
 def main(argv: list[str]) -> int:
     """Run one command and return its exit status: 0 done, 1 a mistake to mend, 75 waiting for people."""
     given = arguments(argv)
+    settings = None
     try:
         if given.command in (*STAGES, "doctor", "join"):
             repository.check()
@@ -89,6 +99,7 @@ def main(argv: list[str]) -> int:
                 importlib.import_module("pipeline.join").run()
             return 0
         settings = params_file.load()
+        _check_costs(settings)
         if given.command in STAGES:
             if given.command in NETWORK:
                 _launch(settings.launch, argv)
@@ -121,6 +132,11 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"{given.command}: stopped by hand; run it again and it goes on from here", file=sys.stderr)
         return STOPPED
+    except (MemoryError, OSError, RuntimeError) as error:
+        if (said := faults.sentence(error, given.command, settings)) is None:
+            raise  # a fault of ours: its traceback is what helps
+        print(f"{given.command}: {said}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -151,14 +167,31 @@ def _launch(launch: str, argv: list[str]) -> None:
         ) from None
 
 
+def _check_costs(settings: Params) -> None:
+    """See that `tune.reward.costs` is of classes that there are; everything else about params.yaml is known by then.
+
+    Raises:
+        UserError: it names another, or the class list cannot be read.
+    """
+    if not (costs := settings.tune.reward.costs):
+        return
+    from pipeline import datasets  # reads a class list; few have costs
+
+    known = dict.fromkeys(datasets.class_set(settings.prepare.classes).names)
+    for true, by_label in costs.items():
+        for name in (true, *(label for label in by_label if label != ANY)):
+            choose("class in tune.reward.costs", known, name)
+
+
 def sections(run: Callable[..., None], settings: Params) -> dict[str, Any]:
-    """What of params.yaml a stage's signature names."""
+    """What of params.yaml a stage's signature names; `settings` are all of it."""
     wanted = inspect.signature(run).parameters
-    return {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line")}
+    named = {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line", "settings")}
+    return named | {"settings": settings} if "settings" in wanted else named
 
 
 def _stage(given: argparse.Namespace, settings: Params) -> None:
-    for sentence in inputs.class_lists(settings.prepare) if given.command != "prepare" else ():
+    for sentence in inputs.class_lists(settings.prepare) if given.command not in ("settings", "prepare") else ():
         raise UserError(sentence)
     with environment.explained():
         run = importlib.import_module(f"pipeline.{given.command}").run

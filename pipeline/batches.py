@@ -7,7 +7,7 @@ starts. Work is dealt to processes card by card: process k of n takes items k, k
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +24,8 @@ from pipeline.labels import IGNORE, UNKNOWN
 from pipeline.params import Augment
 
 cv2.setNumThreads(0)  # the readers are processes already
+
+L = TypeVar("L")
 
 ATTEMPTS = 4
 """So often an image of which blocks are labelled is cropped anew if the crop shows nothing of them."""
@@ -161,8 +163,16 @@ def whole(fabric: Fabric, of: Sequence[Item], size: tuple[int, int], *, batch: i
         num_workers=workers,
         collate_fn=_stack,
     )
-    for loaded in loader:
+    for loaded in _passed_on(loader):
         yield loaded._replace(images=loaded.images.to(fabric.device, non_blocking=True))
+
+
+def _passed_on(loader: Iterable[L]) -> Iterator[L]:
+    """What a loader gives. The sentence of a reader's UserError comes without the reader's traceback around it."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__qualname__}: ")[2].strip()) from None
 
 
 def gather(fabric: Fabric, share: Tensor, total: int) -> Tensor:
@@ -258,7 +268,7 @@ def training(
 
     def start(first: int) -> Iterator[Batch]:
         schedule = _Schedule(counts, seed, range(first, steps), fabric.global_rank, fabric.world_size)
-        for images, masks in DataLoader(everything, batch_sampler=schedule, num_workers=workers):
+        for images, masks in _passed_on(DataLoader(everything, batch_sampler=schedule, num_workers=workers)):
             yield Batch(images.to(fabric.device, non_blocking=True), masks.to(fabric.device, non_blocking=True))
 
     return start

@@ -1,4 +1,4 @@
-"""`python -m pipeline doctor`: look at all data that params.yaml names, and at Label Studio, before time is spent.
+"""`python -m pipeline doctor`: looks at data, network, machine and Label Studio, before time is spent.
 
 Nothing stops it at the first fault: it lists all. Exit status 1 means that training would be wrong. The pool's masks
 stay closed, as they do everywhere but in the oracle annotator; where that one labels, a few of them are looked at, for
@@ -64,13 +64,8 @@ def run(params: Params) -> int:
     _budget(params, found["pool"], report)
     _manifests(prepare, found, report)
     _inputs(params, report)
-    if classes is not None and params.tune.reward.steps:
-        from pipeline import reward_tuning  # torch: seconds to import, and only this needs it
-
-        try:
-            reward_tuning.check(params.tune.reward, classes)
-        except UserError as error:
-            report.problems.append(str(error))
+    if classes is not None:
+        _trial(params, classes, report)
     if params.annotate.annotator == "label_studio" and classes is not None:
         _label_studio(params.annotate, classes, report)
     for title, lines in (("warning", report.warnings), ("problem", report.problems)):
@@ -232,6 +227,12 @@ def _duplicates(found: Mapping[str, Sequence[Found]], report: Report) -> None:
         report.warnings.append(f"pool and test hold {len(shown)} near-duplicates, look at them: {_first(shown)}")
 
 
+def _trial(params: Params, classes: ClassSet, report: Report) -> None:
+    from pipeline import trial  # torch: seconds to import, and only this needs it
+
+    report.problems.extend(trial.run(params, classes))
+
+
 def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
     asked, unit = sum(line.images or 0 for line in params.budget.values()), f"{params.score.unit}s"
     different = len(pool) - sum(len(group) - 1 for group in duplicates(pool))
@@ -242,10 +243,6 @@ def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
         blocks.check_image_keys(found.sample.key for found in pool)
     except UserError as error:
         report.problems.append(str(error))
-    if params.score.unit == "block" and params.annotate.images not in ("upload", "local_files"):
-        report.problems.append(
-            f"annotate.images is {params.annotate.images!r}, where no blocks are: set it to upload or local_files"
-        )
 
 
 def _label_studio(annotate: Annotate, classes: ClassSet, report: Report) -> None:

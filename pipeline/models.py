@@ -4,9 +4,8 @@
 (any of its encoders), DeepLabV3 and LR-ASPP from torchvision.
 """
 
-import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from pipeline.errors import UserError, choose
+from pipeline.errors import UserError, choose, near
+from pipeline.weights import fetched, load
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -88,6 +88,35 @@ class Network(nn.Module):
         handle.remove()
         features: Tensor = seen[0] if isinstance(seen[0], Tensor) else seen[0][-2]
         return logits, features
+
+    def values_per_channel(self, size: tuple[int, int]) -> int:
+        """The fewest values that a batch norm is given by one image: 1 cannot be normalised while training.
+
+        Raises:
+            UserError: the model does not take images of this size.
+        """
+        seen: list[int] = []
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        handles = [
+            norm.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, 0].numel())) for norm in norms
+        ]
+        mode = self.training
+        image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=self.mean.device)
+        try:
+            with torch.inference_mode():  # in evaluation mode, which leaves the statistics as they are
+                self.eval()(image)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model.size is {list(size)}, which this model cannot take: {reason}: choose another size or model"
+            ) from None
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.train(mode)
+        return min(seen, default=2)
 
     def last_layer(self) -> nn.Conv2d:
         """The one convolution that makes logits of features.
@@ -239,58 +268,81 @@ def _smp(architecture: str, options: Callable[[int], dict[str, Any]]) -> Archite
         import segmentation_models_pytorch as smp  # slow to import, and only these models need it
         import timm
 
-        of_timm = encoder.startswith("tu-") and timm.is_model(encoder.removeprefix("tu-"))
+        name = encoder.removeprefix("tu-")
+        of_timm = encoder.startswith("tu-") and timm.is_model(name)
         if encoder not in smp.encoders.get_encoder_names() and not of_timm:
-            known = ", ".join(smp.encoders.get_encoder_names())
-            raise UserError(f"unknown model.encoder {encoder!r}: choose one of {known}, or tu-<name> for one of timm's")
-        download = weights if weights == "imagenet" else None
+            known = smp.encoders.get_encoder_names()
+            hint = near(encoder, (f"tu-{each}" for each in timm.list_models()) if encoder != name else known)
+            raise UserError(
+                f"unknown model.encoder {encoder!r}: {hint}choose one of {', '.join(known)}, or tu-<name> for one of "
+                "timm's"
+            )
+        download = _imagenet(encoder, of_timm) if weights == "imagenet" else nullcontext()
+        pretrained = (True if of_timm else weights) if weights == "imagenet" else None
         try:
-            body = smp.create_model(architecture, encoder, encoder_weights=download, classes=classes, **options(width))
-        except ValueError as error:
-            raise UserError(f"model {architecture} with encoder {encoder!r} and width {width}: {error}") from None
+            with download:
+                body = smp.create_model(
+                    architecture, encoder, encoder_weights=pretrained, classes=classes, **options(width)
+                )
+        except (ValueError, KeyError, NotImplementedError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"model {architecture} with encoder {encoder!r} and width {width}: {reason}: take "
+                "another model.encoder or model.width"
+            ) from None
         if weights not in (None, "imagenet"):
-            _load(body.encoder, weights, lambda state: state)
+            load(body.encoder, str(weights))
         made: nn.Module = body
         return made
 
     return Architecture(build, 32, Parts(("segmentation_head",), encoder="encoder", middle="encoder"))
 
 
+def _imagenet(encoder: str, of_timm: bool) -> AbstractContextManager[None]:
+    """Inside, ImageNet weights of one of segmentation-models-pytorch's encoders are fetched."""
+    import huggingface_hub
+    import timm
+    from segmentation_models_pytorch.encoders import encoders
+
+    file, revision = "model.safetensors", None
+    if of_timm:
+        trained = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        repository = trained.hf_hub_id if trained else None
+    else:
+        trained = encoders[encoder]["pretrained_settings"].get("imagenet")
+        repository, revision = (trained["repo_id"], trained["revision"]) if trained else (None, None)
+    if not repository:
+        raise UserError(
+            f"model.weights is imagenet, but there are none of {encoder!r}: set it to null or to the path of a file, "
+            "or take another model.encoder"
+        )
+    there = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+    url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
+    return fetched(encoder, url, cached=isinstance(there, str))
+
+
 def _torchvision(name: str, head: tuple[str, ...], middle: str | None) -> Architecture:
     def build(classes: int, encoder: str, weights: str | None, width: int) -> nn.Module:
+        from torchvision import models
         from torchvision.models import segmentation
 
-        download = "DEFAULT" if weights == "imagenet" else None
-        body = segmentation.__dict__[name](weights=None, weights_backbone=download, num_classes=classes, aux_loss=False)
+        backbone = name.split("_", 1)[1]
+        download: AbstractContextManager[None] = nullcontext()
+        if weights == "imagenet":
+            url = models.get_model_weights(backbone)["DEFAULT"].url
+            there = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+            download = fetched(backbone, url, cached=there.is_file())
+        trained = "DEFAULT" if weights == "imagenet" else None
+        with download:
+            body = segmentation.__dict__[name](
+                weights=None, weights_backbone=trained, num_classes=classes, aux_loss=False
+            )
         if weights not in (None, "imagenet"):
-            _load(body.backbone, weights, _as_backbone)
+            load(body.backbone, str(weights))
         made: nn.Module = body
         return made
 
     return Architecture(build, 1, Parts(head, encoder="backbone", middle=middle))
-
-
-def _as_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A classifier's state dict as its backbone names it: no `features.` in front, no classifier."""
-    kept = {k.removeprefix("features."): v for k, v in state.items()}
-    return {k: v for k, v in kept.items() if not k.startswith(("fc.", "classifier."))}
-
-
-def _load(encoder: nn.Module, weights: str | None, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    path = Path(str(weights))
-    if not path.is_file():
-        raise UserError(f"model.weights {weights!r} not found: give the file of a state dict, `imagenet`, or null")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError):
-        raise UserError(f"model.weights {weights!r} is cut short or no file of torch.save: fetch it again") from None
-    if not isinstance(state, dict):
-        raise UserError(f"model.weights {weights!r} holds a {type(state).__name__}: give the file of a state dict")
-    try:
-        encoder.load_state_dict(rename(state))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.weights {weights!r} do not fit the encoder: {reason}") from None
 
 
 MODELS: dict[str, Architecture] = {

@@ -1,18 +1,32 @@
-"""The sections of params.yaml as frozen, closed types; pipeline/params_file.py reads them."""
+"""The sections of params.yaml as frozen, closed types; pipeline/params_file.py reads them.
+
+The members of every family are named here a second time, since to import the families takes seconds; so a misspelt name
+is refused by every command. tests/test_params.py holds each list of names against its family.
+"""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline import paths
+from pipeline.errors import near
 
+
+def _whole(value: Any) -> Any:
+    """`1e3` is a float to YAML and a count to people."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Parts = Annotated[int, Field(ge=1, le=64)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+NotAll = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[Whole, Field(ge=1)]
+FromZero = Annotated[Whole, Field(ge=0)]
+Parts = Annotated[Whole, Field(ge=1, le=64)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -23,10 +37,13 @@ class Section(BaseModel):
     )
 
 
+DatasetName = Literal["gta5", "cityscapes", "camvid", "folder"]
+
+
 class Data(Section):
     """Where a set of images lies and in which layout."""
 
-    dataset: str
+    dataset: DatasetName
     """Layout: gta5, cityscapes, camvid or folder."""
     root: str
     """Folder, relative to the working directory or absolute."""
@@ -66,19 +83,127 @@ class Prepare(Section):
     """Draws the demo town into data/town first; leave out with real data."""
 
 
+ModelName = Literal[
+    "small",
+    "fpn",
+    "unet",
+    "deeplabv3plus",
+    "segformer",
+    "lraspp_mobilenet_v3_large",
+    "deeplabv3_mobilenet_v3_large",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+]
+ANY_ENCODER = ("fpn", "unet", "deeplabv3plus", "segformer")
+"""Models whose encoder can be chosen."""
+ENCODERS = [
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "resnext101_32x8d",
+    "resnext101_32x16d",
+    "resnext101_32x32d",
+    "resnext101_32x48d",
+    "dpn68",
+    "dpn68b",
+    "dpn92",
+    "dpn98",
+    "dpn107",
+    "dpn131",
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+    "senet154",
+    "se_resnet50",
+    "se_resnet101",
+    "se_resnet152",
+    "se_resnext50_32x4d",
+    "se_resnext101_32x4d",
+    "densenet121",
+    "densenet169",
+    "densenet201",
+    "densenet161",
+    "inceptionresnetv2",
+    "inceptionv4",
+    "efficientnet-b0",
+    "efficientnet-b1",
+    "efficientnet-b2",
+    "efficientnet-b3",
+    "efficientnet-b4",
+    "efficientnet-b5",
+    "efficientnet-b6",
+    "efficientnet-b7",
+    "mobilenet_v2",
+    "xception",
+    "timm-efficientnet-b0",
+    "timm-efficientnet-b1",
+    "timm-efficientnet-b2",
+    "timm-efficientnet-b3",
+    "timm-efficientnet-b4",
+    "timm-efficientnet-b5",
+    "timm-efficientnet-b6",
+    "timm-efficientnet-b7",
+    "timm-efficientnet-b8",
+    "timm-efficientnet-l2",
+    "timm-tf_efficientnet_lite0",
+    "timm-tf_efficientnet_lite1",
+    "timm-tf_efficientnet_lite2",
+    "timm-tf_efficientnet_lite3",
+    "timm-tf_efficientnet_lite4",
+    "timm-skresnet18",
+    "timm-skresnet34",
+    "timm-skresnext50_32x4d",
+    "mit_b0",
+    "mit_b1",
+    "mit_b2",
+    "mit_b3",
+    "mit_b4",
+    "mit_b5",
+    "mobileone_s0",
+    "mobileone_s1",
+    "mobileone_s2",
+    "mobileone_s3",
+    "mobileone_s4",
+]
+"""Of segmentation-models-pytorch; `tu-<name>` is one of timm's."""
+
+
 class Model(Section):
     """The segmentation network."""
 
-    name: str
-    """small, unet, fpn, deeplabv3plus, segformer, lraspp_mobilenet_v3_large, deeplabv3_resnet50, ..."""
+    name: ModelName
+    """small; unet, fpn, deeplabv3plus or segformer with any encoder; one of torchvision's: lraspp_..., deeplabv3_..."""
     size: tuple[Count, Count]
     """Height and width that images are resized to before they enter the network, pixels."""
     encoder: str = "mobilenet_v2"
     """Encoder of unet, fpn, deeplabv3plus and segformer, by its name in segmentation-models-pytorch."""
     weights: str | None = None
-    """Encoder weights: a file of a state dict, `imagenet` to download them, or null for none."""
-    width: Annotated[int, Field(ge=4)] = 64
+    """Encoder weights: a file of a state dict (torch.save or safetensors; of the encoder or of a network that has it),
+    `imagenet` to download them, or null for none."""
+    width: Annotated[Whole, Field(ge=4)] = 64
     """Channels of the decoder (of the whole network for `small`: its first stage has a quarter)."""
+
+    @model_validator(mode="after")
+    def _encoder_is_known(self) -> "Model":
+        if self.name in ANY_ENCODER and self.encoder not in ENCODERS and not self.encoder.startswith("tu-"):
+            raise ValueError(
+                f"encoder is {self.encoder!r}: {near(self.encoder, ENCODERS)}choose one of {', '.join(ENCODERS)}, or "
+                "tu-<name> for one of timm's"
+            )
+        if self.name == "small" and self.weights is not None:
+            raise ValueError(
+                f"weights is {self.weights!r}, but `small` has no encoder to load them into: set it to null"
+            )
+        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -126,7 +251,7 @@ class Augment(Section):
 class Training(Section):
     """One training by likelihood: class-weighted cross-entropy."""
 
-    steps: Annotated[int, Field(ge=0)]
+    steps: FromZero
     """Optimiser steps."""
     batch: Count
     """Images per step, over all processes."""
@@ -162,14 +287,35 @@ class Training(Section):
     augment: Augment = Augment()
 
 
+RewardName = Literal[
+    "pooled_miou",
+    "weighted_iou",
+    "dice",
+    "pixel_accuracy",
+    "expected_cost",
+    "image_miou",
+    "boundary_f1",
+    "object_recall",
+    "detection",
+]
+EstimatorName = Literal["counterfactual", "reinforce", "ppo", "soft_iou", "lovasz", "reward_weighted"]
+NOT_OF_COUNTS = ("boundary_f1", "object_recall", "detection")
+"""Rewards that are more than counts of pixels, which counterfactual and soft_iou cannot raise."""
+OF_LOVASZ = ("pooled_miou", "image_miou")
+ANY = "any"
+"""In `tune.reward.costs`: every label but the right one."""
+WITHOUT_CREDIT = ("image_miou", "detection")
+"""Rewards that cannot say which pixel earned them."""
+
+
 class Reward(Section):
     """The reward stage of `tune`."""
 
-    reward: str = "pooled_miou"
-    """pooled_miou, image_miou, weighted_iou, dice, pixel_accuracy, expected_cost, boundary_f1, object_recall, ..."""
-    estimator: str = "counterfactual"
+    reward: RewardName = "pooled_miou"
+    """What is raised; docs/reward.md says what each is for."""
+    estimator: EstimatorName = "counterfactual"
     """counterfactual, reinforce, ppo, soft_iou, lovasz or reward_weighted."""
-    steps: Annotated[int, Field(ge=0)]
+    steps: FromZero
     """Optimiser steps; 0 leaves the stage out."""
     lr: Positive
     """Peak learning rate of AdamW."""
@@ -183,7 +329,7 @@ class Reward(Section):
     """Longest gradient (L2 norm); longer ones are shortened to it. 0 is no limit."""
     memory: Share = 0.9
     """How much of the running pool statistics is kept from one step to the next."""
-    tolerance: Annotated[int, Field(ge=0)] = 2
+    tolerance: FromZero = 2
     """Pixels at the network's size by which a boundary may be off (boundary_f1)."""
     overlap: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of an object's pixels that must be found (object_recall)."""
@@ -205,8 +351,34 @@ class Reward(Section):
     """Farthest that a probability's ratio to the sampling policy's counts from 1 (ppo)."""
     validate_every: Count = 10
     """Steps between two looks at the held-out images (tune.held_out); the best weights are kept."""
-    patience: Annotated[int, Field(ge=0)] = 0
+    patience: FromZero = 0
     """Looks without improvement after which the stage stops early; 0 never does."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Reward":
+        if self.steps and (why := self._clash()):
+            raise ValueError(f"estimator {self.estimator} with reward {self.reward}: {why}")
+        return self
+
+    def _clash(self) -> str | None:
+        """Why the estimator cannot raise the reward; the estimators themselves say the same once they are asked."""
+        if self.estimator in ("counterfactual", "soft_iou") and self.reward in NOT_OF_COUNTS:
+            return f"{self.estimator} needs a reward of pixel counts: take reinforce or ppo for this one"
+        if self.estimator == "lovasz" and self.reward not in OF_LOVASZ:
+            return "lovasz is made for pooled_miou and image_miou: take another estimator for this reward"
+        if self.estimator not in ("reinforce", "ppo"):
+            return None
+        if self.samples < 2 and self.baseline in ("two_sample", "leave_one_out"):
+            return f"the baseline {self.baseline} needs at least 2 samples, not {self.samples}"
+        if self.credit == "image":
+            return None
+        if self.reward in WITHOUT_CREDIT:
+            return "this reward knows no local credit: set credit to image"
+        if self.unit != "pixel" and self.reward in NOT_OF_COUNTS:
+            return "local credit of this reward is by pixels: set unit to pixel, or credit to image"
+        if self.baseline in ("other_images", "rolling_mean"):
+            return f"the baseline {self.baseline} knows no local credit: take leave_one_out, or set credit to image"
+        return None
 
 
 class Calibration(Section):
@@ -219,11 +391,16 @@ class Calibration(Section):
     labels that came back."""
 
 
+AcquisitionName = Literal[
+    "shortfall", "evpi", "gain", "entropy", "margin", "least_confidence", "ripu", "bald", "random"
+]
+
+
 class Score(Section):
     """How gain is predicted, and of what."""
 
-    acquisition: str = "shortfall"
-    """shortfall, evpi, gain, entropy, margin, least_confidence, ripu, bald or random."""
+    acquisition: AcquisitionName = "shortfall"
+    """What of an image is its gain: in mIoU points shortfall, evpi or their blend gain; the others to compare."""
     unit: Literal["image", "block"] = "image"
     """What is scored, chosen, labelled and paid for as one. Once something is bought, it stays."""
     blocks: tuple[Parts, Parts] = (2, 2)
@@ -237,7 +414,7 @@ class Score(Section):
     block its share of the image."""
     members: Count = 4
     """Of the posterior, for evpi, gain and bald: last layers that are each blind to other features."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    dropout: NotAll = 0.2
     """Share of the features to which a member is blind."""
     blend_end: Share = 0.3
     """Of gain: the share of the shortfall in it, 1 in the first round, falls to this; the rest is evpi."""
@@ -275,6 +452,8 @@ SelectionMethod = Literal[
     "representative",
     "learning_curve",
 ]
+BY_FEATURES = ("coreset", "badge", "clue", "coverage", "drawn_coverage", "representative", "learning_curve")
+"""Those that compare images by `score.features`."""
 
 
 class Select(Section):
@@ -300,7 +479,7 @@ class Select(Section):
 class Annotate(Section):
     """Where labels come from. Not tracked by DVC: switching it re-runs nothing and re-buys nothing."""
 
-    annotator: str = "oracle"
+    annotator: Literal["label_studio", "oracle"] = "oracle"
     """label_studio: people; oracle: the known labels of a benchmark."""
     mode: Literal["stop", "wait"] = "stop"
     """stop: exit while people work and continue at the next `dvc repro`; wait: block with a progress bar."""
@@ -338,9 +517,10 @@ class Tune(Section):
     """Training on the labels bought so far."""
 
     likelihood: Training
-    source_share: Share = 0.25
-    """Share of every batch that is replayed from the source; where blocks are bought, of its labelled pixels."""
-    held_out: Share = 0.0
+    source_share: NotAll = 0.25
+    """Share of every batch that is replayed from the source; where blocks are bought, of its labelled pixels. However
+    large, every process learns from a bought label in every step."""
+    held_out: NotAll = 0.0
     """Share of the labelled pool images that neither step learns from: they choose the reward stage's best weights."""
     reward: Reward
 
@@ -359,22 +539,22 @@ class Evaluate(Section):
 class Report(Section):
     """Tables and pictures."""
 
-    panels: Annotated[int, Field(ge=0)] = 20
+    panels: FromZero = 20
     """Sample panels drawn per round, at most, highest gain first."""
 
 
 class Compute(Section):
     """On what the training and scoring run. Not tracked by DVC: it says where, not what."""
 
-    accelerator: str = "auto"
-    """auto, cpu, cuda or mps."""
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    """auto takes a GPU if there is one; gpu is cuda or mps."""
     processes: Count = 1
     """Processes on this machine, each with one device; under torchrun its own number counts."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Arithmetic; mixed precision changes results slightly."""
     batch: Count = 8
     """Images per forward pass when scoring and measuring, per process."""
-    workers: Annotated[int, Field(ge=0)] = 1
+    workers: FromZero = 1
     """Background processes that read and augment images, per process."""
     checkpoint_seconds: NotNegative = 30.0
     """How often an unfinished training is saved."""
@@ -448,6 +628,29 @@ class Params(Section):
                     f"write `{name}: {{after: {previous}, ...}}`"
                 )
             previous = name
+        return self
+
+    @model_validator(mode="after")
+    def _selection_has_what_it_compares(self) -> "Params":
+        for field in ("method", "start"):
+            method = getattr(self.select, field)
+            if method not in BY_FEATURES:
+                continue
+            without = ", ".join(name for name in get_args(SelectionMethod) if name not in BY_FEATURES)
+            if self.score.unit == "block":
+                raise ValueError(
+                    f"select.{field} is {method}, which compares features, and score.unit is block, of which there are "
+                    f"none: choose one of {without}"
+                )
+            if not self.score.features:
+                raise ValueError(
+                    f"select.{field} is {method}, which compares features, and there are none: set score.features: "
+                    f"true, or select.{field} to one of {without}"
+                )
+        if self.score.unit == "block" and self.annotate.images not in ("upload", "local_files"):
+            raise ValueError(
+                f"annotate.images is {self.annotate.images!r}, where no blocks are: set it to upload or local_files"
+            )
         return self
 
 

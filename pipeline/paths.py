@@ -6,6 +6,8 @@ Never `$DVC_ROOT`: under `dvc exp run --temp` it names the parent repository.
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+SETTINGS = Path("data/settings.json")
+"""What params.yaml says, with the defaults of what it does not say."""
 LEDGER = Path("data/ledger.jsonl")
 """Orders and deliveries, append-only, in git."""
 LABELS = Path("data/labels")

@@ -46,6 +46,7 @@ def run(
         return streams.seed_of(seed, paths.SOURCE_ROUND, purpose)
 
     network = training.new_network(model, classes, torch.Generator().manual_seed(seed_of("weights")))
+    training.check_batch(network, model, pretrain.batch, fabric.world_size, "pretrain.batch")
     pixels = np.asarray(manifest[[f"n_{name}" for name in classes.names]].sum(), dtype=float)
     weights = training.class_weights(pixels, pretrain, classes, "pretrain").to(fabric.device)
     plan = training.likelihood_plan(

@@ -14,15 +14,13 @@ from pipeline.errors import UserError, choose
 from pipeline.inference import Output
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
-from pipeline.params import Compute, Model, Reward
+from pipeline.params import ANY, Compute, Model, Reward
 from pipeline.policy import ESTIMATORS, Asked, Estimate, Rollout, units
 from pipeline.rewards import REWARDS, RewardFunction, Settings
 from pipeline.training import Loss, LossFunction, State
 
 OWN = tuple(f"own_{name}" for name in Rollout._fields)
 """What PPO has drawn for the batch of this process, as it is called in the loss's state."""
-ANY = "any"
-"""In `tune.reward.costs`: every label but the right one."""
 
 
 def reward_function(settings: Reward, weights: Tensor, classes: ClassSet) -> RewardFunction:

@@ -5,7 +5,6 @@ the next; so a training that was killed and resumed ends bit for bit where an un
 """
 
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import artifacts, fingerprints, losses, models, paths, streams, transforms
+from pipeline import artifacts, fingerprints, losses, machine, models, paths, streams, transforms
 from pipeline.batches import Batch
 from pipeline.calibration import Calibration, of_temperature
 from pipeline.errors import UserError, choose
@@ -361,11 +360,13 @@ def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, 
 
 
 def start(compute: Compute) -> Fabric:
-    """Devices, precision and processes as `compute` says; under torchrun, its processes."""
-    processes, machines = compute.processes, 1
-    if torch.distributed.is_torchelastic_launched():
-        processes = int(os.environ["LOCAL_WORLD_SIZE"])
-        machines = int(os.environ["WORLD_SIZE"]) // processes
+    """Devices, precision and processes as `compute` says; under torchrun, its processes.
+
+    Raises:
+        UserError: this machine has not what `compute` asks for.
+    """
+    machine.check(compute)
+    processes, machines = machine.world(compute)
     fabric = Fabric(
         accelerator=compute.accelerator,
         devices=processes,
@@ -375,6 +376,32 @@ def start(compute: Compute) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def check_batch(network: Network, model: Model, batch: int, processes: int, knob: str) -> None:
+    """See, before a training, that every process gets enough images of a batch to normalise over.
+
+    Args:
+        network: that will be trained.
+        model: the section that describes it.
+        batch: images per step, over all processes.
+        processes: of all machines.
+        knob: the key of params.yaml that gives `batch`.
+
+    Raises:
+        UserError: it does not, or the model does not take images of its size.
+    """
+    if batch < processes:
+        raise UserError(
+            f"{knob} is {batch}, which leaves some of {processes} processes without an image: raise it to {processes} "
+            "or more, or lower compute.processes"
+        )
+    if batch // processes == 1 and network.values_per_channel(model.size) == 1:
+        share = "" if processes == 1 else f", over {processes} processes,"
+        raise UserError(
+            f"{knob} is {batch}{share} and {model.name} at {list(model.size)} has a batch norm that sees one value per "
+            f"image, which a single image does not let it normalise: set {knob} to {2 * processes} or more"
+        )
 
 
 def total(fabric: Fabric, share: Tensor) -> Tensor:

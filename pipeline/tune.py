@@ -55,6 +55,7 @@ def run(
     source_table = artifacts.load_ids("source", classes)
     source = batches.items(source_manifest, source_table)
     network, _ = training.open_network(line.after, model, classes)
+    training.check_batch(network, model, tune.likelihood.batch, fabric.world_size, "tune.likelihood.batch")
 
     # Fitted before training on them: to the model, this round's labels are still unseen.
     new, importance = _returned(round_name, rows, labels)
@@ -77,7 +78,7 @@ def run(
     # Each round draws its own batches.
     likelihood_seed = streams.seed_of(seed, round_name, "likelihood")
     plan = training.likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", likelihood_seed, compute, mark)
-    replayed = replayed_images(tune, target)
+    replayed = replayed_images(tune, target, fabric.world_size)
 
     def draws(shares: Sequence[tuple[Sequence[Item], int]], steps: int, seed: int) -> Any:
         augment, workers = tune.likelihood.augment, compute.workers
@@ -149,19 +150,20 @@ def _contents(
     return [(item.key, str(pool.loc[item.key, "sha256"]), masks[item.key]) for item in of]
 
 
-def replayed_images(tune: Tune, target: Sequence[Item]) -> int:
+def replayed_images(tune: Tune, target: Sequence[Item], processes: int = 1) -> int:
     """How many images of a batch are replayed from the source, so that `source_share` of its labelled pixels are.
 
     Of whole images that is the share of the batch. An image of which only a share f is bought has so many fewer pixels
     to learn from: n images of the source have a share s of the labelled pixels if n / (n + (batch - n) f) = s.
+
+    Whatever the share, every process learns from a bought label in every step.
     """
     batch, s = tune.likelihood.batch, tune.source_share
     of_whole = round(s * batch)
     bought = [sum(blocks.share(key) for key, _ in item.blocks) if item.blocks else 1.0 for item in target]
     f = sum(bought) / len(bought)
-    if f == 1 or not of_whole:
-        return of_whole
-    return max(1, round(s * f * batch / (1 - s + s * f)))
+    wanted = of_whole if f == 1 or not of_whole else max(1, round(s * f * batch / (1 - s + s * f)))
+    return min(wanted, max(0, batch - processes))
 
 
 def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:

@@ -56,13 +56,13 @@ class Run(NamedTuple):
 
     @property
     def ran(self) -> list[str]:
-        """The DVC stages whose command was run, in order."""
-        return re.findall(r"^Running stage '(.+?)'", self.output, re.MULTILINE)
+        """The DVC stages whose command was run, in order, but for `settings`, which looks at every edit."""
+        return re.findall(r"^Running stage '(?!settings')(.+?)'", self.output, re.MULTILINE)
 
     @property
     def restored(self) -> list[str]:
-        """The DVC stages whose outputs came from the run cache."""
-        return re.findall(r"^Stage '(.+?)' is cached - skipping run", self.output, re.MULTILINE)
+        """The DVC stages whose outputs came from the run cache, but for `settings`."""
+        return re.findall(r"^Stage '(?!settings')(.+?)' is cached - skipping run", self.output, re.MULTILINE)
 
 
 class Project(NamedTuple):

@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 
-from pipeline import artifacts, batches, datasets, transforms
+from pipeline import artifacts, batches, datasets, faults, params_file, transforms
 from pipeline.batches import Batch, Item
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN
 from pipeline.params import Augment
 from tests import fakes
+from tests.conftest import ROOT
 
 CLASSES = CLASS_SETS["cityscapes19"]
 STILL = Augment(scale=(1.0, 1.0), flip=0.0, colour=0.0, blur=0.0, noise=0.0)
@@ -155,3 +158,32 @@ def test_delivered_mask_with_another_id_is_named(fabric: Fabric, items: list[Ite
     start = batches.training(fabric, [(odd, 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
     with pytest.raises(UserError, match=r"odd\.png holds .*19"):
         list(start(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_sentence_of_a_reader_comes_without_its_traceback(
+    fabric: Fabric, items: list[Item], workers: int, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "a.png"
+    damaged.write_bytes(items[1].image.read_bytes()[:50])
+    of = [items[0], items[1]._replace(image=damaged)]
+    with pytest.raises(UserError) as error:
+        list(batches.whole(fabric, of, (8, 8), batch=2, workers=workers))
+    assert str(damaged) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_a_killed_reader_is_known_for_what_it_is(
+    fabric: Fabric, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does
+
+    monkeypatch.setattr(batches.datasets, "read_image", out_of_memory)
+    with pytest.raises(RuntimeError) as error:
+        list(batches.whole(fabric, items, (8, 8), batch=2, workers=1))
+    said = faults.sentence(error.value, "score", params_file.load(ROOT / "params.yaml"))
+    assert said is not None
+    assert "a process that reads images was killed" in said
+    assert "set compute.workers (1) lower" in said

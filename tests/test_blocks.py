@@ -141,6 +141,18 @@ def test_source_keeps_its_share_of_the_labelled_pixels(share: float, target: lis
     assert tune.replayed_images(tune.Tune.model_validate(of), target) == replayed
 
 
+@pytest.mark.parametrize(("share", "processes", "replayed"), [(0.95, 1, 7), (0.95, 2, 6), (0.99, 8, 0), (0.0, 2, 0)])
+def test_every_process_learns_from_a_bought_label(share: float, processes: int, replayed: int) -> None:
+    of = {"likelihood": {"steps": 1, "batch": 8, "lr": 1.0}, "reward": {"steps": 0, "lr": 1.0}, "source_share": share}
+    settings = tune.Tune.model_validate(of)
+    whole = [Item("a", Path(), Path(), batches.stored(19))] * 3
+    assert tune.replayed_images(settings, whole, processes) == replayed
+    bought = 8 - replayed
+    batch = batches.plan([(len(whole), bought), (20, replayed)], seed=1, step=3)
+    for rank in range(processes):
+        assert any(position < len(whole) for position, _ in batch[rank::processes])
+
+
 def test_a_crop_that_shows_no_label_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = fakes.image(tmp_path / "a.png", np.random.default_rng(0))
     name = "a@4x4-0-0"
@@ -395,14 +407,14 @@ def test_an_image_that_is_called_like_a_block_is_refused(project: Path, capsys: 
 
 
 def test_doctor_counts_blocks_and_knows_where_there_are_none(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    several = PARAMS.replace("images: 6", "images: 17").replace("oracle_minutes: 10", "images: 's3://b/{key}.png'")
+    several = PARAMS.replace("images: 6", "images: 17")
     paths.PARAMS.write_text(several)
     assert __main__.main(["doctor"]) == 1
-    text = capsys.readouterr().out
-    assert "problem: the budget asks for 17 blocks, the pool has 16: lower `budget`" in text
-    assert (
-        "problem: annotate.images is 's3://b/{key}.png', where no blocks are: set it to upload or local_files" in text
-    )
+    assert "problem: the budget asks for 17 blocks, the pool has 16: lower `budget`" in capsys.readouterr().out
+    paths.PARAMS.write_text(several.replace("oracle_minutes: 10", "images: 's3://b/{key}.png'"))
+    assert __main__.main(["status"]) == 1  # every command knows
+    said = capsys.readouterr().err
+    assert "annotate.images is 's3://b/{key}.png', where no blocks are: set it to upload or local_files" in said
 
 
 def test_known_label_of_a_block_is_asked_by_whoever_answers(project: Path) -> None:

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipeline import doctor, ledger, paths, prepare
+from pipeline import doctor, ledger, paths, prepare, trial
+from pipeline.labels import CLASS_SETS
 from pipeline.ledger import Order
-from pipeline.params import BudgetLine, Data, Model, Params, Prepare, Reward, Town, Training, Tune
+from pipeline.params import BudgetLine, Compute, Data, Model, Params, Prepare, Reward, Score, Town, Training, Tune
 from tests import fakes
 from tests.conftest import ROOT
 
 
 def settings(**sets: object) -> Params:
-    training = Training(steps=1, batch=1, lr=0.1)
+    training = Training(steps=1, batch=2, lr=0.1)
     data = {
         "classes": "camvid11",
         "source": Data(dataset="gta5", root="raw/gta5"),
@@ -57,8 +59,8 @@ def test_good_data_is_all_good(raw: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_reward_that_its_estimator_cannot_raise_is_a_problem(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    params = settings()
-    reward = Reward(steps=1, lr=0.1, reward="boundary_f1", estimator="counterfactual")
+    params = settings()  # params.yaml cannot say so
+    reward = Reward(steps=1, lr=0.1).model_copy(update={"reward": "boundary_f1"})
     status, text = report(capsys, params.model_copy(update={"tune": params.tune.model_copy(update={"reward": reward})}))
     assert status == 1
     assert (
@@ -75,6 +77,55 @@ def test_label_studio_that_cannot_be_used_is_a_problem(
     status, text = report(capsys, params.model_copy(update={"annotate": people}))
     assert status == 1
     assert "problem: LABEL_STUDIO_API_KEY is not set: copy a token from http://127.0.0.1:8080/user/account" in text
+
+
+MACHINE = {
+    "no GPU": ({"compute": Compute(accelerator="cuda")}, "compute.accelerator is cuda, but torch sees no GPU here"),
+    "half on the CPU": (
+        {"compute": Compute(accelerator="cpu", precision="16-mixed")},
+        "compute.precision is 16-mixed, which needs a GPU, and compute.accelerator cpu is the CPU here: set",
+    ),
+    "batch norm of one": (
+        {"pretrain": Training(steps=1, batch=1, lr=0.1)},
+        "pretrain.batch is 1 and small at [8, 8] has a batch norm that sees one value per image",
+    ),
+    "too many processes": (
+        {"compute": Compute(accelerator="cpu", processes=3)},
+        "tune.likelihood.batch is 2, which leaves some of 3 processes without an image: raise it to 3 or more",
+    ),
+    "no such weights": (
+        {"model": Model(name="unet", size=(8, 8), weights="w.pth")},
+        "model.weights 'w.pth' not found in",
+    ),
+    "no members": (
+        {"model": Model(name="lraspp_mobilenet_v3_large", size=(8, 8)), "score": Score(acquisition="bald")},
+        "this model has 2 last layers, and members and features need one",
+    ),
+    "no encoder": (
+        {"pretrain": Training(steps=1, batch=2, lr=0.1, lr_encoder=0.1)},
+        "lr_encoder is 0.1, but this model has no encoder",
+    ),
+    "out of all bounds": (
+        {"pretrain": Training(steps=1, batch=2, lr=0.1, auxiliary=0.4, poly1=1e300)},
+        "in which the first loss is inf",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MACHINE)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_what_the_machine_or_the_network_will_not_do_is_a_problem(name: str) -> None:
+    changes, says = MACHINE[name]
+    problems = trial.run(settings().model_copy(update=changes), CLASS_SETS["camvid11"])
+    assert any(says in problem for problem in problems), problems
+
+
+def test_the_network_is_tried_as_it_will_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    params = settings().model_copy(
+        update={"compute": Compute(accelerator="cpu", precision="bf16-mixed"), "score": Score(features=True)}
+    )
+    assert trial.run(params, CLASS_SETS["camvid11"]) == []
+    assert "model: small at 8x8, one step of 2 images on cpu in bf16-mixed" in capsys.readouterr().out
 
 
 def test_shares_are_those_of_the_masks(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,13 +186,13 @@ def test_missing_sets_and_an_unknown_class_set(raw: Path, capsys: pytest.Capture
     status, text = report(
         capsys,
         settings(
-            classes="voc", source=Data(dataset="gta5", root="raw/none"), test=Data(dataset="synthia", root="raw/camvid")
+            classes="voc", source=Data(dataset="gta5", root="raw/none"), test=Data(dataset="folder", root="raw/camvid")
         ),
     )
     assert status == 1
     assert "problem: unknown class set 'voc': choose one of cityscapes19, camvid11" in text
     assert "problem: source: raw/none is no folder" in text
-    assert "problem: test: unknown dataset 'synthia': choose one of gta5, cityscapes, camvid, folder" in text
+    assert "problem: test: no folder images in raw/camvid" in text
     assert "pool: camvid in raw/camvid, 6 images" in text
 
 

@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import segmentation_models_pytorch as smp
+import torch
 from pydantic import ValidationError
 
 from pipeline import datasets, params, params_file
@@ -13,8 +15,8 @@ from pipeline.errors import UserError, choose
 from pipeline.models import MODELS
 from pipeline.params import Params
 from pipeline.policy import ESTIMATORS
-from pipeline.rewards import REWARDS
-from pipeline.selection import METHODS
+from pipeline.rewards import REWARDS, Settings
+from pipeline.selection import METHODS, NEEDS
 from pipeline.transforms import MIXES
 from tests.conftest import ROOT
 
@@ -52,9 +54,44 @@ def test_names_offered_by_the_types_are_the_names_of_the_dicts() -> None:
         params.Calibration.model_fields["method"]: CALIBRATIONS,
         params.Select.model_fields["method"]: METHODS,
         params.Training.model_fields["mix"]: MIXES,
+        params.Score.model_fields["acquisition"]: ACQUISITIONS,
+        params.Reward.model_fields["reward"]: REWARDS,
+        params.Reward.model_fields["estimator"]: ESTIMATORS,
+        params.Model.model_fields["name"]: MODELS,
+        params.Annotate.model_fields["annotator"]: ANNOTATORS,
+        params.Data.model_fields["dataset"]: datasets.DATASETS,
         params.Augment.model_fields["preset"]: params.PRESETS,
     }
     assert all(set(get_args(field.annotation)) == set(names) for field, names in offered.items())
+
+
+def test_what_is_said_of_members_is_true_of_them() -> None:
+    assert set(params.ENCODERS) == set(smp.encoders.get_encoder_names())
+    assert set(params.BY_FEATURES) == set(NEEDS)
+    numbers = Settings(2, torch.ones(2).double(), 1 - torch.eye(2).double(), tolerance=2, overlap=0.5)
+    made = {name: make(numbers) for name, make in REWARDS.items()}
+    assert set(params.NOT_OF_COUNTS) == {name for name, reward in made.items() if reward.of_counts is None}
+    assert set(params.WITHOUT_CREDIT) == {name for name, reward in made.items() if reward.credit is None}
+
+
+def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    loaded = load(tmp_path, changed("images: 20", "images: 2e1").replace("steps: 400", "steps: 1e3"))
+    assert (loaded.budget["r01"].images, loaded.pretrain.steps) == (20, 1000)
+    assert isinstance(loaded.pretrain.steps, int)
+
+
+def test_nothing_after_a_colon_is_the_default(tmp_path: Path) -> None:
+    bare = changed("score: {acquisition: shortfall, smooth: 0.01, minutes_per_image: 10, features: true}", "score:")
+    bare = bare.replace("select: {method: clue}", "select:\n  method:\n  start:\n").replace(
+        "reward: pooled_miou", "reward: ~"
+    )
+    loaded = load(tmp_path, bare)
+    assert (loaded.score, loaded.select, loaded.tune.reward.reward) == (params.Score(), params.Select(), "pooled_miou")
+
+
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(SHIPPED.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert params_file.load(tmp_path / "params.yaml") == params_file.load(ROOT / "params.yaml")
 
 
 def test_preset_is_where_augment_starts_from(tmp_path: Path) -> None:
@@ -114,15 +151,19 @@ MISTAKES = {
     "unknown key in an optional section": ("seed: 7", "seed: 7, sky: 1", ["'prepare.town.sky'", "source, pool, test"]),
     "unknown key in a round": ("images: 20", "image: 20", ["'budget.r01.image'", "did you mean 'images'", "minutes"]),
     "wrong type": ("batch: 8, lr: 2e-3", "batch: eight, lr: 2e-3", ["pretrain.batch", "'eight'", "integer"]),
-    "quoted number": ("lr: 2e-3", "lr: '2e-3'", ["pretrain.lr", "'2e-3'", "number"]),
-    "a truth value is no number": ("seed: 1", "seed: true", ["seed is True", "integer"]),
+    "quoted number": ("lr: 2e-3", "lr: '2e-3'", ["pretrain.lr", "'2e-3'", "take the quotes away", "number"]),
+    "a truth value is no number": ("seed: 1", "seed: true", ["seed is true", "integer"]),
     "out of range": ("method: clue", "uniform_share: 1.1", ["select.uniform_share is 1.1", "1"]),
     "not finite": ("lr: 2e-3", "lr: .inf", ["pretrain.lr is inf", "finite"]),
     "not a number": ("lr: 2e-3", "lr: .nan", ["pretrain.lr is nan"]),
-    "negative seed": ("seed: 1\n", "seed: -1\n", ["seed is -1", "greater than or equal to 0"]),
+    "negative seed": ("seed: 1\n", "seed: -1\n", ["seed is -1", "give 0 or more"]),
     "colour above what can be drawn": ("lr: 2e-3}", "lr: 2e-3, augment: {colour: 2}}", ["augment.colour is 2", "1"]),
     "unknown preset": ("lr: 2e-3}", "lr: 2e-3, augment: {preset: [a]}}", ["augment.preset is ['a']", "'light'"]),
-    "no pixel to learn from": ("lr: 2e-3}", "lr: 2e-3, hard_pixels: 0}", ["pretrain.hard_pixels is 0", "greater"]),
+    "no pixel to learn from": (
+        "lr: 2e-3}",
+        "lr: 2e-3, hard_pixels: 0}",
+        ["pretrain.hard_pixels is 0", "give more than 0"],
+    ),
     "zoom upside down": ("lr: 2e-3}", "lr: 2e-3, augment: {scale: [1.5, 0.75]}}", ["augment", "scale", "1.5", "0.75"]),
     "too narrow": ("width: 64", "width: 3", ["model.width is 3", "4"]),
     "missing": ("seed: 1\n", "", ["'seed' is missing"]),
@@ -139,8 +180,53 @@ MISTAKES = {
     "no unit": (", images: 20}", "}", ["budget.r01", "either images or minutes"]),
     "no images": ("images: 20", "images: 0", ["budget.r01.images is 0"]),
     "no minutes": ("images: 20", "minutes: 0", ["budget.r01.minutes is 0"]),
+    "a count in quotes": ("steps: 400", "steps: '400'", ["pretrain.steps is '400'", "take the quotes away"]),
+    "half an image": ("images: 20", "images: 2.5", ["budget.r01.images is 2.5", "whole number"]),
+    "share in percent": ("source_share: 0.25", "source_share: 25%", ["tune.source_share is '25%'", "give a number"]),
+    "nothing but replay": ("source_share: 0.25", "source_share: 1", ["tune.source_share is 1", "less than 1"]),
+    "yes of YAML 1.1": ("features: true", "features: yes", ["score.features is 'yes'", "true or false"]),
+    "number for a name": ("split: train", "split: 2020", ["prepare.pool.split is 2020", "in quotes"]),
+    "number for a section": ("evaluate: {calibration_bins: 15}", "evaluate: 15", ["evaluate is 15", "a section"]),
+    "nothing for a round": ("{after: r00, images: 20}", "", ["budget.r01 is null", "a section"]),
+    "three sides": ("size: [96, 192], width", "size: [96, 192, 3], width", ["model.size", "give 2 numbers"]),
+    "a size in words": ("size: [96, 192], width", "size: 96x192, width", ["model.size is '96x192'", "[512, 1024]"]),
+    "misspelt acquisition": ("acquisition: shortfall", "acquisition: shortfal", ["did you mean 'shortfall'", "'ripu'"]),
+    "misspelt reward": (
+        "reward: pooled_miou",
+        "reward: poled_miou",
+        ["tune.reward.reward", "did you mean 'pooled_miou'"],
+    ),
+    "misspelt estimator": ("estimator: lovasz", "estimator: lovas", ["did you mean 'lovasz'", "'reinforce'"]),
+    "misspelt annotator": ("annotator: oracle", "annotator: label-studio", ["did you mean 'label_studio'"]),
+    "misspelt layout": (
+        "dataset: gta5",
+        "dataset: GTA5",
+        ["prepare.source.dataset", "did you mean 'gta5'", "'camvid'"],
+    ),
+    "misspelt model": ("name: small", "name: deeplabv3+", ["model.name", "did you mean 'deeplabv3plus'"]),
+    "misspelt encoder": (
+        "name: small",
+        "name: unet, encoder: resnet1010",
+        ["encoder is 'resnet1010'", "did you mean 'resnet101'", "mit_b0", "tu-<name>"],
+    ),
+    "weights for no encoder": ("name: small", "name: small, weights: imagenet", ["`small` has no encoder", "null"]),
+    "misspelt calibration": (
+        "method: temperature",
+        "method: temp",
+        ["calibration.method", "did you mean 'temperature'"],
+    ),
+    "part of a precision": ("precision: 32-true", "precision: bf16", ["did you mean 'bf16-mixed'"]),
+    "unknown device": ("accelerator: auto", "accelerator: tpu", ["compute.accelerator is 'tpu'", "'cuda'"]),
+    "features that are not there": (
+        "features: true",
+        "features: false",
+        ["select.method is clue", "set score.features: true", "class_stratified"],
+    ),
+    "features of blocks": ("features: true", "unit: block", ["select.method is clue", "block", "draw, best_first"]),
+    "lovasz of Dice": ("reward: pooled_miou", "reward: dice", ["tune.reward", "lovasz", "dice", "another estimator"]),
+    "comma left out": ("after: r00, images", "after: r00 images", ["line 4", "a comma between two keys is missing"]),
     "not YAML": ("seed: 1", "seed: [1", ["is not valid YAML", "line"]),
-    "tab": ("seed: 1", "\tseed: 1", ["is not valid YAML", "line"]),
+    "tab": ("seed: 1", "\tseed: 1", ["is not valid YAML", "line", "it has a tab"]),
 }
 
 
@@ -197,6 +283,6 @@ def test_untracked_sections_exist() -> None:
 
 
 def test_unknown_member_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown colour 'gren': choose one of red, green"):
+    with pytest.raises(UserError, match=r"unknown colour 'gren': did you mean 'green'\? choose one of red, green"):
         choose("colour", {"red": 1, "green": 2}, "gren")
     assert choose("colour", {"red": 1, "green": 2}, "green") == 2

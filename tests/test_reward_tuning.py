@@ -74,12 +74,11 @@ def test_a_missed_person_costs_ten_false_ones() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"reward": "miou"}, "unknown tune.reward.reward 'miou': choose one of pooled_miou, "),
         ({"reward": "expected_cost", "costs": {"person": {"any": 1.0}}}, "unknown class in tune.reward.costs 'person'"),
         ({"reward": "expected_cost", "costs": {"red": {"car": 1.0}}}, "unknown class in tune.reward.costs 'car'"),
     ],
 )
-def test_unknown_rewards_and_classes_are_answered_with_the_known(changes: dict[str, Any], says: str) -> None:
+def test_unknown_classes_are_answered_with_the_known(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         reward_tuning.reward_function(reward(**changes), EVEN, CLASSES)
 
@@ -248,15 +247,50 @@ def test_a_resumed_sample_is_of_the_process_that_drew_it(processes: int, fabric:
 
 
 def test_what_an_estimator_refuses_is_a_sentence(fabric: Fabric) -> None:
+    unchecked = reward().model_copy(update={"reward": "boundary_f1"})
     with pytest.raises(UserError, match=r"tune.reward: estimator counterfactual with reward boundary_f1: .* take rein"):
-        tuned(reward(reward="boundary_f1"), fabric, one_convolution())
+        tuned(unchecked, fabric, one_convolution())
+
+
+WAYS = [
+    {},
+    {"credit": "image"},
+    {"unit": "patch"},
+    {"unit": "superpixel", "credit": "image"},
+    {"samples": 1},
+    {"samples": 1, "baseline": "none", "credit": "image"},
+    {"baseline": "two_sample"},
+    {"baseline": "other_images"},
+    {"baseline": "other_images", "credit": "image"},
+    {"baseline": "rolling_mean", "samples": 1},
+]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_params_refuse_what_an_estimator_refuses_and_nothing_else(estimator: str) -> None:
+    """Before anything is trained or bought: the estimator itself is asked after both."""
+    for name in REWARDS:
+        for how in WAYS:
+            settings = reward().model_copy(update={"reward": name, "estimator": estimator, **how})
+            early = settings._clash()
+            try:
+                reward_tuning.check(settings, CLASSES)
+                late = None
+            except UserError as error:
+                late = str(error).split(f"with reward {name}: ")[1]
+            assert (early is None) == (late is None), (name, how, early, late)
+            assert early is None or early.startswith(str(late)), (name, how)
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_every_reward_can_be_tuned_for(name: str, fabric: Fabric) -> None:
-    counted = reward_tuning.reward_function(reward(reward=name), EVEN, CLASSES).of_counts is not None
+    counted = reward_tuning.reward_function(
+        reward(reward=name, estimator="ppo", credit="image"), EVEN, CLASSES
+    ).of_counts
     credit = "image" if name in ("image_miou", "detection") else "local"
-    settings = reward(reward=name, estimator="counterfactual" if counted else "reinforce", credit=credit, steps=10)
+    settings = reward(
+        reward=name, estimator="counterfactual" if counted is not None else "reinforce", credit=credit, steps=10
+    )
     assert all(
         abs(value) < float("inf") for row in tuned(settings, fabric, one_convolution()) for value in row.values()
     )
@@ -322,7 +356,7 @@ def test_held_out_reward_is_the_reward_of_the_most_probable_labels(name: str, fa
         artifacts.save_mask(Path(f"{number}m.png"), mask.numpy())
         of.append(Item(f"k{number}", Path(f"{number}.png"), Path(f"{number}m.png"), batches.stored(3)))
     network = one_convolution()
-    function = reward_tuning.reward_function(reward(reward=name), EVEN, CLASSES)
+    function = reward_tuning.reward_function(reward(reward=name, estimator="ppo", credit="image"), EVEN, CLASSES)
     compute = Compute(accelerator="cpu", batch=2, workers=0)
     found = reward_tuning.held_out_reward(fabric, function, of, Model(name="small", size=(6, 5)), compute)(network)
     images = torch.stack([draw(number).images[0] for number in range(3)])

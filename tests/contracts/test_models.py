@@ -1,12 +1,17 @@
 """What every segmentation network must do. A new member of MODELS needs nothing here."""
 
+import argparse
+import re
+import time
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -123,9 +128,9 @@ def test_images_are_normalised_as_imagenet_was() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known() -> None:
-    with pytest.raises(UserError, match="unknown model 'unett': choose one of small, fpn, unet"):
+    with pytest.raises(UserError, match=r"unknown model 'unett': did you mean 'unet'\? choose one of small, fpn, unet"):
         make("unett")
-    with pytest.raises(UserError, match=r"unknown model\.encoder 'mobilenet': choose one of .*mobilenet_v2"):
+    with pytest.raises(UserError, match=r"unknown model\.encoder 'mobilenet': did you mean 'mobilenet_v2' .* mit_b0"):
         make("fpn", encoder="mobilenet")
 
 
@@ -152,18 +157,27 @@ def test_small_has_no_encoder_to_load_weights_into() -> None:
 @pytest.mark.parametrize("name", ["fpn", "lraspp_mobilenet_v3_large"])
 def test_missing_and_unfitting_weights_are_sentences(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    with pytest.raises(UserError, match=r"weights\.pth' not found: give the file of a state dict"):
+    with pytest.raises(UserError, match=r"weights\.pth' not found in .*: give the file of a state dict"):
         make(name, weights=str(path))
     torch.save({"conv.weight": torch.zeros(3)}, path)
-    with pytest.raises(UserError, match=r"weights\.pth' do not fit the encoder: .*Missing key"):
+    with pytest.raises(UserError, match=r"weights\.pth' do not fit the encoder: \d+ of its \d+ tensors are not in"):
         make(name, weights=str(path))
     torch.save([1, 2], path)
     with pytest.raises(UserError, match=r"weights\.pth' holds a list: give the file of a state dict"):
         make(name, weights=str(path))
-    for damaged in (b"", b"<html>404</html>", path.read_bytes()[:200]):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n"
+    for damaged, says in (
+        (b"", r"is cut short, or no file of torch\.save"),
+        (path.read_bytes()[:200], r"is cut short, or no file of torch\.save"),
+        (b"id,name\n0,road\n", r"is cut short, or no file of torch\.save"),
+        (b"\n<!DOCTYPE html>404", "is a web page"),
+        (pointer, "is a pointer of Git LFS"),
+    ):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"weights\.pth' is cut short or no file of torch\.save"):
+        with pytest.raises(UserError, match=rf"weights\.pth' {says}"):
             make(name, weights=str(path))
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        make(name, weights=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +196,94 @@ def test_weights_of_a_file_are_in_the_encoder(name: str, encoder: str, rename, t
     body = make(name, weights=str(tmp_path / "w.pth")).body
     loaded = (body.encoder if name == "fpn" else body.backbone).state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in part.state_dict().items())
+
+
+ENCODER = make("unet", seed=9).body.encoder.state_dict()
+OTHERS = {"fc.weight": torch.zeros(2), "decoder.0.weight": torch.zeros(2)}
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in ENCODER.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        prefixed("module."),
+        prefixed("encoder.") | OTHERS,
+        {"state_dict": prefixed("model.encoder.") | OTHERS, "epoch": 3, "hyper_parameters": argparse.Namespace(lr=1.0)},
+        {
+            "model": prefixed("module.backbone."),
+            "best": np.float64(61.5),
+            "optimizer": {"state": {}, "param_groups": []},
+        },
+        {"epoch": 1, "anything": prefixed("")},
+        {name: value.half() for name, value in ENCODER.items() if not name.endswith("num_batches_tracked")},
+    ],
+    ids=["DDP", "whole network", "Lightning", "wrapped twice", "wrapped", "half, without counters"],
+)
+def test_weights_are_found_in_what_trainings_save(content, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    loaded = make("unet", weights=str(tmp_path / "w.pth")).body.encoder.state_dict()
+    assert all(torch.allclose(loaded[name], value, atol=1e-2) for name, value in ENCODER.items())
+    assert re.search(r"w\.pth: \d+ tensors taken", capsys.readouterr().out)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in prefixed("encoder.").items()}, tmp_path / "w.safetensors")
+    loaded = make("unet", weights=str(tmp_path / "w.safetensors")).body.encoder.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in ENCODER.items())
+    (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="is cut short"):
+        make("unet", weights=str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (prefixed("student.") | prefixed("teacher."), "holds 2 encoders, 'student.' and 'teacher.'"),
+        ({"epoch": 3, "lr": 0.1}, "holds 'epoch', 'lr', and no state dict"),
+        (ENCODER | {"features.19.0.weight": torch.zeros(1)}, r"has layers that this encoder has not \(features\.19"),
+        (ENCODER | {"features.0.0.weight": torch.zeros(1)}, r"features\.0\.0\.weight is \(1,\), not"),
+        (ENCODER | {"features.0.0.weight": ENCODER["features.0.0.weight"] / 0}, "is not finite"),
+        (make("fpn"), "holds a whole pickled network"),
+    ],
+    ids=["two", "none", "of a deeper one", "of a wider one", "not finite", "pickled"],
+)
+def test_weights_that_cannot_be_meant_are_a_sentence(content, says: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=says):
+        make("unet", weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["unet", "deeplabv3_mobilenet_v3_large"])
+def test_imagenet_without_internet_is_a_sentence_within_seconds(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"model\.weights is imagenet, but .* fetch https://\S+ elsewhere and set"):
+        make(name, weights="imagenet")
+    assert time.monotonic() - started < 30
+
+
+def test_sizes_that_a_model_cannot_take_are_a_sentence() -> None:
+    network = make("unet", encoder="tu-swin_tiny_patch4_window7_224")
+    with pytest.raises(UserError, match=r"model\.size is \[64, 128\], which this model cannot take: .*224"):
+        network.values_per_channel((64, 128))
+
+
+def test_fewest_values_that_a_batch_norm_is_given() -> None:
+    network = make("deeplabv3plus")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert network.values_per_channel((64, 64)) == 1  # pooled over the whole image
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert make("small").values_per_channel((16, 16)) == 1
+    assert make("small").values_per_channel((33, 16)) == 3
 
 
 def test_real_weights_are_in_the_encoder_and_nowhere_else(shared_data: Path) -> None:
