@@ -354,13 +354,7 @@ class Reward(Section):
     patience: FromZero = 0
     """Looks without improvement after which the stage stops early; 0 never does."""
 
-    @model_validator(mode="after")
-    def _go_together(self) -> "Reward":
-        if self.steps and (why := self._clash()):
-            raise ValueError(f"estimator {self.estimator} with reward {self.reward}: {why}")
-        return self
-
-    def _clash(self) -> str | None:
+    def clash(self) -> str | None:
         """Why the estimator cannot raise the reward; the estimators themselves say the same once they are asked."""
         if self.estimator in ("counterfactual", "soft_iou") and self.reward in NOT_OF_COUNTS:
             return f"{self.estimator} needs a reward of pixel counts: take reinforce or ppo for this one"
@@ -628,6 +622,13 @@ class Params(Section):
                     f"write `{name}: {{after: {previous}, ...}}`"
                 )
             previous = name
+        return self
+
+    @model_validator(mode="after")
+    def _reward_and_estimator_go_together(self) -> "Params":
+        reward = self.tune.reward
+        if reward.steps and (why := reward.clash()):
+            raise ValueError(f"tune.reward: estimator {reward.estimator} with reward {reward.reward}: {why}")
         return self
 
     @model_validator(mode="after")

@@ -272,7 +272,7 @@ def test_params_refuse_what_an_estimator_refuses_and_nothing_else(estimator: str
     for name in REWARDS:
         for how in WAYS:
             settings = reward().model_copy(update={"reward": name, "estimator": estimator, **how})
-            early = settings._clash()
+            early = settings.clash()
             try:
                 reward_tuning.check(settings, CLASSES)
                 late = None
