@@ -68,5 +68,5 @@ def weights(model: Model) -> list[str]:
         return []
     return [
         f"model.weights ({file}) is not the file that the source model was trained from: put it back, or run "
-        f"`dvc repro -f pretrain`, then `dvc repro`"
+        f"`dvc repro -s -f pretrain`, then `dvc repro`"
     ]

@@ -180,4 +180,4 @@ def test_weights_that_were_changed_in_place_are_noticed() -> None:
     file.write_bytes(b"two")
     (sentence,) = inputs.weights(model)
     assert "model.weights (encoder.pt) is not the file that the source model was trained from" in sentence
-    assert "`dvc repro -f pretrain`" in sentence
+    assert "`dvc repro -s -f pretrain`" in sentence

@@ -27,6 +27,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((RO
         "doctor",
         "label-studio",
         "rehearse",
+        "join",
+        "remove",
         *ANNOTATORS,
         *DATASETS,
         *CLASS_SETS,
