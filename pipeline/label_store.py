@@ -8,7 +8,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from pipeline import paths
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted
 from pipeline.ledger import JOIN, Ledger
 from pipeline.repository import MARK
 
@@ -68,14 +68,15 @@ def check(book: Ledger) -> None:
     lacking = [key for key in dict.fromkeys(d.key for d in book.deliveries) if not paths.mask(key).is_file()]
     if lacking:
         raise UserError(
-            f"{paths.LABELS} lacks {len(lacking)} labels that are paid for, {lacking[0]!r} first: in a fresh clone "
-            f"run `dvc pull {paths.LABELS_DVC}`, after a git merge {JOIN}; then `dvc repro`"
+            f"{paths.LABELS} lacks {counted(len(lacking), 'label')} of those paid for, {lacking[0]!r} first: "
+            f"in a fresh clone run `dvc pull {paths.LABELS_DVC}`, after a git merge {JOIN}; then `dvc repro`"
         )
     ordered = {entry.key for entry in book.entries}
     strangers = sorted(path.stem for path in paths.LABELS.glob("[!.]*.png") if path.stem not in ordered)
     if strangers:
         raise UserError(
-            f"{paths.LABELS} holds {len(strangers)} labels that {paths.LEDGER} does not know, {strangers[0]!r} first: "
-            f"after a git merge run {JOIN}, at an older commit `dvc checkout {paths.LABELS_DVC}`, after `git stash` "
-            f"`git stash pop`; a file of your own move out of {paths.LABELS}"
+            f"{paths.LABELS} holds {counted(len(strangers), 'label')} that {paths.LEDGER} does not know, "
+            f"{strangers[0]!r} first: after a git merge run {JOIN}, at an older commit "
+            f"`dvc checkout {paths.LABELS_DVC}`, after `git stash` `git stash pop`; a file of your own "
+            f"move out of {paths.LABELS}"
         )

@@ -22,7 +22,7 @@ from pipeline import (
     training,
 )
 from pipeline.batches import Item
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import BudgetLine, Calibration, Compute, Model, Roots, Tune
 
@@ -196,7 +196,9 @@ def class_weights(target: Sequence[Item], source: Any, classes: ClassSet, tune: 
         for path in item.masks
     )
     if not np.sum(in_target):
-        raise UserError(f"no pixel of the {len(target)} labels to learn from is of a class: buy or correct some")
+        raise UserError(
+            f"no pixel of the {counted(len(target), 'label')} to learn from is of a class: buy or correct some"
+        )
     in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
     if not np.sum(in_target) > 0:
         raise UserError(

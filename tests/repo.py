@@ -36,10 +36,13 @@ compute: {accelerator: cpu, workers: 0}
 """
 
 
-def write(folder: Path, *, pool: int = 8) -> None:
-    """Params, the pool's files and manifest, no labels yet; r01 selects the first three images, r02 the next two."""
+def write(folder: Path, *, pool: int = 8, second: str = "minutes: 20") -> None:
+    """Params, the pool's files and manifest, no labels yet; r01 selects the first three images, r02 the next two.
+
+    What r02 buys is `second`: a line in minutes goes out in portions, and asks for more while there is room.
+    """
     with contextlib.chdir(folder):
-        paths.PARAMS.write_text(PARAMS)
+        paths.PARAMS.write_text(PARAMS.replace("minutes: 20", second))
         fakes.write("cityscapes", Path("pool"), count=pool)
         artifacts.save_classes(CLASSES)
         frame = manifest("pool", "cityscapes")

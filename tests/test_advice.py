@@ -164,9 +164,7 @@ def test_stage_that_makes_a_lacking_or_damaged_file_exists_and_makes_it(
 def paid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("paid") / "project"
     folder.mkdir()
-    repo.write(folder)
-    params = folder / "params.yaml"  # r02 in images: a line in minutes goes out in portions
-    params.write_text(params.read_text().replace("minutes: 20", "images: 2"))
+    repo.write(folder, second="images: 2")
     for name in (".gitattributes", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     repo.initialise(folder)

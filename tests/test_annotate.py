@@ -114,6 +114,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
         member: Annotator = annotator
         monkeypatch.setitem(ANNOTATORS, "scripted", member)
+        monkeypatch.setitem(ANNOTATORS, "label_studio", member)  # params.yaml takes no name that it does not know
         return calls
 
     return add
@@ -532,7 +533,7 @@ def test_mask_changed_by_hand_to_another_size_is_refused(bought: Path) -> None:
 def test_people_who_are_not_done_are_waited_for(
     project: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths.PARAMS.write_text(repo.PARAMS.replace("annotator: oracle", "annotator: scripted"))
+    paths.PARAMS.write_text(repo.PARAMS.replace("annotator: oracle", "annotator: label_studio"))
     scripted(each=0)
     assert __main__.main(["annotate", "r01"]) == 75
     assert "r01: 0 of 3 labelled; run `dvc repro` again" in capsys.readouterr().err

@@ -2,12 +2,13 @@
 
 import doctest
 import importlib
+import re
 
 import pytest
 
 from tests.conftest import ROOT
 
-FILES = [path for path in sorted((ROOT / "pipeline").rglob("*.py")) if ">>>" in path.read_text()]
+FILES = [path for path in sorted((ROOT / "pipeline").rglob("*.py")) if re.search(r"^ *>>> ", path.read_text(), re.M)]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
 
 

@@ -129,7 +129,9 @@ TUNED = {"costs": {"road": {"any": 5.0}}, "tolerance": 1, "overlap": 0.3}
 def test_the_tuned_reward_is_measured_as_it_is_tuned(name: str) -> None:
     """Of the most probable labels at the network's size, with class weights of the test set."""
     tune = repo.params().tune.model_dump()
-    found = run_with(tune=tune | {"reward": tune["reward"] | TUNED | {"reward": name}})
+    found = run_with(
+        tune=tune | {"reward": tune["reward"] | TUNED | {"reward": name, "estimator": "reinforce", "credit": "image"}}
+    )
     table = datasets.table("cityscapes", Path("test"), CLASSES)
     masks = [datasets.read_mask(Path(mask), table) for mask in artifacts.load_manifest("test", Path("test"))["mask"]]
     pixels = sum(np.bincount(mask.ravel(), minlength=256)[:19] for mask in masks)
@@ -171,7 +173,9 @@ def test_a_reward_that_the_test_set_cannot_show_is_left_out() -> None:
         fakes.mask(Path(mask), np.full(fakes.SIZE, 7))  # road everywhere, which has no boundary
     repo.manifest("test", "cityscapes")
     tune = repo.params().tune.model_dump()
-    found = run_with(tune=tune | {"reward": tune["reward"] | {"reward": "boundary_f1"}})
+    found = run_with(
+        tune=tune | {"reward": tune["reward"] | {"reward": "boundary_f1", "estimator": "reinforce", "credit": "image"}}
+    )
     assert "reward_boundary_f1" not in found
     assert set(found["iou"]) == {"road"}
 

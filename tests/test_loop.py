@@ -206,7 +206,7 @@ def test_everything_comes_back_from_the_remote(tiny: Project) -> None:
     refused = tiny.dvc("repro", "--force", "--single-item", "annotate@r02")  # before the pull
     assert refused.status != 0
     assert "Traceback" not in refused.output
-    assert "annotate: data/labels lacks 5 labels that are paid for" in refused.output
+    assert "annotate: data/labels lacks 5 labels of those paid for" in refused.output
     assert "run `dvc pull data/labels.dvc`" in refused.output
     assert len(tiny.ordered()) == 5
 

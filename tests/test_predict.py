@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import conv2d
 
-from pipeline import __main__, acquisitions, artifacts, labels, paths, pictures, predict, score, training
+from pipeline import __main__, acquisitions, artifacts, labels, paths, pictures, predict, score, streams, training
 from pipeline.calibration import of_temperature
 from pipeline.errors import UserError
 from pipeline.models import Network
@@ -122,7 +122,7 @@ def independent(key: str) -> Said:
     small = torch.from_numpy(cv2.resize(image, (32, 16), interpolation=flag))
     with torch.no_grad():
         logits, grid = network.eval().with_grid(small.permute(2, 0, 1)[None])
-        seed = int(np.random.SeedSequence([1, *b"r01"]).generate_state(1)[0])
+        seed = streams.seed_of(1, "r01", "members")
         weights = network.thinned(4, 0.5, torch.Generator().manual_seed(seed))
         members = torch.stack([conv2d(grid.features, one, network.last_layer().bias) for one in weights])
         return Said(image, logits[0], acquisitions.Posterior(members, grid.rows, grid.cols))

@@ -101,7 +101,7 @@ def test_a_class_that_the_pool_does_not_show_has_nothing_to_teach(monkeypatch: p
 def test_a_label_that_is_not_here_is_a_sentence() -> None:
     (key,) = buy(1)
     paths.mask(key).unlink()
-    with pytest.raises(UserError, match=rf"the label .*{key}.* is not here: run `dvc pull"):
+    with pytest.raises(UserError, match=rf"the label .*{key}.* is not here: run `python -m pipeline join`"):
         run(features=True)
 
 

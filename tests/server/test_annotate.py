@@ -38,7 +38,7 @@ def title() -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    repo.write(folder)
+    repo.write(folder, second="images: 2")
     repo.initialise(folder)
     with contextlib.chdir(folder):
         repo.predict("r01")

@@ -316,7 +316,7 @@ class Flat:
 @pytest.fixture
 def flat(tmp_path: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Flat:
     """A tiny project whose images are grey, with stripes for predictions."""
-    repo.write(tmp_path)
+    repo.write(tmp_path, second="images: 2")
     repo.initialise(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
