@@ -5,6 +5,7 @@ starts. Work is dealt to processes card by card: process k of n takes items k, k
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -29,6 +30,10 @@ L = TypeVar("L")
 
 ATTEMPTS = 4
 """So often an image of which blocks are labelled is cropped anew if the crop shows nothing of them."""
+
+
+SIGNAL_SECONDS = 3.0
+"""Within which the system says that a reader is gone, and torch raises."""
 
 
 class Item(NamedTuple):
@@ -168,11 +173,22 @@ def whole(fabric: Fabric, of: Sequence[Item], size: tuple[int, int], *, batch: i
 
 
 def _passed_on(loader: Iterable[L]) -> Iterator[L]:
-    """What a loader gives. The sentence of a reader's UserError comes without the reader's traceback around it."""
+    """What a loader gives. The sentence of a reader's UserError comes without the reader's traceback around it.
+
+    Raises:
+        RuntimeError: a reader was killed; torch's own, or in its words.
+    """
     try:
         yield from loader
     except UserError as error:
         raise UserError(str(error).rpartition(f"{UserError.__qualname__}: ")[2].strip()) from None
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if "in DataLoader worker" in str(error):  # what the reader itself has met
+            raise
+        # It was killed while it handed a batch over. Torch raises when the system's signal comes, wherever this
+        # process is then: let that be here, not in the middle of what the error is answered with.
+        time.sleep(SIGNAL_SECONDS)
+        raise RuntimeError(f"DataLoader worker exited unexpectedly ({type(error).__name__})") from error
 
 
 def gather(fabric: Fabric, share: Tensor, total: int) -> Tensor:

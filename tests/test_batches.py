@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,33 @@ def test_a_killed_reader_is_known_for_what_it_is(
     assert said is not None
     assert "a process that reads images was killed" in said
     assert "set compute.workers (1) lower" in said
+
+
+@pytest.mark.parametrize(
+    "broken", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError(2, "gone")]
+)
+def test_a_reader_killed_while_it_hands_a_batch_over_is_a_killed_reader(
+    broken: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "SIGNAL_SECONDS", 0.0)
+
+    def loader() -> Iterator[int]:
+        yield 1
+        raise broken
+
+    passed = batches._passed_on(loader())
+    assert next(passed) == 1
+    with pytest.raises(RuntimeError) as raised:
+        next(passed)
+    assert "a process that reads images was killed" in (
+        str(faults.sentence(raised.value, "pretrain", params_file.load(ROOT / "params.yaml")))
+    )
+
+
+def test_what_a_reader_itself_meets_is_left_as_it_is() -> None:
+    def loader() -> Iterator[int]:
+        raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
+        yield
+
+    with pytest.raises(FileNotFoundError, match="Caught"):
+        next(batches._passed_on(loader()))
