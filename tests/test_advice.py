@@ -320,7 +320,7 @@ def unzipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_git_make_and_stages_say_so_at_once_and_git_init_is_enough(unzipped: Path, capsys: Capture) -> None:
-    made = subprocess.run(["make", "demo"], capture_output=True, text=True, check=False)
+    made = subprocess.run(["make", "--no-print-directory", "demo"], capture_output=True, text=True, check=False)
     assert made.returncode != 0
     assert "this folder is no git repository" in made.stderr
     assert made.stdout == ""
