@@ -168,11 +168,11 @@ def whole(fabric: Fabric, of: Sequence[Item], size: tuple[int, int], *, batch: i
         num_workers=workers,
         collate_fn=_stack,
     )
-    for loaded in _passed_on(loader):
+    for loaded in _passed_on(loader, workers):
         yield loaded._replace(images=loaded.images.to(fabric.device, non_blocking=True))
 
 
-def _passed_on(loader: Iterable[L]) -> Iterator[L]:
+def _passed_on(loader: Iterable[L], workers: int) -> Iterator[L]:
     """What a loader gives. The sentence of a reader's UserError comes without the reader's traceback around it.
 
     Raises:
@@ -183,7 +183,7 @@ def _passed_on(loader: Iterable[L]) -> Iterator[L]:
     except UserError as error:
         raise UserError(str(error).rpartition(f"{UserError.__qualname__}: ")[2].strip()) from None
     except (ConnectionError, EOFError, FileNotFoundError) as error:
-        if "in DataLoader worker" in str(error):  # what the reader itself has met
+        if not workers or "in DataLoader worker" in str(error):  # what reading itself has met
             raise
         # It was killed while it handed a batch over. Torch raises when the system's signal comes, wherever this
         # process is then: let that be here, not in the middle of what the error is answered with.
@@ -284,7 +284,8 @@ def training(
 
     def start(first: int) -> Iterator[Batch]:
         schedule = _Schedule(counts, seed, range(first, steps), fabric.global_rank, fabric.world_size)
-        for images, masks in _passed_on(DataLoader(everything, batch_sampler=schedule, num_workers=workers)):
+        loader = DataLoader(everything, batch_sampler=schedule, num_workers=workers)
+        for images, masks in _passed_on(loader, workers):
             yield Batch(images.to(fabric.device, non_blocking=True), masks.to(fabric.device, non_blocking=True))
 
     return start

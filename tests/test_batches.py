@@ -202,7 +202,7 @@ def test_a_reader_killed_while_it_hands_a_batch_over_is_a_killed_reader(
         yield 1
         raise broken
 
-    passed = batches._passed_on(loader())
+    passed = batches._passed_on(loader(), 1)
     assert next(passed) == 1
     with pytest.raises(RuntimeError) as raised:
         next(passed)
@@ -211,10 +211,13 @@ def test_a_reader_killed_while_it_hands_a_batch_over_is_a_killed_reader(
     )
 
 
-def test_what_a_reader_itself_meets_is_left_as_it_is() -> None:
+@pytest.mark.parametrize(
+    ("workers", "said"), [(1, "Caught FileNotFoundError in DataLoader worker process 0."), (0, "no such file")]
+)
+def test_what_reading_itself_meets_is_left_as_it_is(workers: int, said: str) -> None:
     def loader() -> Iterator[int]:
-        raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
+        raise FileNotFoundError(said)
         yield
 
-    with pytest.raises(FileNotFoundError, match="Caught"):
-        next(batches._passed_on(loader()))
+    with pytest.raises(FileNotFoundError, match=said):
+        next(batches._passed_on(loader(), workers))
