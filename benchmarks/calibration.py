@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from pipeline import acquisitions, artifacts, batches, datasets, inference, metr
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.batches import Item
 from pipeline.calibration import CALIBRATIONS, NONE, SHRINKAGE, Calibration, Fit, fit_vector
+from pipeline.devices import Devices
 from pipeline.inference import Pixels
 from pipeline.labels import IGNORE
 from pipeline.models import Network
@@ -57,7 +57,7 @@ class Setup(NamedTuple):
     """A source model, and where it is used."""
 
     name: str
-    fabric: Fabric
+    devices: Devices
     settings: Params
     classes: tuple[str, ...]
     network: Network
@@ -85,22 +85,22 @@ def town(here: Path) -> Setup:
         items = batches.items(artifacts.load_manifest(split, Path(data.root)), table)
         found.append([item._replace(image=here / item.image, mask=here / str(item.mask)) for item in items])
     source, pool = found
-    fabric = training.start(settings.compute)
-    return Setup("town", fabric, settings, classes.names, network, source[HELD_OUT - 1 :: HELD_OUT], pool)
+    devices = Devices.start(settings.compute)
+    return Setup("town", devices, settings, classes.names, network, source[HELD_OUT - 1 :: HELD_OUT], pool)
 
 
 def camvid(study: base.Study) -> Setup:
     """CamVid from the rendered town; runs in the source model's folder."""
     network, _ = training.open_network("r00", study.settings.model, base.CLASSES)
     held_out = study.source[HELD_OUT - 1 :: HELD_OUT]
-    return Setup("camvid", study.fabric, study.settings, base.CLASSES.names, network, held_out, study.pool)
+    return Setup("camvid", study.devices, study.settings, base.CLASSES.names, network, held_out, study.pool)
 
 
 def look(setup: Setup, network: Network, items: Sequence[Item]) -> list[Seen]:
     """What a network says of the labelled pixels of a grid."""
     size, seen = setup.settings.model.size, []
     step = max(1, isqrt(size[0] * size[1] // inference.PIXELS_PER_IMAGE))
-    for out in inference.outputs(setup.fabric, network, items, size, setup.settings.compute, f"{setup.name}, look"):
+    for out in inference.outputs(setup.devices, network, items, size, setup.settings.compute, f"{setup.name}, look"):
         for logits, mask in zip(out.logits.cpu(), inference.small_masks(out.batch, size), strict=True):
             said, truth = logits[:, ::step, ::step], mask[::step, ::step]
             known = truth != IGNORE
@@ -173,10 +173,10 @@ def mixed(setup: Setup) -> Pixels:
     places = np.unique(np.linspace(0, len(setup.pool) - 1, min(MIXED_IMAGES, len(setup.pool))).round().astype(int))
     order = np.random.default_rng([MIXING_SEED, *b"mixed"]).permutation(places)
     own, other = ([setup.pool[place]._replace(mask=None) for place in each] for each in (order, np.roll(order, 1)))
-    partners = inference.outputs(setup.fabric, setup.network, other, size, compute, "mix with")
+    partners = inference.outputs(setup.devices, setup.network, other, size, compute, "mix with")
     logits, claims = [], []
     for out, partner in zip(
-        inference.outputs(setup.fabric, setup.network, own, size, compute, "mix"), partners, strict=True
+        inference.outputs(setup.devices, setup.network, own, size, compute, "mix"), partners, strict=True
     ):
         blend = MIXED * out.batch.images + (1 - MIXED) * partner.batch.images
         with torch.inference_mode():

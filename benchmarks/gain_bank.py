@@ -109,7 +109,7 @@ def trained(study: Study, places: Int64[np.ndarray, " k"], seed: int) -> dict[st
     loss = training.likelihood(base.weights_of(study, items), study.settings.tune.likelihood)
     base.fit(study, network, [(items, 6), (study.source, 2)], loss, base.plan(study, f"bank {seed}", STEPS, LR, seed))
     table = torch.zeros((len(CLASSES.names),) * 2, dtype=torch.int64)
-    for out in inference.outputs(study.fabric, network, study.test, SIZE, study.settings.compute, "measure"):
+    for out in inference.outputs(study.devices, network, study.test, SIZE, study.settings.compute, "measure"):
         table += metrics.confusion(out.logits.argmax(1), inference.small_masks(out.batch, SIZE), len(CLASSES.names))
     return {"miou": metrics.miou(table), "iou": dict(zip(CLASSES.names, metrics.iou(table).tolist(), strict=True))}
 
@@ -289,7 +289,7 @@ def scored(
     scorer = scoring.start("r01", "r00", network, temperature, settings, seed=1, rounds=0)
     model = study.settings.model
     with_features = 1 if acquisition == "shortfall" else None
-    return scoring.run(study.fabric, scorer, study.pool, len(study.pool), model, study.settings.compute, with_features)
+    return scoring.run(study.devices, scorer, study.pool, len(study.pool), model, study.settings.compute, with_features)
 
 
 def truth(study: Study) -> torch.Tensor:
@@ -297,7 +297,7 @@ def truth(study: Study) -> torch.Tensor:
     network, _ = source(study)
     rows = [
         acquisitions.observe_truth(out.logits.argmax(1), inference.small_masks(out.batch, SIZE), len(CLASSES.names))
-        for out in inference.outputs(study.fabric, network, study.pool, SIZE, study.settings.compute, "truth")
+        for out in inference.outputs(study.devices, network, study.pool, SIZE, study.settings.compute, "truth")
     ]
     return torch.cat(rows)
 

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 from torch import Tensor
@@ -46,6 +45,7 @@ from pipeline import (
     transforms,
 )
 from pipeline.batches import Item
+from pipeline.devices import Devices
 from pipeline.labels import CLASS_SETS, IGNORE
 from pipeline.models import Network
 from pipeline.params import Params, Reward
@@ -108,7 +108,7 @@ class Setting(NamedTuple):
 class Study(NamedTuple):
     """What all runs share."""
 
-    fabric: Fabric
+    devices: Devices
     settings: Params
     work: Path
     pool: list[Item]
@@ -145,8 +145,8 @@ def prepare(given: argparse.Namespace) -> Study:
         name: reward_tuning.reward_function(_reward(method, Setting(1e-4, 0)), equal, CLASSES)
         for name, method in OTHERS.items()
     }
-    fabric = training.start(settings.compute)
-    return Study(fabric, settings, given.work, pool, test, source, counts, measured)
+    devices = Devices.start(settings.compute)
+    return Study(devices, settings, given.work, pool, test, source, counts, measured)
 
 
 def _small(items: Sequence[Item], where: Path) -> list[Item]:
@@ -217,9 +217,9 @@ def fit(study: Study, network: Network, groups: Any, loss: Any, plan: training.P
     """Train without a trace on the disk."""
     augment = study.settings.tune.likelihood.augment
     fresh = batches.training(
-        study.fabric, groups, SIZE, augment, seed=plan.seed, steps=-(-plan.steps // times), workers=1
+        study.devices, groups, SIZE, augment, seed=plan.seed, steps=-(-plan.steps // times), workers=1
     )
-    training.fit(study.fabric, network, batches.repeated(fresh, times), loss, plan)
+    training.fit(study.devices, network, batches.repeated(fresh, times), loss, plan)
     plan.checkpoint.unlink(missing_ok=True)
 
 
@@ -241,7 +241,7 @@ def go_on(study: Study, method: Method, setting: Setting, labels: int, seed: int
         return network
     reward = _reward(method, setting)
     function = reward_tuning.reward_function(reward, weights, CLASSES)
-    loss = reward_tuning.loss_function(reward, function, weights, network, None, study.fabric)
+    loss = reward_tuning.loss_function(reward, function, weights, network, None, study.devices)
     fit(study, network, [(items, 8)], loss, schedule._replace(clip=reward.clip), reward.epochs)
     return network
 
@@ -254,7 +254,7 @@ def measure(study: Study, network: Network, items: Sequence[Item], others: bool 
         name: torch.zeros((len(CLASSES.names),) * 2, dtype=torch.int64) for name in ("argmax", "expected_iou")
     }
     sums: dict[str, Tensor] = {}
-    for out in inference.outputs(study.fabric, network, items, SIZE, study.settings.compute, "measure"):
+    for out in inference.outputs(study.devices, network, items, SIZE, study.settings.compute, "measure"):
         small = inference.small_masks(out.batch, SIZE)
         for name, reward in study.rewards.items() if others else ():
             sums[name] = sums.get(name, 0) + reward.statistics(out.logits.argmax(1).byte(), small).sum(0)
@@ -276,7 +276,7 @@ def pixels(study: Study, network: Network, items: Sequence[Item]) -> Tensor:
     step = SIZE[0] * SIZE[1] // inference.PIXELS_PER_IMAGE
     kept = [
         out.logits.softmax(1).flatten(2).transpose(1, 2)[:, ::step].flatten(0, 1)
-        for out in inference.outputs(study.fabric, network, items, SIZE, study.settings.compute, "decoder")
+        for out in inference.outputs(study.devices, network, items, SIZE, study.settings.compute, "decoder")
     ]
     return torch.cat(kept)
 

@@ -20,6 +20,7 @@ from benchmarks import results
 from benchmarks.scoring import timed
 from pipeline import reward_tuning, training
 from pipeline.batches import Batch
+from pipeline.devices import Devices
 from pipeline.labels import CLASS_SETS
 from pipeline.params import Compute, Model, Reward, Training
 from pipeline.training import State
@@ -37,7 +38,7 @@ KINDS = {
 
 def stepper(kind: str, model: str, size: tuple[int, int], images: int) -> Callable[[], None]:
     """One optimiser step, to be called again and again."""
-    fabric = training.start(Compute(accelerator="cpu"))
+    devices = Devices.start(Compute(accelerator="cpu"))
     rng = torch.Generator().manual_seed(0)
     network = training.new_network(Model(name=model, size=size), CLASSES, rng).train()
     weights = torch.ones(len(CLASSES.names))
@@ -52,7 +53,7 @@ def stepper(kind: str, model: str, size: tuple[int, int], images: int) -> Callab
         settings = Reward.model_validate({"steps": 1, "lr": 1e-5} | fields)
         reward = reward_tuning.reward_function(settings, weights, CLASSES)
         anchor = training.new_network(Model(name=model, size=size), CLASSES, rng).eval() if settings.kl else None
-        loss = reward_tuning.loss_function(settings, reward, weights, network, anchor, fabric)
+        loss = reward_tuning.loss_function(settings, reward, weights, network, anchor, devices)
     state: State = {}
 
     def step() -> None:

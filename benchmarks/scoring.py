@@ -28,6 +28,7 @@ from pipeline import datasets, scoring, training, transforms
 from pipeline.batches import Item, stored
 from pipeline.calibration import NONE
 from pipeline.datasets.town import draw_town
+from pipeline.devices import Devices
 from pipeline.labels import CLASS_SETS
 from pipeline.models import Network
 from pipeline.params import Compute, Model, Score
@@ -51,14 +52,14 @@ def main() -> None:
     given = parser.parse_args()
     size = (given.size[0], given.size[1])
     compute = Compute(accelerator="cpu", batch=8, workers=1)
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     model = Model(name=given.model, size=size)
     network = training.new_network(model, CLASS_SETS["cityscapes19"], torch.Generator().manual_seed(0)).eval()
 
     scorer = scoring.start("r01", "r00", network, NONE, Score(), seed=0, rounds=0)
 
     def score(items: list[Item]) -> None:
-        found = scoring.run(fabric, scorer, items, len(items), model, compute, features_seed=0)
+        found = scoring.run(devices, scorer, items, len(items), model, compute, features_seed=0)
         assert len(found.gains) == len(found.features.keys) == len(items)
 
     if given.peak:

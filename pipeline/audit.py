@@ -25,6 +25,7 @@ from pipeline import (
 from pipeline.acquisitions.contract import by_claim
 from pipeline.auditing import IN_POINTS, Verdict
 from pipeline.claims import highest
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
 from pipeline.params import BudgetLine, Compute, Model, Roots, Score
@@ -41,7 +42,7 @@ def run(
     Raises:
         UserError: a label is missing, or no pixel of the round's labels is of a class.
     """
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     classes = ledger.classes()
     labels = artifacts.load_labels(round_name)
     keys = [row["key"] for row in labels if row["round"] == round_name]
@@ -58,7 +59,7 @@ def run(
     true = [torch.zeros(*shape, 3, dtype=torch.float64)]
     reliability = torch.zeros((BINS, 3), dtype=torch.float64)
     name = f"audit {round_name}"
-    for out in inference.outputs(fabric, network, items, model.size, compute, name, acquisition.members):
+    for out in inference.outputs(devices, network, items, model.size, compute, name, acquisition.members):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size).to(probabilities.device)
         known = truth != IGNORE
@@ -70,9 +71,9 @@ def run(
             expected.append(acquisition.gain(seen, reference, scorer.smooth, scorer.blend))
         true.append(acquisitions.observe_truth(highest(probabilities)[1], truth, len(classes.names)).cpu())
         reliability += metrics.reliability(probabilities, truth, BINS).cpu()
-    predicted, realised = (batches.gather(fabric, torch.cat(part), len(items)) for part in (expected, true))
-    reliability = training.total(fabric, reliability)
-    if not fabric.is_global_zero:
+    predicted, realised = (devices.gather(torch.cat(part), len(items)) for part in (expected, true))
+    reliability = devices.total(reliability)
+    if not devices.is_first:
         return
     if not reliability[:, 0].sum() > 0:
         raise UserError(

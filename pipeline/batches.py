@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import UInt8
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline import blocks, datasets, paths, streams, transforms
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN
 from pipeline.params import Augment
@@ -158,9 +158,9 @@ def _stack(batch: list[tuple[int, Tensor, Tensor | None]]) -> Whole:
     return Whole(list(indices), torch.stack(images), list(masks))
 
 
-def whole(fabric: Fabric, of: Sequence[Item], size: tuple[int, int], *, batch: int, workers: int) -> Iterator[Whole]:
-    """This process's share of the items, in order, images resized to `size` and on the fabric's device."""
-    share = range(fabric.global_rank, len(of), fabric.world_size)
+def whole(devices: Devices, of: Sequence[Item], size: tuple[int, int], *, batch: int, workers: int) -> Iterator[Whole]:
+    """This process's share of the items, in order, images resized to `size` and on its device."""
+    share = range(devices.rank, len(of), devices.processes)
     loader = DataLoader(
         _Whole(of, size),
         batch_size=batch,
@@ -169,7 +169,7 @@ def whole(fabric: Fabric, of: Sequence[Item], size: tuple[int, int], *, batch: i
         collate_fn=_stack,
     )
     for loaded in _passed_on(loader, workers):
-        yield loaded._replace(images=loaded.images.to(fabric.device, non_blocking=True))
+        yield loaded._replace(images=loaded.images.to(devices.device, non_blocking=True))
 
 
 def _passed_on(loader: Iterable[L], workers: int) -> Iterator[L]:
@@ -189,19 +189,6 @@ def _passed_on(loader: Iterable[L], workers: int) -> Iterator[L]:
         # process is then: let that be here, not in the middle of what the error is answered with.
         time.sleep(SIGNAL_SECONDS)
         raise RuntimeError(f"DataLoader worker exited unexpectedly ({type(error).__name__})") from error
-
-
-def gather(fabric: Fabric, share: Tensor, total: int) -> Tensor:
-    """Per-image rows of all processes, back in the items' order: (rows here, ...) -> (total, ...)."""
-    rows = -(-total // fabric.world_size)
-    padded = torch.zeros((rows, *share.shape[1:]), dtype=share.dtype)
-    padded[: len(share)] = share
-    if fabric.world_size == 1:
-        return padded
-    everyone = fabric.all_gather(padded.to(fabric.device))  # (processes, rows, ...)
-    if not isinstance(everyone, Tensor):
-        raise AssertionError("a tensor is gathered to a tensor")
-    return everyone.cpu().transpose(0, 1).flatten(0, 1)[:total]
 
 
 class _Augmented(Dataset[tuple[Tensor, Tensor]]):
@@ -263,7 +250,7 @@ def plan(groups: Sequence[tuple[int, int]], seed: int, step: int) -> list[tuple[
 
 
 def training(
-    fabric: Fabric,
+    devices: Devices,
     groups: Sequence[tuple[Sequence[Item], int]],
     size: tuple[int, int],
     augment: Augment,
@@ -275,18 +262,18 @@ def training(
     """Batches of augmented items: `share` of every batch from each group; call the result with the first step."""
     used = [(group, share) for group, share in groups if share]
     together = sum(share for _, share in used)
-    if together < fabric.world_size:
+    if together < devices.processes:
         raise UserError(
-            f"a batch of {together} images leaves some of {fabric.world_size} processes without: raise batch"
+            f"a batch of {together} images leaves some of {devices.processes} processes without: raise batch"
         )
     everything = _Augmented([item for group, _ in used for item in group], size, augment)
     counts = [(len(group), share) for group, share in used]
 
     def start(first: int) -> Iterator[Batch]:
-        schedule = _Schedule(counts, seed, range(first, steps), fabric.global_rank, fabric.world_size)
+        schedule = _Schedule(counts, seed, range(first, steps), devices.rank, devices.processes)
         loader = DataLoader(everything, batch_sampler=schedule, num_workers=workers)
         for images, masks in _passed_on(loader, workers):
-            yield Batch(images.to(fabric.device, non_blocking=True), masks.to(fabric.device, non_blocking=True))
+            yield Batch(images.to(devices.device, non_blocking=True), masks.to(devices.device, non_blocking=True))
 
     return start
 

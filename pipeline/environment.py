@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REQUIRED = {
-    "albumentations", "cv2", "dvc", "httpx", "huggingface_hub", "jaxtyping", "label_studio_sdk", "lightning",
-    "lightning_fabric", "matplotlib", "numpy", "orjson", "pandas", "PIL", "pydantic", "ruamel", "safetensors",
-    "scipy", "segmentation_models_pytorch", "timm", "torch", "torchvision", "tqdm",
+    "albumentations", "cv2", "dvc", "httpx", "huggingface_hub", "jaxtyping", "label_studio_sdk", "matplotlib",
+    "numpy", "orjson", "pandas", "PIL", "pydantic", "ruamel", "safetensors", "scipy",
+    "segmentation_models_pytorch", "timm", "torch", "torchvision", "tqdm",
 }  # fmt: skip
 """What the dependencies in pyproject.toml are imported as."""
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import (
@@ -27,6 +26,7 @@ from pipeline import (
 )
 from pipeline.batches import Item
 from pipeline.claims import highest
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
 from pipeline.params import Compute, Evaluate, Model, Roots, Tune
@@ -42,7 +42,7 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
     Raises:
         UserError: the model gives no probabilities, or the reward is unknown.
     """
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     classes = artifacts.load_classes()
     table = artifacts.load_ids("test", classes)
     items = batches.items(artifacts.load_manifest("test", roots.test), table)
@@ -51,7 +51,7 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
     pool = artifacts.load_images(round_name, roots.pool).assign(mask="")
     places = np.linspace(0, len(pool) - 1, min(evaluate.decode_images, len(pool))).round().astype(int)
     seen = batches.items(pool.iloc[places], table)
-    pixels = inference.probabilities(fabric, network, seen, model.size, compute, calibration)
+    pixels = inference.probabilities(devices, network, seen, model.size, compute, calibration)
     try:
         decoder = decoding.fit(pixels)
     except ValueError as error:
@@ -60,10 +60,10 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
         name: torch.zeros((len(classes.names),) * 2, dtype=torch.int64) for name in ("argmax", "expected_iou")
     }
     reliability = torch.zeros((evaluate.calibration_bins, 3), dtype=torch.float64)
-    weights = losses.class_weights(_pixels(fabric, items, len(classes.names)), CLASS_SMOOTH)
+    weights = losses.class_weights(_pixels(devices, items, len(classes.names)), CLASS_SMOOTH)
     reward = reward_tuning.reward_function(tune.reward, weights, classes)
     rewarded = reward_tuning.nothing(reward)
-    for out in inference.outputs(fabric, network, items, model.size, compute, f"evaluate {round_name}"):
+    for out in inference.outputs(devices, network, items, model.size, compute, f"evaluate {round_name}"):
         rewarded = rewarded + reward_tuning.seen(reward, out, model.size)
         for logits, mask in zip(out.logits, out.batch.masks, strict=True):
             if mask is None:
@@ -76,10 +76,10 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
             for name, prediction in labellings.items():
                 confusions[name] += metrics.confusion(prediction, truth, len(classes.names)).cpu()
             reliability += metrics.reliability(probabilities, truth, evaluate.calibration_bins).cpu()
-    confusions = {name: training.total(fabric, counts) for name, counts in confusions.items()}
-    reliability = training.total(fabric, reliability)
-    rewarded = training.total(fabric, rewarded)
-    if fabric.is_global_zero:
+    confusions = {name: devices.total(counts) for name, counts in confusions.items()}
+    reliability = devices.total(reliability)
+    rewarded = devices.total(rewarded)
+    if devices.is_first:
         confusion = confusions[evaluate.decode]
         miou = metrics.miou(confusion)
         iou = zip(classes.names, metrics.iou(confusion).tolist(), strict=True)
@@ -95,14 +95,14 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
         print(f"{round_name}: mIoU {100 * miou:.1f} on {len(items)} test images")
 
 
-def _pixels(fabric: Fabric, items: Sequence[Item], classes: int) -> Tensor:
+def _pixels(devices: Devices, items: Sequence[Item], classes: int) -> Tensor:
     """Labelled pixels of the test set by class, of all processes."""
     counts = torch.zeros(classes, dtype=torch.int64)
-    for item in items[fabric.global_rank :: fabric.world_size]:
+    for item in items[devices.rank :: devices.processes]:
         for path in item.masks:
             mask = datasets.read_mask(path, item.table)
             counts += torch.from_numpy(np.bincount(mask.ravel(), minlength=IGNORE + 1)[:classes])
-    return training.total(fabric, counts)
+    return devices.total(counts)
 
 
 def _measured(name: str, value: Tensor) -> dict[str, float]:

@@ -20,7 +20,6 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "segmentation-models-pytorch",
-    "lightning-fabric",
     "albumentations",
     "opencv-python-headless",
     "numpy",

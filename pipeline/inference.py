@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped, UInt8
-from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
 from pipeline import batches, transforms
 from pipeline.batches import Item, Whole
 from pipeline.calibration import CALIBRATIONS, Calibration
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
 from pipeline.models import Grid, Network
@@ -33,7 +33,7 @@ class Output(NamedTuple):
 
 
 def outputs(
-    fabric: Fabric,
+    devices: Devices,
     network: Network,
     of: Sequence[Item],
     size: tuple[int, int],
@@ -44,8 +44,8 @@ def outputs(
     """This process's share of the items, in order; images resized to `size`, logits at that size.
 
     Args:
-        fabric: launched.
-        network: is put on the fabric's device and into evaluation mode.
+        devices: of the run.
+        network: is put on this process's device and into evaluation mode.
         of: the items of all processes.
         size: height and width at which the network works.
         compute: batch size and readers.
@@ -55,20 +55,20 @@ def outputs(
     Raises:
         UserError: `grid`, and the network has several last layers.
     """
-    loader = batches.whole(fabric, of, size, batch=compute.batch, workers=compute.workers)
-    bar = tqdm(total=len(of), desc=name, unit="image", disable=None if fabric.is_global_zero else True)
+    loader = batches.whole(devices, of, size, batch=compute.batch, workers=compute.workers)
+    bar = tqdm(total=len(of), desc=name, unit="image", disable=None if devices.is_first else True)
     for batch in loader:
-        yield Output(batch, *predict(fabric, network, batch.images, grid))
-        bar.update(min(len(batch.indices) * fabric.world_size, len(of) - bar.n))
+        yield Output(batch, *predict(devices, network, batch.images, grid))
+        bar.update(min(len(batch.indices) * devices.processes, len(of) - bar.n))
     bar.close()
 
 
 def predict(
-    fabric: Fabric, network: Network, images: UInt8[Tensor, "n 3 h w"], grid: bool = False
+    devices: Devices, network: Network, images: UInt8[Tensor, "n 3 h w"], grid: bool = False
 ) -> tuple[Float[Tensor, "n c h w"], Grid | None]:
-    """The logits of one batch, in the precision that the fabric computes in; `network` and `grid` as in `outputs`."""
-    network.to(fabric.device).eval()
-    with torch.inference_mode(), fabric.autocast():
+    """The logits of one batch, in the precision of the run; `network` and `grid` as in `outputs`."""
+    network.to(devices.device).eval()
+    with torch.inference_mode(), devices.autocast():
         logits, cells = network.with_grid(images) if grid else (network(images), None)
     return logits.float(), cells
 
@@ -100,7 +100,7 @@ class Pixels(NamedTuple):
 
 
 def labelled(
-    fabric: Fabric,
+    devices: Devices,
     network: Network,
     of: Sequence[Item],
     size: tuple[int, int],
@@ -110,7 +110,7 @@ def labelled(
     """Evenly spread pixels of labelled items, to calibrate a network that has not learnt from them.
 
     Args:
-        fabric: launched.
+        devices: of the run.
         network: the network to calibrate.
         of: labelled items.
         size: height and width at which the network works.
@@ -121,14 +121,14 @@ def labelled(
         UserError: not one pixel of the items is of a class, or, through the readers, a label is damaged.
     """
     logits, truth, weight = [], [], []
-    for out in outputs(fabric, network, of, size, compute, "calibrate"):
+    for out in outputs(devices, network, of, size, compute, "calibrate"):
         for index, one, mask in zip(out.batch.indices, out.logits, small_masks(out.batch, size), strict=True):
             flat = spread(mask)
             known = flat != IGNORE
             logits.append(spread(one).T.cpu()[known])
             truth.append(flat[known].long())
             weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
-    kept = Pixels(*_everyone(fabric, logits, truth, weight))
+    kept = Pixels(*_joined(devices.everyone((logits, truth, weight))))
     if not len(kept.truth):
         raise UserError(
             f"no pixel of the labels of {of[0].key!r} and {len(of) - 1} more is of a class: label them again"
@@ -137,7 +137,7 @@ def labelled(
 
 
 def probabilities(
-    fabric: Fabric,
+    devices: Devices,
     network: Network,
     of: Sequence[Item],
     size: tuple[int, int],
@@ -145,23 +145,20 @@ def probabilities(
     calibration: Calibration,
 ) -> Float[Tensor, "m c"]:
     """Calibrated class probabilities of evenly spread pixels of the items, of all processes, on the CPU."""
-    results = outputs(fabric, network, of, size, compute, "pixels")
+    results = outputs(devices, network, of, size, compute, "pixels")
     rows = [spread(calibration.apply(one).softmax(0)).T.cpu() for out in results for one in out.logits]
-    return _everyone(fabric, rows)[0]
+    return _joined(devices.everyone((rows,)))[0]
+
+
+def _joined(everyone: Sequence[tuple[list[Tensor], ...]]) -> list[Tensor]:
+    """The values of all processes, one after the other; a process may have none."""
+    return [torch.cat([value for part in parts for value in part]) for parts in zip(*everyone, strict=True)]
 
 
 def spread(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
     """The pixels of a square grid, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
     step = max(1, math.isqrt(maps.shape[-2] * maps.shape[-1] // PIXELS_PER_IMAGE))
     return maps[..., step // 2 :: step, step // 2 :: step].flatten(-2)
-
-
-def _everyone(fabric: Fabric, *values: list[Tensor]) -> list[Tensor]:
-    """The values of all processes, one after the other; a process may have none."""
-    gathered = [values] * fabric.world_size
-    if fabric.world_size > 1:
-        torch.distributed.all_gather_object(gathered, values)
-    return [torch.cat([value for part in parts for value in part]) for parts in zip(*gathered, strict=True)]
 
 
 def upsample(logits: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "c h2 w2"]:

@@ -23,8 +23,8 @@ def check(compute: Compute) -> None:
         UserError: the accelerator, so many of it, or the precision is not to be had here.
     """
     processes, _ = world(compute)
-    kind = _kind(compute)
-    if kind == "cuda":
+    device = kind(compute)
+    if device == "cuda":
         gpus = torch.cuda.device_count()
         if processes > gpus:
             raise UserError(
@@ -36,17 +36,21 @@ def check(compute: Compute) -> None:
                 f"compute.precision is bf16-mixed, which the GPU {torch.cuda.get_device_name()} does not do: "
                 "set it to 16-mixed or 32-true"
             )
-    if kind == "mps" and processes > 1:
+    if device == "mps" and processes > 1:
         raise UserError(f"{_processes(compute)} is {processes}, but mps is one device: set it to 1")
-    if kind == "cpu" and compute.precision == "16-mixed":
+    if device == "cpu" and compute.precision == "16-mixed":
         raise UserError(
             f"compute.precision is 16-mixed, which needs a GPU, and compute.accelerator {compute.accelerator} is the "
             "CPU here: set precision to bf16-mixed or 32-true"
         )
 
 
-def _kind(compute: Compute) -> str:
-    """cuda, mps or cpu."""
+def kind(compute: Compute) -> str:
+    """What `compute.accelerator` means here: cuda, mps or cpu.
+
+    Raises:
+        UserError: it is not to be had.
+    """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     asked = compute.accelerator
     if asked in ("auto", "gpu"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline import artifacts, batches, blocks, datasets, inference, ledger, paths, pictures, scoring, training
 from pipeline.batches import Item
 from pipeline.claims import highest
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.params import BudgetLine, Compute, Model, Roots, Score
 
@@ -23,36 +24,36 @@ def run(
     Raises:
         UserError: a selected image is not in the pool, or the network's outputs are not finite.
     """
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     classes = ledger.classes()
     items = _items(round_name, roots.pool, len(classes.names))
-    reference = torch.from_numpy(artifacts.load_pool(round_name)).to(fabric.device)
+    reference = torch.from_numpy(artifacts.load_pool(round_name)).to(devices.device)
     network, calibration = training.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
     scorer = scoring.start(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
 
     folder = paths.predictions(round_name)
-    if fabric.is_global_zero:
+    if devices.is_first:
         if folder.exists():
             shutil.rmtree(folder)  # of a former selection
         folder.mkdir(parents=True)
-    fabric.barrier()
+    devices.barrier()
     broken = [torch.zeros(0, dtype=torch.bool)]  # there may be fewer images than processes
     grid = scorer.acquisition.members
-    for out in inference.outputs(fabric, network, items, model.size, compute, f"predict {round_name}", grid):
+    for out in inference.outputs(devices, network, items, model.size, compute, f"predict {round_name}", grid):
         scaled = scorer.calibration.apply(out.logits)
         broken.append(~scaled.flatten(1).isfinite().all(1).cpu())
         gains = scorer.gain_map(out, scaled.softmax(1), reference).float().cpu().numpy()
         for place, index in enumerate(out.batch.indices):
             if not broken[-1][place]:
                 _write(round_name, items[index], out.logits[place], gains[place])
-    anywhere = batches.gather(fabric, torch.cat(broken), len(items))  # by now, every process has written its files
+    anywhere = devices.gather(torch.cat(broken), len(items))  # by now, every process has written its files
     if anywhere.any():
         raise UserError(
             f"{round_name}: what {paths.model(line.after)} says of {items[int(anywhere.nonzero()[0])].key!r} "
             f"is not finite: train it with a lower lr, or in 32-true"
         )
-    if fabric.is_global_zero:
+    if devices.is_first:
         print(f"{round_name}: {len(items)} images predicted, {folder}")
 
 

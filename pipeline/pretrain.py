@@ -7,6 +7,7 @@ import torch
 
 from pipeline import artifacts, batches, fingerprints, inference, paths, streams, training
 from pipeline.calibration import NONE
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.params import Calibration, Compute, Model, Roots, Training
 
@@ -29,7 +30,7 @@ def run(
     Raises:
         UserError: the loss is not finite, the encoder's weights do not fit, or the calibration fails or has no images.
     """
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     classes = artifacts.load_classes()
     manifest = artifacts.load_manifest("source", roots.source)
     table = artifacts.load_ids("source", classes)
@@ -46,16 +47,16 @@ def run(
         return streams.seed_of(seed, paths.SOURCE_ROUND, purpose)
 
     network = training.new_network(model, classes, torch.Generator().manual_seed(seed_of("weights")))
-    training.check_batch(network, model, pretrain.batch, fabric.world_size, "pretrain.batch")
+    training.check_batch(network, model, pretrain.batch, devices.processes, "pretrain.batch")
     pixels = np.asarray(manifest[[f"n_{name}" for name in classes.names]].sum(), dtype=float)
-    weights = training.class_weights(pixels, pretrain, classes, "pretrain").to(fabric.device)
+    weights = training.class_weights(pixels, pretrain, classes, "pretrain").to(devices.device)
     plan = training.likelihood_plan(
         pretrain,
         name="pretrain",
         seed=seed_of("training"),
         compute=compute,
         fingerprint=training.fingerprint(
-            fabric,
+            devices,
             compute,
             fingerprints.code(__name__),
             seed,
@@ -68,7 +69,7 @@ def run(
         ),
     )
     draws = batches.training(
-        fabric,
+        devices,
         [(learnt, pretrain.batch)],
         model.size,
         pretrain.augment,
@@ -77,12 +78,12 @@ def run(
         workers=compute.workers,
     )
     with training.auxiliary_head(network, pretrain, seed_of("auxiliary")):
-        log = training.fit(fabric, network, draws, training.likelihood(weights, pretrain), plan)
+        log = training.fit(devices, network, draws, training.likelihood(weights, pretrain), plan)
 
     fitted = NONE
     if calibration.start == "source":
-        fitted = inference.labelled(fabric, network, held_out, model.size, compute).fit(calibration.method)
-    if fabric.is_global_zero:
+        fitted = inference.labelled(devices, network, held_out, model.size, compute).fit(calibration.method)
+    if devices.is_first:
         file = Path(model.weights or "")
         started_from = artifacts.sha256(file) if file.is_file() else None
         artifacts.save_json(paths.weights(paths.SOURCE_ROUND), {"sha256": started_from})

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 
 from pipeline import artifacts, auditing, batches, inference, ledger, paths, pictures, scoring, training
 from pipeline.claims import highest
+from pipeline.devices import Devices
 from pipeline.labels import ClassSet
 from pipeline.params import BudgetLine, Compute, Model, Report, Roots, Score
 
@@ -24,17 +24,17 @@ def run(
     compute: Compute,
 ) -> None:
     """Write reports/: rounds.csv, summary.json, curve.png, training/, audit/ and samples/."""
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     classes = ledger.classes()
     rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [])]
-    if fabric.is_global_zero:
+    if devices.is_first:
         for folder in (paths.SAMPLES, paths.AUDITS):
             folder.mkdir(parents=True, exist_ok=True)
     for name, line in budget.items():
         rows.append(_row(name, artifacts.load_labels(name)))
         pool = artifacts.load_images(name, roots.pool).set_index("key")
-        _panels(fabric, name, line, pool, classes, seed, model, score, report, compute)
-    if fabric.is_global_zero:
+        _panels(devices, name, line, pool, classes, seed, model, score, report, compute)
+    if devices.is_first:
         frame = pd.DataFrame(rows)
         artifacts.save_report(frame)
         for name in frame["round"]:
@@ -95,7 +95,7 @@ def _audit(name: str, classes: ClassSet) -> None:
 
 
 def _panels(
-    fabric: Fabric,
+    devices: Devices,
     name: str,
     line: BudgetLine,
     pool: pd.DataFrame,
@@ -115,11 +115,11 @@ def _panels(
     rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
     scorer = scoring.start(name, line.after, before, calibration, score, seed=seed, rounds=rounds)
     grid = scorer.acquisition.members
-    for out in inference.outputs(fabric, before, items, model.size, compute, f"report {name}", grid):
+    for out in inference.outputs(devices, before, items, model.size, compute, f"report {name}", grid):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size)
         _, now = highest(out.logits)
-        _, then = highest(inference.predict(fabric, after, out.batch.images)[0])
+        _, then = highest(inference.predict(devices, after, out.batch.images)[0])
         gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
         for place, index in enumerate(out.batch.indices):
             row = selection.iloc[index]

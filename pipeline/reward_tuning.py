@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import inference, losses, training
 from pipeline.batches import Batch, Item
 from pipeline.claims import highest
+from pipeline.devices import Devices
 from pipeline.errors import UserError, choose
 from pipeline.inference import Output
 from pipeline.labels import IGNORE, ClassSet
@@ -41,7 +41,7 @@ def reward_function(settings: Reward, weights: Tensor, classes: ClassSet) -> Rew
 
 
 def held_out_reward(
-    fabric: Fabric, reward: RewardFunction, items: Sequence[Item], model: Model, compute: Compute
+    devices: Devices, reward: RewardFunction, items: Sequence[Item], model: Model, compute: Compute
 ) -> Callable[[Network], float]:
     """The reward of a network's most probable labels on labelled pool images that it does not learn from.
 
@@ -51,9 +51,9 @@ def held_out_reward(
 
     def validate(network: Network) -> float:
         statistics = nothing(reward)  # there may be fewer images than processes
-        for out in inference.outputs(fabric, network, items, model.size, compute, "held out"):
+        for out in inference.outputs(devices, network, items, model.size, compute, "held out"):
             statistics = statistics + seen(reward, out, model.size)
-        value = float(reward.value(training.total(fabric, statistics)).total)
+        value = float(reward.value(devices.total(statistics)).total)
         if math.isnan(value):
             raise UserError(
                 f"tune.held_out: the labels of the {len(items)} images that are held out ({items[0].key!r}, ...) have "
@@ -77,7 +77,12 @@ def seen(reward: RewardFunction, out: Output, size: tuple[int, int]) -> Tensor:
 
 
 def loss_function(
-    settings: Reward, reward: RewardFunction, weights: Tensor, network: Network, anchor: Network | None, fabric: Fabric
+    settings: Reward,
+    reward: RewardFunction,
+    weights: Tensor,
+    network: Network,
+    anchor: Network | None,
+    devices: Devices,
 ) -> LossFunction:
     """The reward stage's loss: the estimator's, plus cross-entropy and KL that hold the model near likelihood.
 
@@ -87,7 +92,7 @@ def loss_function(
         weights: of the classes in the cross-entropy.
         network: the one that is tuned, for the signal-to-noise gauge.
         anchor: the likelihood model, not trained further; None without the KL.
-        fabric: sums the statistics over processes.
+        devices: sums the statistics over processes.
     """
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
 
@@ -112,14 +117,14 @@ def loss_function(
             terms["reward"] = estimate.reward
         total = estimate.loss + settings.cross_entropy * cross_entropy
         if anchor is not None:
-            with torch.no_grad(), fabric.autocast():  # as the tuned network is, so that nothing else divides them
+            with torch.no_grad(), devices.autocast():  # as the tuned network is, so that nothing else divides them
                 before = anchor(batch.images)
             terms["kl"] = losses.kl(logits, before, batch.masks != IGNORE)
             total = total + settings.kl * terms["kl"]
         if (step + 1) % training.LOG_EVERY == 0:
             terms["entropy"] = losses.entropy(logits.detach(), batch.masks != IGNORE)
             # The gradients of DDP come by `backward` alone; a baseline of other images needs two of them in each half.
-            if fabric.world_size == 1 and len(logits) >= 4:
+            if devices.processes == 1 and len(logits) >= 4:
                 halves = (slice(None, len(logits) // 2), slice(len(logits) // 2, None))
                 shares = [
                     _estimate(
@@ -132,7 +137,7 @@ def loss_function(
         if settings.estimator == "ppo" and estimate.rollout is not None:
             kept |= dict(zip(OWN, estimate.rollout, strict=True))
         if asked.rollout is None:  # labellings are counted once
-            kept["memory"] = settings.memory * memory + training.total(fabric, estimate.statistics).to(memory.device)
+            kept["memory"] = settings.memory * memory + devices.total(estimate.statistics).to(memory.device)
         return Loss(total, terms, kept)
 
     return loss

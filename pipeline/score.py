@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64
 
 from pipeline import artifacts, batches, blocks, costs, ledger, paths, scoring, streams, training
 from pipeline.blocks import Grid
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import BudgetLine, Compute, Model, Roots, Score
@@ -27,7 +28,7 @@ def run(
             ordered before was of another unit.
     """
     blocks.check_unit(score.grid, [entry.key for entry in ledger.load().entries], str(paths.LEDGER))
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     classes = ledger.classes()
     bought = artifacts.load_labels(line.after)
     pool = artifacts.load_images(round_name, roots.pool)
@@ -52,8 +53,8 @@ def run(
     if score.features:
         features_seed = streams.seed_of(seed, round_name, "features")
         known = _labelled(pool[labelled], model.size, classes)
-    found = scoring.run(fabric, scorer, items, len(left), model, compute, features_seed, cut, known)
-    if fabric.is_global_zero:
+    found = scoring.run(devices, scorer, items, len(left), model, compute, features_seed, cut, known)
+    if devices.is_first:
         keys = units[free].tolist()
         frame = pd.DataFrame({"key": keys, "gain": found.gains.sum(1)})
         if score.grid is not None:

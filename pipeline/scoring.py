@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import batches, blocks, costs, features, inference, paths, streams, transforms
+from pipeline import blocks, costs, features, inference, paths, streams, transforms
 from pipeline.acquisitions import ACQUISITIONS, Acquisition, Posterior, Worth, expected_iou, faded, worth
 from pipeline.artifacts import Features
 from pipeline.batches import Item
 from pipeline.blocks import Box, Grid
 from pipeline.calibration import NONE, Calibration
+from pipeline.devices import Devices
 from pipeline.errors import UserError, choose
 from pipeline.features import Pooled
 from pipeline.inference import Output
@@ -55,7 +55,7 @@ class Scorer(NamedTuple):
 
     def statistics(
         self,
-        fabric: Fabric,
+        devices: Devices,
         results: Iterator[Output],
         items: Sequence[Item],
         of_pixel: Worth | None = None,
@@ -65,7 +65,7 @@ class Scorer(NamedTuple):
         """The acquisition's statistics of all items, of all processes, in their order.
 
         Args:
-            fabric: launched.
+            devices: of the run.
             results: what the network says of the items.
             items: of all processes.
             of_pixel: what claims are worth, if the acquisition needs it.
@@ -84,7 +84,7 @@ class Scorer(NamedTuple):
                 return self.acquisition.observe(probabilities, posterior)
             return by_box(self.acquisition.observe, probabilities, posterior, [boxes[i] for i in out.batch.indices])
 
-        sums = statistics(fabric, results, self.calibration, observe, len(items))
+        sums = statistics(devices, results, self.calibration, observe, len(items))
         broken = ~sums.flatten(1).isfinite().all(1)
         if broken.any():
             raise UserError(
@@ -230,7 +230,7 @@ def by_box(
 
 
 def run(
-    fabric: Fabric,
+    devices: Devices,
     scorer: Scorer,
     items: Sequence[Item],
     left: int,
@@ -243,7 +243,7 @@ def run(
     """Score the first `left` items or their blocks; other items, bought already, are only looked at for their features.
 
     Args:
-        fabric: launched.
+        devices: of the run.
         scorer: of the round.
         items: the images left, then those bought.
         left: how many are left.
@@ -257,12 +257,12 @@ def run(
     Raises:
         UserError: probabilities are not finite, or a class has no union and there is no smoothing.
     """
-    of_pixel = sampled_worth(fabric, scorer, items[:left], model, compute, cut) if scorer.acquisition.worth else None
+    of_pixel = sampled_worth(devices, scorer, items[:left], model, compute, cut) if scorer.acquisition.worth else None
     grid = scorer.acquisition.members or features_seed is not None
-    results = inference.outputs(fabric, scorer.network, items, model.size, compute, f"score {scorer.round_name}", grid)
+    results = inference.outputs(devices, scorer.network, items, model.size, compute, f"score {scorer.round_name}", grid)
     pooled: list[Pooled] = []
     if features_seed is not None:
-        results = pooling(fabric, scorer, results, features_seed, pooled)
+        results = pooling(devices, scorer, results, features_seed, pooled)
     work: list[Tensor] = []
 
     def look(probabilities: Tensor, out: Output) -> None:
@@ -273,19 +273,19 @@ def run(
             work.append(by_box(lambda part, _: costs.observe(part), probabilities, None, boxes))
 
     kept = slice(left) if cut is None else torch.from_numpy(cut.left)
-    sums = scorer.statistics(fabric, results, items, of_pixel, look, None if cut is None else cut.boxes)[kept]
-    effort = batches.gather(fabric, torch.cat(work), len(items))[kept]
+    sums = scorer.statistics(devices, results, items, of_pixel, look, None if cut is None else cut.boxes)[kept]
+    effort = devices.gather(torch.cat(work), len(items))[kept]
     found = Features.none()
     if pooled:
         known = np.zeros((0, sums.shape[-2])) if labelled is None else labelled
         if left + len(known) != len(items):
             raise ValueError(f"{len(items)} items are {left} left and {len(known)} labelled ones")
-        found = vectors(fabric, pooled, [item.key for item in items], known, scorer.smooth)
+        found = vectors(devices, pooled, [item.key for item in items], known, scorer.smooth)
     return Scored(scorer.gain(sums).numpy(), sums.sum(0).numpy(), effort.numpy(), found)
 
 
 def sampled_worth(
-    fabric: Fabric, scorer: Scorer, left: Sequence[Item], model: Model, compute: Compute, cut: Cut | None = None
+    devices: Devices, scorer: Scorer, left: Sequence[Item], model: Model, compute: Compute, cut: Cut | None = None
 ) -> Worth:
     """What right and wrong claims are worth, before the pass in which an acquisition needs it for every pixel.
 
@@ -301,20 +301,20 @@ def sampled_worth(
     places = np.unique(np.linspace(0, len(left) - 1, SAMPLE).round().astype(int))
     sample = [left[place] for place in places]
     name = f"score {scorer.round_name}, J and U"
-    results = inference.outputs(fabric, scorer.network, sample, model.size, compute, name)
+    results = inference.outputs(devices, scorer.network, sample, model.size, compute, name)
     plain = scorer._replace(acquisition=ACQUISITIONS["shortfall"], heads=None)
     if cut is None:
-        sums, all_of_them = plain.statistics(fabric, results, sample), len(left)
+        sums, all_of_them = plain.statistics(devices, results, sample), len(left)
     else:
         kept = torch.from_numpy(cut.left[places])
-        sums = plain.statistics(fabric, results, sample, boxes=[cut.boxes[place] for place in places])[kept]
+        sums = plain.statistics(devices, results, sample, boxes=[cut.boxes[place] for place in places])[kept]
         all_of_them = int(cut.left.sum())
     with scorer.about_smoothing():
         return worth(sums.sum(0) * all_of_them / len(sums), scorer.smooth)
 
 
 def statistics(
-    fabric: Fabric,
+    devices: Devices,
     results: Iterator[Output],
     calibration: Calibration,
     observe: Callable[[Tensor, Output], Tensor],
@@ -336,16 +336,16 @@ def statistics(
             rows.append(observe(probabilities, out).double().cpu())
     if not rows:
         raise ValueError("a process without images: use fewer processes than there are images")
-    return batches.gather(fabric, torch.cat(rows), total)
+    return devices.gather(torch.cat(rows), total)
 
 
 def pooling(
-    fabric: Fabric, scorer: Scorer, results: Iterator[Output], seed: int, into: list[Pooled]
+    devices: Devices, scorer: Scorer, results: Iterator[Output], seed: int, into: list[Pooled]
 ) -> Iterator[Output]:
     """The results as they come; on the way, the features of every batch are pooled."""
     run_rng = torch.Generator().manual_seed(seed)
     last = scorer.network.last_layer()
-    projected = features.projection(last.out_channels, last.in_channels, run_rng).to(fabric.device)
+    projected = features.projection(last.out_channels, last.in_channels, run_rng).to(devices.device)
     for out in results:
         if out.grid is None:
             raise AssertionError("features come with `outputs(..., grid=True)`")
@@ -358,7 +358,7 @@ def pooling(
 
 
 def vectors(
-    fabric: Fabric,
+    devices: Devices,
     pooled: Sequence[Pooled],
     keys: list[str],
     labelled: Float64[np.ndarray, "b c"],
@@ -366,7 +366,7 @@ def vectors(
 ) -> Features:
     """Of all processes, in the order of the keys, of which the last b are labelled and the others make up the pool."""
     left = len(keys) - len(labelled)
-    whole = Pooled(*(batches.gather(fabric, torch.cat(parts), len(keys)) for parts in zip(*pooled, strict=True)))
+    whole = Pooled(*(devices.gather(torch.cat(parts), len(keys)) for parts in zip(*pooled, strict=True)))
     iou = expected_iou(whole.statistics[:left].sum(0), smooth)
     by_class = features.by_class(whole.parts, whole.statistics, iou)
     claimed, doubted, missed = whole.statistics[:left].numpy().transpose(2, 0, 1)

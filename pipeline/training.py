@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
-from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import artifacts, fingerprints, losses, machine, models, paths, streams, transforms
+from pipeline import artifacts, fingerprints, losses, models, paths, streams, transforms
 from pipeline.batches import Batch
 from pipeline.calibration import Calibration, of_temperature
+from pipeline.devices import Devices
 from pipeline.errors import UserError, choose
 from pipeline.labels import ClassSet
 from pipeline.models import Network
+from pipeline.optimiser import AdamW
 from pipeline.params import Compute, Model, Training
 
 State = dict[str, Tensor]
@@ -110,7 +111,7 @@ def rate(step: int, steps: int, warmup: float, power: float, end: float = 0.0) -
 
 
 def fit(
-    fabric: Fabric,
+    devices: Devices,
     network: Network,
     batches: Callable[[int], Iterator[Batch]],
     loss: LossFunction,
@@ -123,8 +124,8 @@ def fit(
     so that a training never ends below where it started, as far as validation can tell.
 
     Args:
-        fabric: a launched Fabric; its precision and processes are used.
-        network: on any device; it is left on the fabric's.
+        devices: their precision and processes are used.
+        network: on any device; it is left on this process's device.
         batches: step to start with -> one batch per step, this process's share.
         loss: called once a step.
         plan: how long, how fast, and where the training is kept: what is unfinished to be gone on with, what is done
@@ -147,34 +148,33 @@ def fit(
         lr_head=plan.lr_head,
         decay_norms=plan.decay_norms,
     )
-    optimizer = torch.optim.AdamW(groups)
-    wrapped, optimizer = fabric.setup(network, optimizer)
-    wrapped.train(not plan.frozen)
-    first, state, log, best = _resume(fabric, network, optimizer, plan)
+    wrapped, optimizer, scaler = devices.wrap(network), AdamW(groups), devices.scaler()
+    network.train(not plan.frozen)
+    first, state, log, best = _resume(devices, network, optimizer, scaler, plan)
     if validate and best is None:
         best = _better(None, _measured(validate, network, plan, 0), network)
         log.append({"step": 0.0, "validation": best.value})
     saved = time.monotonic()
-    bar = tqdm(
-        total=plan.steps, initial=first, desc=plan.name, unit="step", disable=None if fabric.is_global_zero else True
-    )
+    bar = tqdm(total=plan.steps, initial=first, desc=plan.name, unit="step", disable=None if devices.is_first else True)
     stream = batches(first)
     for step in range(first, plan.steps):
         if _is_over(best, plan):
             break
         batch = next(stream)
-        generator = step_rng(plan.seed, step, fabric)
+        generator = step_rng(plan.seed, step, devices)
         factor = rate(step, plan.steps, plan.warmup, plan.power, plan.end)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else []):
             # For dropout, which knows the global generator only.
-            torch.manual_seed(streams.seed_of(plan.seed, "dropout", step, fabric.global_rank))
+            torch.manual_seed(streams.seed_of(plan.seed, "dropout", step, devices.rank))
             result = loss(wrapped, batch, generator, state)
-        fabric.backward(result.value)
+        scaler.scale(result.value).backward()
         if plan.clip:  # what is not finite is left to the checks below, which have a sentence for it
-            fabric.clip_gradients(wrapped, optimizer, max_norm=plan.clip, error_if_nonfinite=False)
-        optimizer.step()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         state = result.state
         bar.update()
@@ -189,8 +189,8 @@ def fit(
             log.append({"step": float(done), "lr": plan.lr * factor, **row})
             bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
         over = last or _is_over(best, plan)
-        if fabric.is_global_zero and (over or time.monotonic() - saved > plan.checkpoint_seconds):
-            _save(fabric, network, None if over else optimizer, plan, done, state, log, best)
+        if devices.is_first and (over or time.monotonic() - saved > plan.checkpoint_seconds):
+            _save(network, None if over else optimizer, scaler, plan, done, state, log, best)
             saved = time.monotonic()
     bar.close()
     broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
@@ -223,9 +223,9 @@ def _is_over(best: Best | None, plan: Plan) -> bool:
     return best is not None and 0 < plan.patience <= best.missed
 
 
-def step_rng(seed: int, step: int, fabric: Fabric) -> torch.Generator:
+def step_rng(seed: int, step: int, devices: Devices) -> torch.Generator:
     """The generator of one step of one process."""
-    return torch.Generator(fabric.device).manual_seed(streams.seed_of(seed, "step", step, fabric.global_rank))
+    return torch.Generator(devices.device).manual_seed(streams.seed_of(seed, "step", step, devices.rank))
 
 
 def _check_finite(row: Mapping[str, float], plan: Plan, done: int) -> None:
@@ -235,9 +235,9 @@ def _check_finite(row: Mapping[str, float], plan: Plan, done: int) -> None:
 
 
 def _save(
-    fabric: Fabric,
     network: Network,
-    optimizer: Any | None,
+    optimizer: AdamW | None,
+    scaler: Any,
     plan: Plan,
     step: int,
     state: State,
@@ -251,7 +251,7 @@ def _save(
         "step": step,
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict() if optimizer else None,
-        "precision": fabric.strategy.precision.state_dict(),  # the scale of float16's losses
+        "precision": scaler.state_dict(),
         "state": state,
         "log": log,
         "best": best._asdict() if best else None,
@@ -261,26 +261,26 @@ def _save(
 
 
 def _resume(
-    fabric: Fabric, network: Network, optimizer: Any, plan: Plan
+    devices: Devices, network: Network, optimizer: AdamW, scaler: Any, plan: Plan
 ) -> tuple[int, State, list[dict[str, float]], Best | None]:
     """Step to go on with, the loss's state, the log so far, and the best that validation has seen."""
     if not plan.checkpoint.is_file():
         return 0, {}, [], None
-    content = torch.load(plan.checkpoint, map_location=fabric.device, weights_only=True)
+    content = torch.load(plan.checkpoint, map_location=devices.device, weights_only=True)
     if content["fingerprint"] != plan.fingerprint:
-        fabric.print(
+        devices.say(
             f"{plan.name}: {plan.checkpoint} was made with other settings, data, code or versions; starting anew"
         )
         return 0, {}, [], None
     network.load_state_dict(content["network"])
-    fabric.strategy.precision.load_state_dict(content["precision"])
+    scaler.load_state_dict(content["precision"])
     if content["optimizer"] is None:
-        fabric.print(f"{plan.name}: nothing that it depends on has changed, so it is taken from {plan.checkpoint}")
+        devices.say(f"{plan.name}: nothing that it depends on has changed, so it is taken from {plan.checkpoint}")
     else:
         optimizer.load_state_dict(content["optimizer"])
-        fabric.print(f"{plan.name}: resumed at step {content['step']} of {plan.steps}")
+        devices.say(f"{plan.name}: resumed at step {content['step']} of {plan.steps}")
     best = Best(**content["best"]) if content["best"] else None
-    alone = fabric.world_size == 1
+    alone = devices.processes == 1
     state = {name: value for name, value in content["state"].items() if alone or not name.startswith("own_")}
     return content["step"], state, content["log"], best
 
@@ -359,25 +359,6 @@ def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, 
     )
 
 
-def start(compute: Compute) -> Fabric:
-    """Devices, precision and processes as `compute` says; under torchrun, its processes.
-
-    Raises:
-        UserError: this machine has not what `compute` asks for.
-    """
-    machine.check(compute)
-    processes, machines = machine.world(compute)
-    fabric = Fabric(
-        accelerator=compute.accelerator,
-        devices=processes,
-        num_nodes=machines,
-        strategy="ddp" if processes * machines > 1 else "auto",
-        precision=compute.precision,
-    )
-    fabric.launch()
-    return fabric
-
-
 def check_batch(network: Network, model: Model, batch: int, processes: int, knob: str) -> None:
     """See, before a training, that every process gets enough images of a batch to normalise over.
 
@@ -404,17 +385,9 @@ def check_batch(network: Network, model: Model, batch: int, processes: int, knob
         )
 
 
-def total(fabric: Fabric, share: Tensor) -> Tensor:
-    """The sum of all processes' tensors, on the CPU."""
-    summed = fabric.all_reduce(share.to(fabric.device), reduce_op="sum")
-    if not isinstance(summed, Tensor):
-        raise AssertionError("a tensor is summed to a tensor")
-    return summed.cpu()
-
-
-def fingerprint(fabric: Fabric, compute: Compute, *parts: Any) -> str:
+def fingerprint(devices: Devices, compute: Compute, *parts: Any) -> str:
     """Hash of what a training depends on: the parts, and how and by what versions they are computed with."""
-    how = (compute.precision, fabric.device.type, fabric.world_size)
+    how = (compute.precision, devices.device.type, devices.processes)
     return fingerprints.of(fingerprints.libraries(), how, *parts)
 
 

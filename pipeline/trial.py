@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning_fabric import Fabric
 
 from pipeline import faults, machine, models, reward_tuning, scoring, training
 from pipeline.batches import Batch
 from pipeline.calibration import NONE
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
 from pipeline.models import Network
+from pipeline.optimiser import AdamW
 from pipeline.params import Params
 
 ENOUGH = 2
@@ -68,17 +69,16 @@ def run(params: Params, classes: ClassSet) -> list[str]:
 def _step(network: Network, params: Params, classes: ClassSet) -> str:
     """Forward and backward, as `pretrain` does it; the line to print."""
     settings, compute = params.pretrain, params.compute
-    fabric = Fabric(accelerator=compute.accelerator, devices=1, precision=compute.precision)
-    fabric.launch()
+    devices = Devices.start(compute.model_copy(update={"processes": 1}))
     share = max(1, settings.batch // compute.processes)
-    count = share if fabric.device.type != "cpu" else min(share, ENOUGH)
+    count = share if devices.device.type != "cpu" else min(share, ENOUGH)
     rng = torch.Generator().manual_seed(params.seed)
     size = (count, *params.model.size)
     batch = Batch(
-        torch.randint(0, 256, (count, 3, *params.model.size), generator=rng, dtype=torch.uint8).to(fabric.device),
-        torch.randint(0, len(classes.names), size, generator=rng, dtype=torch.uint8).to(fabric.device),
+        torch.randint(0, 256, (count, 3, *params.model.size), generator=rng, dtype=torch.uint8).to(devices.device),
+        torch.randint(0, len(classes.names), size, generator=rng, dtype=torch.uint8).to(devices.device),
     )
-    weights = torch.ones(len(classes.names), device=fabric.device)
+    weights = torch.ones(len(classes.names), device=devices.device)
     begun = time.monotonic()
     with training.auxiliary_head(network, settings, params.seed):
         groups = models.parameter_groups(
@@ -89,11 +89,11 @@ def _step(network: Network, params: Params, classes: ClassSet) -> str:
             lr_head=settings.lr_head,
             decay_norms=settings.decay_norms,
         )
-        wrapped, optimizer = fabric.setup(network, torch.optim.AdamW(groups))
-        wrapped.train()
-        loss = training.likelihood(weights, settings)(wrapped, batch, training.step_rng(params.seed, 0, fabric), {})
-        fabric.backward(loss.value)
-        optimizer.step()
+        wrapped, optimizer, scaler = devices.wrap(network), AdamW(groups), devices.scaler()
+        network.train()
+        loss = training.likelihood(weights, settings)(wrapped, batch, training.step_rng(params.seed, 0, devices), {})
+        scaler.scale(loss.value).backward()
+        scaler.step(optimizer)
     value = float(loss.value.detach())  # waits for a GPU
     if value != value or abs(value) == float("inf"):
         raise UserError(
@@ -101,5 +101,5 @@ def _step(network: Network, params: Params, classes: ClassSet) -> str:
         )
     return (
         f"model: {params.model.name} at {params.model.size[0]}x{params.model.size[1]}, one step of {count} images on "
-        f"{fabric.device.type} in {compute.precision}: {time.monotonic() - begun:.1f} s"
+        f"{devices.device.type} in {compute.precision}: {time.monotonic() - begun:.1f} s"
     )

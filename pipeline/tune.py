@@ -22,6 +22,7 @@ from pipeline import (
     training,
 )
 from pipeline.batches import Item
+from pipeline.devices import Devices
 from pipeline.errors import UserError, counted
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import BudgetLine, Calibration, Compute, Model, Roots, Tune
@@ -46,7 +47,7 @@ def run(
         UserError: a label is missing or was changed since it was delivered, a loss is not finite, or the calibration
             fails.
     """
-    fabric = training.start(compute)
+    devices = Devices.start(compute)
     classes = ledger.classes()
     rows = artifacts.load_labels(round_name)
     pool = artifacts.load_images(round_name, roots.pool).set_index("key", drop=False)
@@ -55,16 +56,16 @@ def run(
     source_table = artifacts.load_ids("source", classes)
     source = batches.items(source_manifest, source_table)
     network, _ = training.open_network(line.after, model, classes)
-    training.check_batch(network, model, tune.likelihood.batch, fabric.world_size, "tune.likelihood.batch")
+    training.check_batch(network, model, tune.likelihood.batch, devices.processes, "tune.likelihood.batch")
 
     # Fitted before training on them: to the model, this round's labels are still unseen.
     new, importance = _returned(round_name, rows, labels)
-    fitted = inference.labelled(fabric, network, new, model.size, compute, importance).fit(calibration.method)
+    fitted = inference.labelled(devices, network, new, model.size, compute, importance).fit(calibration.method)
 
     target, held_out = _hold_out(batches.by_image(labels), tune.held_out)
-    weights = class_weights(target, source_manifest, classes, tune).to(fabric.device)
+    weights = class_weights(target, source_manifest, classes, tune).to(devices.device)
     mark = training.fingerprint(
-        fabric,
+        devices,
         compute,
         fingerprints.code(__name__, without=("pipeline.reward_tuning",)),
         (seed, round_name),
@@ -78,16 +79,16 @@ def run(
     # Each round draws its own batches.
     likelihood_seed = streams.seed_of(seed, round_name, "likelihood")
     plan = training.likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", likelihood_seed, compute, mark)
-    replayed = replayed_images(tune, target, fabric.world_size)
+    replayed = replayed_images(tune, target, devices.processes)
 
     def draws(shares: Sequence[tuple[Sequence[Item], int]], steps: int, seed: int) -> Any:
         augment, workers = tune.likelihood.augment, compute.workers
-        return batches.training(fabric, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
+        return batches.training(devices, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
 
     mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, plan.seed)
     likelihood = training.likelihood(weights, tune.likelihood)
     with training.auxiliary_head(network, tune.likelihood, streams.seed_of(seed, round_name, "auxiliary")):
-        log = [{"stage": 0.0, **row} for row in training.fit(fabric, network, mixed, likelihood, plan)]
+        log = [{"stage": 0.0, **row} for row in training.fit(devices, network, mixed, likelihood, plan)]
 
     reward_plan = plan._replace(
         name=f"tune {round_name} reward",
@@ -101,7 +102,7 @@ def run(
         patience=tune.reward.patience,
         checkpoint=paths.checkpoint(f"tune-{round_name}-reward"),
         fingerprint=training.fingerprint(
-            fabric,
+            devices,
             compute,
             fingerprints.code(__name__),
             mark,
@@ -116,12 +117,12 @@ def run(
         each = tune.reward.epochs if tune.reward.estimator == "ppo" else 1
         fresh = draws([(target, tune.likelihood.batch)], -(-reward_plan.steps // each), reward_plan.seed)
         anchor = copy.deepcopy(network).eval() if tune.reward.kl else None
-        loss = reward_tuning.loss_function(tune.reward, reward, weights, network, anchor, fabric)
-        validate = reward_tuning.held_out_reward(fabric, reward, held_out, model, compute) if held_out else None
-        steps = training.fit(fabric, network, batches.repeated(fresh, each), loss, reward_plan, validate)
+        loss = reward_tuning.loss_function(tune.reward, reward, weights, network, anchor, devices)
+        validate = reward_tuning.held_out_reward(devices, reward, held_out, model, compute) if held_out else None
+        steps = training.fit(devices, network, batches.repeated(fresh, each), loss, reward_plan, validate)
         log += [{"stage": 1.0, **row} for row in steps]
 
-    if fabric.is_global_zero:
+    if devices.is_first:
         artifacts.save_log(round_name, log)
         artifacts.save_model(round_name, network.state_dict(), training.describe(model, classes, fitted))
         reward_plan.checkpoint.unlink(missing_ok=True)

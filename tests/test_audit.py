@@ -13,6 +13,7 @@ from pipeline import artifacts, audit, auditing, inference, labels, paths, score
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.batches import Item, stored
 from pipeline.calibration import of_temperature
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.params import Params
 from tests import repo
@@ -70,12 +71,12 @@ def audited(acquisition: str = "shortfall") -> tuple[pd.DataFrame, dict]:
 def predicted() -> dict[str, torch.Tensor]:
     """Calibrated probabilities of the round's images."""
     of = settings()
-    fabric = training.start(of.compute)
+    devices = Devices.start(of.compute)
     network, _ = training.open_network("r00", of.model, CLASSES)
     pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
     keys = artifacts.load_selection("r01")["key"]
     items = [Item(key, Path(pool.at[key, "image"]), None, stored(19)) for key in keys]
-    outputs = inference.outputs(fabric, network, items, SIZE, of.compute, "test")
+    outputs = inference.outputs(devices, network, items, SIZE, of.compute, "test")
     logits = torch.cat([out.logits for out in outputs])
     return dict(zip(keys, (logits / TEMPERATURE).softmax(1), strict=True))
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
 
 from pipeline import artifacts, batches, datasets, faults, params_file, transforms
 from pipeline.batches import Batch, Item
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN
 from pipeline.params import Augment
@@ -24,8 +24,8 @@ STILL = Augment(scale=(1.0, 1.0), flip=0.0, colour=0.0, blur=0.0, noise=0.0)
 
 
 @pytest.fixture(scope="module")
-def fabric() -> Fabric:
-    return Fabric(accelerator="cpu", devices=1)
+def devices() -> Devices:
+    return Devices()
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +76,25 @@ def test_processes_deal_the_batch_among_themselves(world: int, step: int) -> Non
 
 
 def collect(
-    fabric: Fabric, items: list[Item], first: int = 0, workers: int = 0, augment: Augment | None = None
+    devices: Devices, items: list[Item], first: int = 0, workers: int = 0, augment: Augment | None = None
 ) -> list[Batch]:
     of = [(items[:3], 2), (items[3:], 1)]
-    start = batches.training(fabric, of, fakes.SIZE, augment or Augment(noise=1.0), seed=3, steps=6, workers=workers)
+    start = batches.training(devices, of, fakes.SIZE, augment or Augment(noise=1.0), seed=3, steps=6, workers=workers)
     return list(start(first))
 
 
-def test_a_resumed_run_and_other_workers_see_the_same_batches(fabric: Fabric, items: list[Item]) -> None:
-    whole = collect(fabric, items)
+def test_a_resumed_run_and_other_workers_see_the_same_batches(devices: Devices, items: list[Item]) -> None:
+    whole = collect(devices, items)
     assert len(whole) == 6
-    for other in (collect(fabric, items, first=4), collect(fabric, items, first=4, workers=2)):
+    for other in (collect(devices, items, first=4), collect(devices, items, first=4, workers=2)):
         assert len(other) == 2
         for one, expected in zip(other, whole[4:], strict=True):
             assert torch.equal(one.images, expected.images)
             assert torch.equal(one.masks, expected.masks)
 
 
-def test_batches_hold_the_planned_items(fabric: Fabric, items: list[Item]) -> None:
-    for step, batch in enumerate(collect(fabric, items, augment=STILL)):
+def test_batches_hold_the_planned_items(devices: Devices, items: list[Item]) -> None:
+    for step, batch in enumerate(collect(devices, items, augment=STILL)):
         planned = [position for position, _ in batches.plan([(3, 2), (2, 1)], 3, step)]
         assert batch.images.dtype == batch.masks.dtype == torch.uint8
         for place, position in enumerate(planned):
@@ -105,29 +105,29 @@ def test_batches_hold_the_planned_items(fabric: Fabric, items: list[Item]) -> No
 
 
 @pytest.mark.parametrize("part", ["image", "mask"])
-def test_a_file_that_is_not_what_it_was_is_not_read(fabric: Fabric, tmp_path: Path, part: str) -> None:
+def test_a_file_that_is_not_what_it_was_is_not_read(devices: Devices, tmp_path: Path, part: str) -> None:
     image = fakes.image(tmp_path / "a.png", np.random.default_rng(0))
     mask = fakes.mask(tmp_path / "m.png", np.zeros(fakes.SIZE))
     hashes = {"sha256": artifacts.sha256(image), "mask_sha256": artifacts.sha256(mask)}
     item = Item("a", image, mask, batches.stored(19), **hashes)
-    assert len(list(batches.whole(fabric, [item], (8, 8), batch=1, workers=0))) == 1
+    assert len(list(batches.whole(devices, [item], (8, 8), batch=1, workers=0))) == 1
     other = np.random.default_rng(1)
     changed = fakes.image(image, other) if part == "image" else fakes.mask(mask, np.ones(fakes.SIZE))
-    start = batches.training(fabric, [([item], 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
-    for read in (lambda: start(0), lambda: batches.whole(fabric, [item], (8, 8), batch=1, workers=0)):
+    start = batches.training(devices, [([item], 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
+    for read in (lambda: start(0), lambda: batches.whole(devices, [item], (8, 8), batch=1, workers=0)):
         with pytest.raises(UserError, match=f"{changed.name} was changed since `prepare` looked at it: put it back"):
             list(read())
 
 
-def test_a_group_without_a_share_is_not_touched(fabric: Fabric, items: list[Item]) -> None:
+def test_a_group_without_a_share_is_not_touched(devices: Devices, items: list[Item]) -> None:
     nowhere = [Item("x", Path("nowhere.png"), Path("nowhere.png"), items[0].table)]
-    start = batches.training(fabric, [(items, 2), (nowhere, 0)], (8, 8), STILL, seed=1, steps=9, workers=0)
+    start = batches.training(devices, [(items, 2), (nowhere, 0)], (8, 8), STILL, seed=1, steps=9, workers=0)
     assert [len(batch.images) for batch in start(0)] == [2] * 9
 
 
-def test_whole_gives_all_in_order_masks_at_their_own_size(fabric: Fabric, items: list[Item]) -> None:
+def test_whole_gives_all_in_order_masks_at_their_own_size(devices: Devices, items: list[Item]) -> None:
     given = [*items[:2], items[2]._replace(mask=None), *items[3:]]
-    loaded = list(batches.whole(fabric, given, (12, 16), batch=2, workers=0))
+    loaded = list(batches.whole(devices, given, (12, 16), batch=2, workers=0))
     assert [batch.indices for batch in loaded] == [[0, 1], [2, 3], [4]]
     images = torch.cat([batch.images for batch in loaded])
     masks = [mask for batch in loaded for mask in batch.masks]
@@ -141,9 +141,9 @@ def test_whole_gives_all_in_order_masks_at_their_own_size(fabric: Fabric, items:
             np.testing.assert_array_equal(mask, datasets.read_mask(item.mask, item.table))
 
 
-def test_gather_of_one_process_is_what_it_has(fabric: Fabric) -> None:
+def test_gather_of_one_process_is_what_it_has(devices: Devices) -> None:
     rows = torch.arange(10.0).view(5, 2)
-    assert torch.equal(batches.gather(fabric, rows, 5), rows)
+    assert torch.equal(devices.gather(rows, 5), rows)
 
 
 def test_table_of_delivered_masks_takes_classes_and_ignore_only() -> None:
@@ -153,37 +153,37 @@ def test_table_of_delivered_masks_takes_classes_and_ignore_only() -> None:
     assert set(table[3:IGNORE].tolist()) == {UNKNOWN}
 
 
-def test_delivered_mask_with_another_id_is_named(fabric: Fabric, items: list[Item], tmp_path: Path) -> None:
+def test_delivered_mask_with_another_id_is_named(devices: Devices, items: list[Item], tmp_path: Path) -> None:
     path = fakes.mask(tmp_path / "odd.png", np.full(fakes.SIZE, 19, np.uint8))
     odd = [Item("odd", items[0].image, path, batches.stored(19))]
-    start = batches.training(fabric, [(odd, 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
+    start = batches.training(devices, [(odd, 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
     with pytest.raises(UserError, match=r"odd\.png holds .*19"):
         list(start(0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_sentence_of_a_reader_comes_without_its_traceback(
-    fabric: Fabric, items: list[Item], workers: int, tmp_path: Path
+    devices: Devices, items: list[Item], workers: int, tmp_path: Path
 ) -> None:
     damaged = tmp_path / "a.png"
     damaged.write_bytes(items[1].image.read_bytes()[:50])
     of = [items[0], items[1]._replace(image=damaged)]
     with pytest.raises(UserError) as error:
-        list(batches.whole(fabric, of, (8, 8), batch=2, workers=workers))
+        list(batches.whole(devices, of, (8, 8), batch=2, workers=workers))
     assert str(damaged) in str(error.value)
     assert "\n" not in str(error.value)
     assert "Traceback" not in str(error.value)
 
 
 def test_a_killed_reader_is_known_for_what_it_is(
-    fabric: Fabric, items: list[Item], monkeypatch: pytest.MonkeyPatch
+    devices: Devices, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does
 
     monkeypatch.setattr(batches.datasets, "read_image", out_of_memory)
     with pytest.raises(RuntimeError) as error:
-        list(batches.whole(fabric, items, (8, 8), batch=2, workers=1))
+        list(batches.whole(devices, items, (8, 8), batch=2, workers=1))
     said = faults.sentence(error.value, "score", params_file.load(ROOT / "params.yaml"))
     assert said is not None
     assert "a process that reads images was killed" in said

@@ -10,6 +10,7 @@ import torch
 
 from pipeline import artifacts, batches, inference, paths, pretrain, training, tune
 from pipeline.batches import Item
+from pipeline.devices import Devices
 from pipeline.labels import CLASS_SETS
 from pipeline.params import BudgetLine, Training
 from tests import fakes, repo
@@ -103,6 +104,6 @@ def test_calibration_is_fitted_on_the_labels_by_the_method(
     before, _ = training.open_network("r00", settings.model, CLASS_SETS["cityscapes19"])
     pool = artifacts.load_manifest("pool", Path("pool"))[:3]
     items = [Item(row.key, Path(row.image), paths.mask(row.key), batches.stored(19)) for row in pool.itertuples()]
-    fabric = training.start(settings.compute)
-    pixels = inference.labelled(fabric, before, items, settings.model.size, settings.compute, [4.0] * 3)
+    devices = Devices.start(settings.compute)
+    pixels = inference.labelled(devices, before, items, settings.model.size, settings.compute, [4.0] * 3)
     assert pixels.fit(method) == fitted  # of the model before, whose labels these still are new to

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from pipeline import artifacts, batches, losses, reward_tuning, training, tune
 from pipeline.batches import Batch, Item
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
@@ -31,8 +31,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fabric() -> Fabric:
-    return Fabric(accelerator="cpu", devices=1)
+def devices() -> Devices:
+    return Devices()
 
 
 def reward(**changes: Any) -> Reward:
@@ -43,12 +43,12 @@ def stream(first: int) -> Iterator[Batch]:
     return (draw(step) for step in range(first, 10_000))
 
 
-def tuned(settings: Reward, fabric: Fabric, network: Network, **changes: Any) -> list[dict[str, float]]:
+def tuned(settings: Reward, devices: Devices, network: Network, **changes: Any) -> list[dict[str, float]]:
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
     anchor = one_convolution().eval() if settings.kl else None
-    loss = reward_tuning.loss_function(settings, function, EVEN, network, anchor, fabric)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, anchor, devices)
     of = plan(steps=settings.steps, lr=settings.lr, frozen=True, **changes)
-    log = training.fit(fabric, network, batches.repeated(stream, settings.epochs), loss, of)
+    log = training.fit(devices, network, batches.repeated(stream, settings.epochs), loss, of)
     of.checkpoint.unlink()
     return log
 
@@ -87,9 +87,9 @@ def test_unknown_classes_are_answered_with_the_known(changes: dict[str, Any], sa
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_estimator_tunes_a_network(estimator: str, fabric: Fabric) -> None:
+def test_every_estimator_tunes_a_network(estimator: str, devices: Devices) -> None:
     network = one_convolution()
-    log = tuned(reward(estimator=estimator, steps=80, cross_entropy=0.0, kl=0.0), fabric, network)
+    log = tuned(reward(estimator=estimator, steps=80, cross_entropy=0.0, kl=0.0), devices, network)
     assert log[-1]["reward"] > log[0]["reward"] + 0.05
     names = {"reward", "reward_std", "advantage_std", "cross_entropy", "entropy", "gradient_cosine"}
     assert names <= set(log[0])
@@ -99,35 +99,35 @@ def test_every_estimator_tunes_a_network(estimator: str, fabric: Fabric) -> None
 
 @pytest.mark.parametrize("unit", ["patch", "superpixel"])
 @pytest.mark.parametrize("estimator", ["counterfactual", "reinforce"])
-def test_segments_tune_a_network(unit: str, estimator: str, fabric: Fabric) -> None:
+def test_segments_tune_a_network(unit: str, estimator: str, devices: Devices) -> None:
     settings = reward(estimator=estimator, unit=unit, patch=2, steps=80, cross_entropy=0.0, kl=0.0, samples=8)
-    log = tuned(settings, fabric, one_convolution())
+    log = tuned(settings, devices, one_convolution())
     assert log[-1]["cross_entropy"] < log[0]["cross_entropy"]
 
 
-def test_one_counterfactual_gradient_is_more_signal_than_a_reinforced_one(fabric: Fabric) -> None:
+def test_one_counterfactual_gradient_is_more_signal_than_a_reinforced_one(devices: Devices) -> None:
     cosines = {
         estimator: tuned(
-            reward(estimator=estimator, credit="image", kl=0.0, cross_entropy=0.0), fabric, one_convolution()
+            reward(estimator=estimator, credit="image", kl=0.0, cross_entropy=0.0), devices, one_convolution()
         )
         for estimator in ("counterfactual", "reinforce")
     }
     assert cosines["counterfactual"][0]["gradient_cosine"] > cosines["reinforce"][0]["gradient_cosine"]
 
 
-def test_a_strong_kl_holds_the_model_where_it_was(fabric: Fabric) -> None:
-    free, held = (tuned(reward(steps=60, kl=kl, cross_entropy=0.0), fabric, one_convolution()) for kl in (1e-9, 100.0))
+def test_a_strong_kl_holds_the_model_where_it_was(devices: Devices) -> None:
+    free, held = (tuned(reward(steps=60, kl=kl, cross_entropy=0.0), devices, one_convolution()) for kl in (1e-9, 100.0))
     assert held[-1]["kl"] < 0.1 * free[-1]["kl"]
 
 
-def test_the_loss_is_the_estimators_plus_the_anchors(fabric: Fabric) -> None:
+def test_the_loss_is_the_estimators_plus_the_anchors(devices: Devices) -> None:
     def once(**changes: float) -> tuple[float, dict[str, float]]:
         settings, network = reward(**changes), one_convolution().eval()
         function = reward_tuning.reward_function(settings, EVEN, CLASSES)
         other = one_convolution().eval()
         with torch.no_grad():
             next(other.parameters()).mul_(3)
-        loss = reward_tuning.loss_function(settings, function, EVEN, network, other, fabric)
+        loss = reward_tuning.loss_function(settings, function, EVEN, network, other, devices)
         result = loss(network, draw(0), torch.Generator().manual_seed(0), {})
         return float(result.value.detach()), {name: float(term.detach()) for name, term in result.terms.items()}
 
@@ -137,10 +137,10 @@ def test_the_loss_is_the_estimators_plus_the_anchors(fabric: Fabric) -> None:
     assert terms["kl"] > 1e-3
 
 
-def test_the_memory_is_the_decayed_sum_of_what_was_sampled(fabric: Fabric) -> None:
+def test_the_memory_is_the_decayed_sum_of_what_was_sampled(devices: Devices) -> None:
     settings, network = reward(memory=0.5, kl=0.0), one_convolution().eval()
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
-    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
     state: dict[str, torch.Tensor] = {}
     pixels = draw(0).masks.numel()
     for expected in (pixels, 1.5 * pixels, 1.75 * pixels):
@@ -148,10 +148,10 @@ def test_the_memory_is_the_decayed_sum_of_what_was_sampled(fabric: Fabric) -> No
         assert float(state["memory"].sum()) == expected
 
 
-def test_ppo_learns_several_times_from_one_sample_and_counts_it_once(fabric: Fabric) -> None:
+def test_ppo_learns_several_times_from_one_sample_and_counts_it_once(devices: Devices) -> None:
     settings, network = reward(estimator="ppo", epochs=3, memory=1.0, kl=0.0), one_convolution().eval()
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
-    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
     state: dict[str, torch.Tensor] = {}
     drawn, counted = [], []
     for step in range(6):
@@ -165,7 +165,7 @@ def test_ppo_learns_several_times_from_one_sample_and_counts_it_once(fabric: Fab
 
 
 @pytest.mark.parametrize("name", ["pooled_miou", "boundary_f1", "detection"])
-def test_first_batches_without_a_label_are_no_fault(name: str, fabric: Fabric) -> None:
+def test_first_batches_without_a_label_are_no_fault(name: str, devices: Devices) -> None:
     def void(first: int) -> Iterator[Batch]:
         for step in range(first, 10_000):
             batch = draw(step)
@@ -174,29 +174,29 @@ def test_first_batches_without_a_label_are_no_fault(name: str, fabric: Fabric) -
     settings = reward(reward=name, estimator="reinforce", credit="image", steps=20)
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
     network = one_convolution()
-    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
-    log = training.fit(fabric, network, void, loss, plan(steps=20, frozen=True))
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
+    log = training.fit(devices, network, void, loss, plan(steps=20, frozen=True))
     assert [("reward" in row) for row in log] == [False, True]
     assert all(abs(value) < float("inf") for row in log for value in row.values())
 
 
-def test_held_out_images_without_a_label_are_a_sentence(fabric: Fabric) -> None:
+def test_held_out_images_without_a_label_are_a_sentence(devices: Devices) -> None:
     fakes.mask(Path("m.png"), np.full(fakes.SIZE, IGNORE))
     fakes.image(Path("i.png"), np.random.default_rng(0))
     of = [Item("one", Path("i.png"), Path("m.png"), batches.stored(3))]
     function = reward_tuning.reward_function(reward(), EVEN, CLASSES)
     compute, model = Compute(accelerator="cpu", workers=0), Model(name="small", size=(6, 5))
-    validate = reward_tuning.held_out_reward(fabric, function, of, model, compute)
+    validate = reward_tuning.held_out_reward(devices, function, of, model, compute)
     with pytest.raises(UserError, match=r"tune\.held_out: the labels of the 1 images .*'one'.* hold out more, or 0"):
-        training.fit(fabric, one_convolution(), stream, training.likelihood(EVEN, SETTINGS), plan(), validate)
+        training.fit(devices, one_convolution(), stream, training.likelihood(EVEN, SETTINGS), plan(), validate)
 
 
 def test_the_anchor_says_what_the_network_says_in_the_same_precision() -> None:
-    halved = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    halved = Devices(precision="bf16-mixed")
     settings, network = reward(kl=1.0), one_convolution().eval()
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
     loss = reward_tuning.loss_function(settings, function, EVEN, network, one_convolution().eval(), halved)
-    result = loss(halved.setup(network), draw(0), torch.Generator().manual_seed(0), {})
+    result = loss(halved.wrap(network), draw(0), torch.Generator().manual_seed(0), {})
     assert float(result.terms["kl"].detach()) == 0
 
 
@@ -221,16 +221,17 @@ def test_labels_without_a_class_and_classes_without_a_label_are_sentences() -> N
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_resumed_sample_is_of_the_process_that_drew_it(processes: int, fabric: Fabric) -> None:
+def test_a_resumed_sample_is_of_the_process_that_drew_it(
+    processes: int, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The checkpoint is written by the first process: what it has drawn is for its own images alone."""
     settings = reward(estimator="ppo", epochs=3)
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
 
-    class Several(Fabric):
-        world_size = processes  # of which this one stands for the others, too, whose share is as large
-
+    # This one stands for the others, too, whose share is as large.
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda network, **_: network)
     network, of = one_convolution(), plan(steps=2, frozen=True, checkpoint_seconds=0.0)
-    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
     seen: list[set[str]] = []
 
     def dies(network: Any, batch: Batch, rng: torch.Generator, state: training.State) -> training.Loss:
@@ -240,16 +241,16 @@ def test_a_resumed_sample_is_of_the_process_that_drew_it(processes: int, fabric:
         return loss(network, batch, rng, state)
 
     with pytest.raises(KeyboardInterrupt):
-        training.fit(fabric, network, stream, dies, of)
-    training.fit(Several(accelerator="cpu", devices=1), one_convolution(), stream, dies, of)
+        training.fit(devices, network, stream, dies, of)
+    training.fit(Devices(processes=processes), one_convolution(), stream, dies, of)
     assert {"step", "memory"} <= seen[2]
     assert ("own_labellings" in seen[1], "own_labellings" in seen[2]) == (True, processes == 1)
 
 
-def test_what_an_estimator_refuses_is_a_sentence(fabric: Fabric) -> None:
+def test_what_an_estimator_refuses_is_a_sentence(devices: Devices) -> None:
     unchecked = reward().model_copy(update={"reward": "boundary_f1"})
     with pytest.raises(UserError, match=r"tune.reward: estimator counterfactual with reward boundary_f1: .* take rein"):
-        tuned(unchecked, fabric, one_convolution())
+        tuned(unchecked, devices, one_convolution())
 
 
 WAYS = [
@@ -283,7 +284,7 @@ def test_params_refuse_what_an_estimator_refuses_and_nothing_else(estimator: str
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_every_reward_can_be_tuned_for(name: str, fabric: Fabric) -> None:
+def test_every_reward_can_be_tuned_for(name: str, devices: Devices) -> None:
     counted = reward_tuning.reward_function(
         reward(reward=name, estimator="ppo", credit="image"), EVEN, CLASSES
     ).of_counts
@@ -292,15 +293,15 @@ def test_every_reward_can_be_tuned_for(name: str, fabric: Fabric) -> None:
         reward=name, estimator="counterfactual" if counted is not None else "reinforce", credit=credit, steps=10
     )
     assert all(
-        abs(value) < float("inf") for row in tuned(settings, fabric, one_convolution()) for value in row.values()
+        abs(value) < float("inf") for row in tuned(settings, devices, one_convolution()) for value in row.values()
     )
 
 
 @pytest.mark.parametrize("images", [2, 3, 4])
-def test_small_batches_have_no_gauge_rather_than_no_training(images: int, fabric: Fabric) -> None:
+def test_small_batches_have_no_gauge_rather_than_no_training(images: int, devices: Devices) -> None:
     settings, network = reward(estimator="reinforce", baseline="other_images", credit="image"), one_convolution().eval()
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
-    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, fabric)
+    loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
     batch, state = Batch(*(part[:images] for part in draw(0))), dict[str, torch.Tensor]()
     for _ in range(training.LOG_EVERY):
         result = loss(network, batch, torch.Generator().manual_seed(0), state)
@@ -345,7 +346,7 @@ def test_held_out_images_are_no_others_training_images() -> None:
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_held_out_reward_is_the_reward_of_the_most_probable_labels(name: str, fabric: Fabric) -> None:
+def test_held_out_reward_is_the_reward_of_the_most_probable_labels(name: str, devices: Devices) -> None:
     of, truth = [], []
     for number in range(3):
         batch = draw(number)
@@ -358,7 +359,7 @@ def test_held_out_reward_is_the_reward_of_the_most_probable_labels(name: str, fa
     network = one_convolution()
     function = reward_tuning.reward_function(reward(reward=name, estimator="ppo", credit="image"), EVEN, CLASSES)
     compute = Compute(accelerator="cpu", batch=2, workers=0)
-    found = reward_tuning.held_out_reward(fabric, function, of, Model(name="small", size=(6, 5)), compute)(network)
+    found = reward_tuning.held_out_reward(devices, function, of, Model(name="small", size=(6, 5)), compute)(network)
     images = torch.stack([draw(number).images[0] for number in range(3)])
     labels = network.eval()(images).argmax(1).byte()
     assert found == pytest.approx(float(function.value(function.statistics(labels, torch.stack(truth)).sum(0)).total))

@@ -25,6 +25,7 @@ from pipeline import (
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.auditing import IN_POINTS
 from pipeline.calibration import of_temperature
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.params import Compute
 from tests import fakes, repo
@@ -113,8 +114,8 @@ def outputs() -> list[inference.Output]:
     frame = artifacts.load_manifest("pool", Path("pool")).assign(mask="")
     items = batches.items(frame, datasets.table("cityscapes", Path("pool"), CLASSES))
     compute = Compute(accelerator="cpu", workers=0, batch=1)
-    fabric = training.start(compute)
-    return list(inference.outputs(fabric, network, items, settings.model.size, compute, "all", grid=True))
+    devices = Devices.start(compute)
+    return list(inference.outputs(devices, network, items, settings.model.size, compute, "all", grid=True))
 
 
 @pytest.mark.parametrize("name", ACQUISITIONS)

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline import artifacts, fingerprints, losses, training, transforms
 from pipeline.batches import Batch
 from pipeline.calibration import Calibration, of_temperature
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS
 from pipeline.models import Network, Parts
+from pipeline.optimiser import AdamW
 from pipeline.params import Compute, Model, Training
 from pipeline.training import Loss, LossFunction, Plan, State, rate
 from tests.conftest import ROOT
@@ -66,7 +67,7 @@ Validate = Callable[[Network], float]
 
 
 def fit(network: Network, loss: LossFunction, of: Plan, validate: Validate | None = None) -> list[dict[str, float]]:
-    return training.fit(Fabric(accelerator="cpu", devices=1), network, batches, loss, of, validate)
+    return training.fit(Devices(), network, batches, loss, of, validate)
 
 
 SETTINGS = Training(steps=STEPS, batch=4, lr=0.05)
@@ -232,15 +233,15 @@ def test_gradients_are_clipped_to_the_norm() -> None:
         found: list[float] = []
 
         network = one_convolution()
-        before = torch.optim.AdamW.step
+        before = AdamW.step
 
-        def step(optimizer: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
+        def step(optimizer: AdamW) -> None:
             gradients = [w.grad for w in network.parameters() if w.grad is not None]
             found.append(float(torch.stack([g.norm() for g in gradients]).norm()))
-            return before(optimizer, *arguments, **named)
+            before(optimizer)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.optim.AdamW, "step", step)
+            patch.setattr(AdamW, "step", step)
             fit(network, LIKELIHOOD, plan(clip=clip, checkpoint=Path(f"{clip}.pt")))
         return found
 
@@ -419,10 +420,10 @@ def test_weights_that_end_not_finite_are_a_sentence() -> None:
 
 
 def test_fingerprint_is_of_what_is_given_and_of_how_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    fabric = Fabric(accelerator="cpu", devices=1)
+    devices = Devices()
 
     def made(number: int = 1, **how: Any) -> str:
-        return training.fingerprint(fabric, Compute(accelerator="cpu", **how), number)
+        return training.fingerprint(devices, Compute(accelerator="cpu", **how), number)
 
     first = made()
     # where it runs, and how it is read and kept, changes nothing
@@ -469,30 +470,30 @@ def test_a_network_of_other_settings_is_refused(model: Model, classes: Any, says
         training.open_network("r01", model, classes)
 
 
-def with_everything(fabric: Fabric, network: Network, share: Callable[[int], Iterator[Batch]]) -> float:
+def with_everything(devices: Devices, network: Network, share: Callable[[int], Iterator[Batch]]) -> float:
     """A training with a second head, clipping and validation that stops it early; the step at which it did."""
     settings = SETTINGS.model_copy(update={"auxiliary": 0.5, "poly1": 1.0})
     of = plan(frozen=True, clip=0.1, lr_head=2.0, validate_every=2, patience=3, checkpoint=Path("everything.pt"))
     loss = training.likelihood(torch.ones(3), settings)
     with training.auxiliary_head(network, settings, seed=1):
-        return training.fit(fabric, network, share, loss, of, lambda n: -abs(0.3 + one_weight(n)))[-1]["step"]
+        return training.fit(devices, network, share, loss, of, lambda n: -abs(0.3 + one_weight(n)))[-1]["step"]
 
 
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import torch
-from lightning_fabric import Fabric
 from pipeline import batches, training
+from pipeline.devices import Devices
+from pipeline.params import Compute
 from tests.test_training import LIKELIHOOD, draw, one_convolution, plan, with_everything
 from pipeline.batches import Batch
 
-fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-fabric.launch()
-rank = fabric.global_rank
+devices = Devices.start(Compute(accelerator="cpu", processes=2))
+rank = devices.rank
 rows = torch.arange(10.0).view(5, 2)
-assert torch.equal(batches.gather(fabric, rows[rank::2], 5), rows), "gather"
-assert training.total(fabric, torch.tensor([1, rank])).tolist() == [2, 1], "total"
+assert torch.equal(devices.gather(rows[rank::2], 5), rows), "gather"
+assert devices.total(torch.tensor([1, rank])).tolist() == [2, 1], "total"
 
 def share(first):
     for step in range(first, 24):
@@ -500,13 +501,13 @@ def share(first):
         yield Batch(batch.images[rank::2], batch.masks[rank::2])
 
 network = one_convolution()
-training.fit(fabric, network, share, LIKELIHOOD, plan(frozen=True))
+training.fit(devices, network, share, LIKELIHOOD, plan(frozen=True))
 if rank == 0:
     torch.save(network.state_dict(), "two.pt")
 
 network = one_convolution()
-with_everything(fabric, network, share)
-same = fabric.all_gather(network.body[0].weight.detach())
+with_everything(devices, network, share)
+same = devices.everyone(network.body[0].weight.detach())
 assert torch.equal(same[0], same[1]), "best weights"
 if rank == 0:
     torch.save(network.state_dict(), "everything of two.pt")
@@ -522,8 +523,28 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     fit(alone, LIKELIHOOD, plan(frozen=True, checkpoint=Path("alone.pt")))
     everything = one_convolution()
     Path("everything.pt").unlink()
-    assert with_everything(Fabric(accelerator="cpu", devices=1), everything, batches) == 10
+    assert with_everything(Devices(), everything, batches) == 10
     for network, file in ((alone, "two.pt"), (everything, "everything of two.pt")):
         together = torch.load(file, weights_only=True)
         for name, value in network.state_dict().items():
             torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)
+
+
+FAILS = """
+import sys
+from pipeline.devices import Devices
+from pipeline.params import Compute
+devices = Devices.start(Compute(accelerator="cpu", processes=2))
+if devices.rank:
+    sys.exit(3)
+while True:
+    pass
+"""
+
+
+def test_where_one_process_fails_the_rest_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("fails.py").write_text(FAILS)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run([sys.executable, "fails.py"], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "process 1 of 2 has ended with status 3, so all do" in done.stderr
