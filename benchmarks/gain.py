@@ -38,6 +38,7 @@ from scipy.stats import ttest_rel
 from benchmarks import loop_camvid, results
 from benchmarks.reward_camvid import interval
 from pipeline import artifacts, datasets, params_file, transforms
+from pipeline.datasets import reading
 from pipeline.params import BudgetLine, Params
 
 SHARES = (0.9, 0.95, 0.99)
@@ -194,7 +195,7 @@ def shrunk(root: Path, size: tuple[int, int], work: Path) -> Path:
             if sample.mask is None:
                 raise SystemExit(f"{sample.image} has no mask in {split}annot")
             for path, made in (
-                (sample.image, transforms.resize(datasets.read_image(sample.image), size)[..., ::-1]),
+                (sample.image, transforms.resize(reading.read_image(sample.image), size)[..., ::-1]),
                 (sample.mask, transforms.resize_mask(artifacts.load_mask(sample.mask), size)),
             ):
                 where = small.with_suffix(".part") / path.parent.name / path.name

@@ -32,10 +32,11 @@ from benchmarks import results
 from benchmarks import reward_camvid as base
 from benchmarks.loop_camvid import folder
 from benchmarks.reward_camvid import CLASSES, SIZE, Study
-from pipeline import acquisitions, batches, datasets, inference, metrics, scoring, training
+from pipeline import acquisitions, batches, inference, metrics, scoring, training
 from pipeline.acquisitions import ACQUISITIONS
 from pipeline.artifacts import Features
 from pipeline.calibration import Calibration
+from pipeline.datasets import reading
 from pipeline.models import Network
 from pipeline.params import Score
 from pipeline.scoring import Scored
@@ -305,7 +306,7 @@ def truth(study: Study) -> torch.Tensor:
 def true_shares(study: Study) -> Float64[np.ndarray, "m c"]:
     """Labelled pixels of every image by class."""
     table = batches.stored(len(CLASSES.names))
-    masks = [datasets.read_mask(item.mask, table) for item in study.pool if item.mask]
+    masks = [reading.read_mask(item.mask, table) for item in study.pool if item.mask]
     return np.array([np.bincount(mask.ravel(), minlength=256)[: len(CLASSES.names)] for mask in masks], float)
 
 

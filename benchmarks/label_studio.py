@@ -38,6 +38,7 @@ from pipeline import artifacts, datasets, paths
 from pipeline.annotators import brush, client, label_studio, regions
 from pipeline.annotators.client import Client
 from pipeline.annotators.contract import Answer, Request
+from pipeline.datasets import reading
 from pipeline.datasets.town import draw_town
 from pipeline.labels import IGNORE
 from pipeline.ledger import Order
@@ -133,7 +134,7 @@ def draw(tasks: int) -> None:
     draw_town(root, source=1, pool=SCENES, test=1, size=SIZE, seed=0)
     table = datasets.table("cityscapes", root / "cityscapes", CLASSES)
     samples = datasets.find("cityscapes", root / "cityscapes", "train")
-    truths = [datasets.read_mask(sample.mask, table) for sample in samples if sample.mask]
+    truths = [reading.read_mask(sample.mask, table) for sample in samples if sample.mask]
     rows = []
     for number, (sample, truth) in zip(range(tasks), itertools.cycle(zip(samples, truths, strict=True))):
         rng = np.random.default_rng(number)
@@ -141,7 +142,7 @@ def draw(tasks: int) -> None:
         artifacts.save_mask(paths.prediction(ROUND, key(number)), prediction)
         artifacts.save_mask(paths.mask(key(number)), corrected(prediction, truth, rng))
         gain = cv2.GaussianBlur(rng.random((SIZE[0] // 8, SIZE[1] // 8), np.float32), (0, 0), 8)
-        artifacts.write(paths.gain_picture(ROUND, key(number)), gain_overlay(datasets.read_image(sample.image), gain))
+        artifacts.write(paths.gain_picture(ROUND, key(number)), gain_overlay(reading.read_image(sample.image), gain))
         row = {"key": key(number), "image": str(sample.image), "mask": "", "height": SIZE[0], "width": SIZE[1]}
         rows.append(row | {"sha256": f"{number:064x}", "mask_sha256": ""})
     frame = pd.DataFrame(rows)

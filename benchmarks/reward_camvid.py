@@ -45,6 +45,7 @@ from pipeline import (
     transforms,
 )
 from pipeline.batches import Item
+from pipeline.datasets import reading
 from pipeline.devices import Devices
 from pipeline.labels import CLASS_SETS, IGNORE
 from pipeline.models import Network
@@ -156,9 +157,9 @@ def _small(items: Sequence[Item], where: Path) -> list[Item]:
     for item in items:
         image, mask = where / f"{item.key}.png", where / f"{item.key}.mask.png"
         if not mask.is_file() and item.mask is not None:
-            picture = transforms.resize(datasets.read_image(item.image), SIZE)
+            picture = transforms.resize(reading.read_image(item.image), SIZE)
             cv2.imwrite(str(image), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            cv2.imwrite(str(mask), transforms.resize_mask(datasets.read_mask(item.mask, item.table), SIZE))
+            cv2.imwrite(str(mask), transforms.resize_mask(reading.read_mask(item.mask, item.table), SIZE))
         small.append(Item(item.key, image, mask, batches.stored(len(CLASSES.names))))
     return small
 

@@ -27,6 +27,7 @@ from benchmarks import results
 from pipeline import datasets, scoring, training, transforms
 from pipeline.batches import Item, stored
 from pipeline.calibration import NONE
+from pipeline.datasets import reading
 from pipeline.datasets.town import draw_town
 from pipeline.devices import Devices
 from pipeline.labels import CLASS_SETS
@@ -133,7 +134,7 @@ def bald_by_baal(installed: Path, network: Network, items: list[Item], size: tup
             return len(items)
 
         def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
-            image = transforms.resize(datasets.read_image(items[place].image), size)
+            image = transforms.resize(reading.read_image(items[place].image), size)
             return torch.from_numpy(image).movedim(2, 0), 0
 
     wrapper = ModelWrapper(patch_module(network, inplace=False), TrainingArgs(batch_size=1, workers=1))

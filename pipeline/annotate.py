@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64, UInt8
 from tqdm import tqdm
 
@@ -26,6 +26,9 @@ from pipeline.errors import UserError, WaitingForPeople, choose, counted
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.ledger import ABSURD, Delivery, Ledger, Order, Skip, Spending
 from pipeline.params import Annotate, BudgetLine, Roots, Score
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 POLL_SECONDS = 30.0
 LONGEST_POLL_SECONDS = 600.0
@@ -82,7 +85,7 @@ def _tell_times(round_name: str, spending: Spending) -> None:
         )
 
 
-def _needs_more(round_name: str, line: BudgetLine, selection: pd.DataFrame, annotate: Annotate) -> str | None:
+def _needs_more(round_name: str, line: BudgetLine, selection: "pd.DataFrame", annotate: Annotate) -> str | None:
     """What else `select` has to draw for the round, in words; None if it is as the line says."""
     book = ledger.load()
     spending, asked = book.spending(round_name), _asked(book, round_name)
@@ -99,7 +102,7 @@ def _needs_more(round_name: str, line: BudgetLine, selection: pd.DataFrame, anno
     return f"more images for the {room:.4g} minutes that are left of the line"
 
 
-def _prices(rows: pd.DataFrame, spending: Spending, annotate: Annotate) -> Float64[np.ndarray, " n"]:
+def _prices(rows: "pd.DataFrame", spending: Spending, annotate: Annotate) -> Float64[np.ndarray, " n"]:
     """Minutes that images are expected to take: as predicted, at the round's pace. The oracle's are known."""
     if annotate.annotator == "oracle":
         return np.array([annotate.oracle_minutes * blocks.share(key) for key in rows["key"]])
@@ -112,8 +115,10 @@ def _asked(book: Ledger, round_name: str) -> set[str]:
     return {entry.key for entry in book.entries if entry.round == round_name}
 
 
-def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> pd.DataFrame:
+def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> "pd.DataFrame":
     """The pool's manifest with a row for every block that the round selects or has ordered before: a small image."""
+    import pandas as pd  # here, since it takes as long to import as all the rest
+
     pool = artifacts.load_images(round_name, root).set_index("key", drop=False)
     ordered = [entry.key for entry in ledger.load().entries if entry.round == round_name]
     rows = []
@@ -214,7 +219,7 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
     add()
 
 
-def _check_pool(round_name: str, selected: Iterable[str], pool: pd.DataFrame) -> None:
+def _check_pool(round_name: str, selected: Iterable[str], pool: "pd.DataFrame") -> None:
     """See that what was bought, and what is to be, is in the pool.
 
     Raises:
@@ -234,8 +239,8 @@ def _check_pool(round_name: str, selected: Iterable[str], pool: pd.DataFrame) ->
 def _order(
     round_name: str,
     line: BudgetLine,
-    selection: pd.DataFrame,
-    pool: pd.DataFrame,
+    selection: "pd.DataFrame",
+    pool: "pd.DataFrame",
     classes: ClassSet,
     annotate: Annotate,
 ) -> bool:
@@ -279,7 +284,9 @@ def _order(
     return bool(every)
 
 
-def _portion(wanted: pd.DataFrame, line: BudgetLine, book: Ledger, round_name: str, annotate: Annotate) -> pd.DataFrame:
+def _portion(
+    wanted: "pd.DataFrame", line: BudgetLine, book: Ledger, round_name: str, annotate: Annotate
+) -> "pd.DataFrame":
     """The head of what is selected that goes out now; of a line in images all."""
     if line.minutes is None or wanted.empty:
         return wanted
@@ -332,7 +339,7 @@ def _check_mask(key: str, mask: UInt8[np.ndarray, "h w"], request: Request, whos
     _check_size(key, mask, request.pool.loc[key])
 
 
-def _check_size(key: str, mask: UInt8[np.ndarray, "h w"], image: pd.Series) -> None:
+def _check_size(key: str, mask: UInt8[np.ndarray, "h w"], image: "pd.Series") -> None:
     size = (int(image["height"]), int(image["width"]))
     if mask.shape != size:
         raise UserError(

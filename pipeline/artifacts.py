@@ -1,9 +1,11 @@
 """Load and save each kind of artifact: the only file that knows formats. Writing is atomic, loading checks.
 
 A reader never sees half a file: everything is written under a temporary name beside its place, flushed to the disk
-and renamed. torch is imported by the two functions that need it, so that the light commands start at once.
+and renamed. torch, pandas and OpenCV are imported by the functions that need them, so that the light commands start at
+once.
 """
 
+import csv
 import errno
 import hashlib
 import io
@@ -11,13 +13,11 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
-import pandas as pd
 from jaxtyping import Float16, Float32, Float64, Int64, UInt8
 
 from pipeline import paths
@@ -25,6 +25,7 @@ from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN, ClassSet
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
 MANIFEST_COLUMNS = ("key", "image", "mask", "height", "width", "sha256", "mask_sha256")
@@ -82,15 +83,17 @@ def _damaged(path: Path, reason: str, maker: str) -> UserError:
     )
 
 
-def _save_table(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+def _save_table(path: Path, frame: "pd.DataFrame", columns: Sequence[str]) -> None:
     _check_table(path, frame, columns)
     text = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g")
     write(path, text.encode())
 
 
-def _load_table(path: Path, columns: Sequence[str], maker: str) -> pd.DataFrame:
+def _load_table(path: Path, columns: Sequence[str], maker: str) -> "pd.DataFrame":
     if not path.is_file():
         raise _missing(path, maker)
+    import pandas as pd
+
     try:
         frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values={})
     except ValueError as error:  # pandas' errors of parsing are ValueErrors
@@ -99,12 +102,11 @@ def _load_table(path: Path, columns: Sequence[str], maker: str) -> pd.DataFrame:
     return frame
 
 
-def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str], maker: str = "") -> None:
+def _check_table(path: Path, frame: "pd.DataFrame", columns: Sequence[str], maker: str = "") -> None:
     """See that a table has what it should; its first column names the rows."""
-    lacking = [column for column in columns if column not in frame.columns]
-    if lacking:
-        how = f"run `dvc repro -s -f {maker}` to make it again, then `dvc repro`" if maker else "make it again"
-        raise UserError(f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; {how}")
+    import pandas as pd
+
+    _check_columns(path, frame.columns, columns, maker)
     keys = frame[columns[0]]
     if keys.duplicated().any():
         twice = keys[keys.duplicated()].iloc[0]
@@ -118,12 +120,42 @@ def _check_table(path: Path, frame: pd.DataFrame, columns: Sequence[str], maker:
         raise UserError(f"{path}: a value of {keys.iloc[row]!r} is not finite")
 
 
-def save_manifest(split: str, frame: pd.DataFrame) -> None:
+def _check_columns(path: Path, has: Collection[str], columns: Sequence[str], maker: str) -> None:
+    if lacking := [column for column in columns if column not in has]:
+        how = f"run `dvc repro -s -f {maker}` to make it again, then `dvc repro`" if maker else "make it again"
+        raise UserError(f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; {how}")
+
+
+def _load_class_table(path: Path, columns: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
+    """Rows by their first column; all columns but `name` are whole numbers.
+
+    Every command reads such a table, also those that otherwise need no pandas, which takes long to import.
+    """
+    if not path.is_file():
+        raise _missing(path, "prepare")
+    rows: dict[Any, tuple[Any, ...]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            _check_columns(path, reader.fieldnames or (), columns, "prepare")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"line {reader.line_num} has another number of columns")
+                values = tuple(row[column] if column == "name" else int(row[column]) for column in columns)
+                if values[0] in rows:
+                    raise UserError(f"{path}: the key {values[0]!r} stands twice")
+                rows[values[0]] = values[1:]
+    except (ValueError, csv.Error) as error:
+        raise _damaged(path, str(error), "prepare") from None
+    return rows
+
+
+def save_manifest(split: str, frame: "pd.DataFrame") -> None:
     """Write the manifest of `source`, `pool` or `test`: one row per image, files by their paths below the root."""
     _save_table(paths.manifest(split), frame, MANIFEST_COLUMNS)
 
 
-def load_manifest(split: str, root: Path = Path()) -> pd.DataFrame:
+def load_manifest(split: str, root: Path = Path()) -> "pd.DataFrame":
     """Columns key, image, mask (empty if none), height, width, sha256, mask_sha256 (empty: closed, or none).
 
     The source also `n_<class>`. With the root of the data, image and mask are paths that can be opened.
@@ -131,12 +163,12 @@ def load_manifest(split: str, root: Path = Path()) -> pd.DataFrame:
     return _below(root, _load_table(paths.manifest(split), MANIFEST_COLUMNS, "prepare"))
 
 
-def save_images(round_name: str, frame: pd.DataFrame) -> None:
+def save_images(round_name: str, frame: "pd.DataFrame") -> None:
     """Write the pool as a round has it: rows of the pool's manifest."""
     _save_table(paths.images(round_name), frame, MANIFEST_COLUMNS)
 
 
-def load_images(round_name: str, root: Path = Path()) -> pd.DataFrame:
+def load_images(round_name: str, root: Path = Path()) -> "pd.DataFrame":
     """The pool as a round has it, as `load_manifest` does; until that is on record, the pool of now."""
     path = paths.images(round_name)
     if not path.is_file():
@@ -144,12 +176,14 @@ def load_images(round_name: str, root: Path = Path()) -> pd.DataFrame:
     return _below(root, _load_table(path, MANIFEST_COLUMNS, paths.maker("snapshot", round_name)))
 
 
-def _below(root: Path, frame: pd.DataFrame) -> pd.DataFrame:
+def _below(root: Path, frame: "pd.DataFrame") -> "pd.DataFrame":
     return frame.assign(**{of: [(root / path).as_posix() if path else "" for path in frame[of]] for of in FILES})
 
 
 def save_classes(classes: ClassSet) -> None:
     """Write the class set that everything is made with."""
+    import pandas as pd
+
     frame = pd.DataFrame({"id": range(len(classes.names)), "name": classes.names})
     _save_table(paths.CLASSES, frame, CLASS_COLUMNS)
     colours = pd.DataFrame(classes.colours, columns=list(COLOUR_COLUMNS[1:]))
@@ -159,14 +193,16 @@ def save_classes(classes: ClassSet) -> None:
 
 def load_classes() -> ClassSet:
     """The class set that everything is made with; it is called like a set of ours where it has its names."""
-    names = tuple(_load_table(paths.CLASSES, CLASS_COLUMNS, "prepare").sort_values("id")["name"])
-    colours = _load_table(paths.COLOURS, COLOUR_COLUMNS, "prepare").set_index("name")
+    names = tuple(name for _, (name,) in sorted(_load_class_table(paths.CLASSES, CLASS_COLUMNS).items()))
+    colours = _load_class_table(paths.COLOURS, COLOUR_COLUMNS)
     name = next((name for name, of in CLASS_SETS.items() if of.names == names), paths.CLASSES.as_posix())
-    return ClassSet(name, names, tuple(tuple(map(int, colours.loc[each])) for each in names))  # type: ignore[misc]
+    return ClassSet(name, names, tuple(colours[each] for each in names))
 
 
 def save_ids(split: str, table: UInt8[np.ndarray, "256"], classes: ClassSet) -> None:
     """Write which class each id is that the masks of a set store."""
+    import pandas as pd
+
     known = np.flatnonzero(table != UNKNOWN)
     names = [IGNORED if table[number] == IGNORE else classes.names[table[number]] for number in known]
     _save_table(paths.ids(split), pd.DataFrame({"id": known, "name": names}), CLASS_COLUMNS)
@@ -175,19 +211,19 @@ def save_ids(split: str, table: UInt8[np.ndarray, "256"], classes: ClassSet) -> 
 def load_ids(split: str, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
     """Table from the ids that the masks of a set store to class ids, IGNORE or UNKNOWN."""
     path, table = paths.ids(split), np.full(256, UNKNOWN, np.uint8)
-    for number, name in _load_table(path, CLASS_COLUMNS, "prepare").itertuples(index=False):
+    for number, (name,) in _load_class_table(path, CLASS_COLUMNS).items():
         if name not in (*classes.names, IGNORED):
             raise UserError(f"{path} has the class {name!r}, which {paths.CLASSES} has not: run `dvc repro -f prepare`")
         table[number] = IGNORE if name == IGNORED else classes.names.index(name)
     return table
 
 
-def save_scores(round_name: str, frame: pd.DataFrame) -> None:
+def save_scores(round_name: str, frame: "pd.DataFrame") -> None:
     """Write gain and predicted minutes, one row per pool image that is not labelled yet."""
     _save_table(paths.scores(round_name), frame, SCORE_COLUMNS)
 
 
-def load_scores(round_name: str) -> pd.DataFrame:
+def load_scores(round_name: str) -> "pd.DataFrame":
     """Columns key, gain, minutes, `gain_<class>`, and what the minutes are predicted from."""
     return _load_table(paths.scores(round_name), SCORE_COLUMNS, paths.maker("score", round_name))
 
@@ -254,18 +290,18 @@ def _check_features(path: Path, features: Features) -> None:
             raise UserError(f"{path}: a value in {name} of {keys[finite.index(False)]!r} is not finite")
 
 
-def load_costs(round_name: str) -> pd.DataFrame:
+def load_costs(round_name: str) -> "pd.DataFrame":
     """The scores' columns key, regions, boundary and corrections."""
     frame = _load_table(paths.scores(round_name), COST_COLUMNS, paths.maker("score", round_name))
     return frame[list(COST_COLUMNS)]
 
 
-def save_selection(round_name: str, frame: pd.DataFrame) -> None:
+def save_selection(round_name: str, frame: "pd.DataFrame") -> None:
     """Write the images that a round buys."""
     _save_table(paths.selection(round_name), frame, SELECTION_COLUMNS)
 
 
-def load_selection(round_name: str) -> pd.DataFrame:
+def load_selection(round_name: str) -> "pd.DataFrame":
     """Columns key, gain, minutes, probability, and the method that chose the image (empty: not on record)."""
     return _load_table(paths.selection(round_name), SELECTION_COLUMNS, paths.maker("select", round_name))
 
@@ -274,6 +310,8 @@ def save_pool(
     round_name: str, names: Sequence[str], statistics: Sequence[str], sums: Float64[np.ndarray, "c s"]
 ) -> None:
     """Write what the gains are relative to: the acquisition's statistics summed over the scored pool, per class."""
+    import pandas as pd
+
     frame = pd.DataFrame(sums, columns=list(statistics))
     frame.insert(0, "key", list(names))
     _save_table(paths.pool(round_name), frame, ("key",))
@@ -286,13 +324,13 @@ def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     return sums
 
 
-def save_audit(round_name: str, frame: pd.DataFrame, content: Mapping[str, Any]) -> None:
+def save_audit(round_name: str, frame: "pd.DataFrame", content: Mapping[str, Any]) -> None:
     """Write what a round's labels say of its score: one row per image that came back, and the conclusion."""
     _save_table(paths.audit_table(round_name), frame, AUDIT_COLUMNS)
     save_json(paths.audit(round_name), content)
 
 
-def load_audit_table(round_name: str) -> pd.DataFrame:
+def load_audit_table(round_name: str) -> "pd.DataFrame":
     """Columns key, probability, predicted and `predicted_<class>`; also realised ones where they can be computed."""
     return _load_table(paths.audit_table(round_name), AUDIT_COLUMNS, paths.maker("audit", round_name))
 
@@ -313,6 +351,8 @@ def save_metrics(
     round_name: str, content: Mapping[str, Any], names: Sequence[str], confusion: Int64[np.ndarray, "c c"]
 ) -> None:
     """Write a round's measures, and its confusion matrix (rows: truth, columns: prediction, in pixels)."""
+    import pandas as pd
+
     write(paths.confusion(round_name), pd.DataFrame(confusion, names, names).to_csv(index_label="truth").encode())
     save_json(paths.metrics(round_name), content)
 
@@ -328,7 +368,7 @@ def load_miou_share(round_name: str) -> float:
     return float(load_metrics(round_name)["miou"])
 
 
-def save_report(rounds: pd.DataFrame) -> None:
+def save_report(rounds: "pd.DataFrame") -> None:
     """Write the table of all rounds, and the first and last of it as a metrics file."""
     write(paths.ROUNDS_TABLE, rounds.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())
     first, last = rounds.iloc[0], rounds.iloc[-1]
@@ -370,6 +410,8 @@ def load_labels(round_name: str) -> list[dict[str, Any]]:
 
 def save_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> str:
     """Write a mask as an 8-bit greyscale PNG of class ids and return the file's sha256."""
+    import cv2
+
     data = cv2.imencode(".png", mask)[1].tobytes()
     write(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -398,6 +440,8 @@ def load_prediction(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
 
 def _read_grey(path: Path) -> UInt8[np.ndarray, "h w"] | None:
     """An 8-bit greyscale picture; None if the file is anything else."""
+    import cv2
+
     picture: np.ndarray | None = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     return None if picture is None or picture.ndim != 2 or picture.dtype != np.uint8 else picture
 
@@ -434,6 +478,8 @@ def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
 
 def save_log(round_name: str, rows: Sequence[Mapping[str, float]]) -> None:
     """Write the training log beside the model."""
+    import pandas as pd
+
     text = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n", float_format="%.9g")
     write(paths.log(round_name), text.encode())
 
@@ -443,6 +489,8 @@ def load_log(round_name: str) -> list[dict[str, float]]:
     path, maker = paths.log(round_name), paths.maker("tune", round_name)
     if not path.is_file():
         raise _missing(path, maker)
+    import pandas as pd
+
     try:
         frame = pd.read_csv(path, dtype=float)
     except pd.errors.EmptyDataError:  # no step was asked for

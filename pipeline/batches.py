@@ -8,21 +8,24 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline import blocks, datasets, paths, streams, transforms
+from pipeline import blocks, paths, streams, transforms
+from pipeline.datasets import reading
 from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN
 from pipeline.params import Augment
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 cv2.setNumThreads(0)  # the readers are processes already
 
@@ -63,12 +66,12 @@ class Item(NamedTuple):
             UserError: a file is damaged, or that of a block has not the block's size.
         """
         if self.mask is not None:
-            return datasets.read_mask(self.mask, self.table, self.mask_sha256)
-        crops = [(key, datasets.read_mask(path, self.table)) for key, path in self.blocks]
+            return reading.read_mask(self.mask, self.table, self.mask_sha256)
+        crops = [(key, reading.read_mask(path, self.table)) for key, path in self.blocks]
         return blocks.paste(crops, size) if crops else None
 
 
-def items(frame: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> list[Item]:
+def items(frame: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> list[Item]:
     """The rows of a manifest, in its order."""
     return [
         Item(r.key, Path(r.image), Path(r.mask) if r.mask else None, table, (), r.sha256, r.mask_sha256)
@@ -76,7 +79,7 @@ def items(frame: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> list[Item]:
     ]
 
 
-def labelled(keys: Iterable[str], pool: pd.DataFrame, classes: int) -> list[Item]:
+def labelled(keys: Iterable[str], pool: "pd.DataFrame", classes: int) -> list[Item]:
     """An item for each delivered label, whole image or block.
 
     Args:
@@ -138,7 +141,7 @@ class _Whole(Dataset[tuple[int, Tensor, Tensor | None]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
         item = self.whole[index]
-        full = datasets.read_image(item.image, item.sha256)
+        full = reading.read_image(item.image, item.sha256)
         image, mask = transforms.resize(full, self.size), item.read_mask(full.shape[:2])
         return index, torch.from_numpy(image).permute(2, 0, 1), None if mask is None else torch.from_numpy(mask)
 
@@ -201,7 +204,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, seed = index
         item = self.source[position]
-        full = datasets.read_image(item.image, item.sha256)
+        full = reading.read_image(item.image, item.sha256)
         mask = item.read_mask(full.shape[:2])
         if mask is None:
             raise AssertionError(f"{item.key} has no mask")

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
-from scipy.optimize import minimize
 from torch import Tensor
 
 COLDEST, HOTTEST = 0.25, 8.0
@@ -100,6 +99,8 @@ def fit_vector(
     Raises:
         ValueError: also, the fit does not converge.
     """
+    from scipy.optimize import minimize  # takes 2 s to import; whoever only applies a calibration is spared it
+
     (base,), count = fit_temperature(logits, truth, weights).scale, len(truth)
     share = _mass(logits, truth, weights)[:, None]
     cooled, held = logits.double() * base, shrinkage / count

@@ -1,9 +1,11 @@
 """What a round may still buy: of what was scored, neither bought nor set aside, with the minutes it should take."""
 
 from collections.abc import Set
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 from pipeline import artifacts, blocks
 from pipeline.ledger import Ledger, Skip
@@ -13,7 +15,7 @@ from pipeline.params import Annotate
 class Left(NamedTuple):
     """The images, or blocks, that are left."""
 
-    rows: pd.DataFrame
+    rows: "pd.DataFrame"
     """Of the scores; minutes of the oracle are what it books."""
     set_aside: list[str]
     """What is not among them though it is not bought, in sentences."""
@@ -36,7 +38,7 @@ def left(round_name: str, book: Ledger, annotate: Annotate) -> Left:
     return Left(rows, sentences)
 
 
-def _set_aside(keys: pd.Series, pool: pd.DataFrame, had: Set[str], *, oracle: bool) -> tuple[set[str], list[str]]:
+def _set_aside(keys: "pd.Series", pool: "pd.DataFrame", had: Set[str], *, oracle: bool) -> tuple[set[str], list[str]]:
     """What of the scored images, or blocks, is not to be bought, and why: doubles, and what the oracle has no mask of.
 
     Of images of the same content one is left: one of which something is had already, else the first.

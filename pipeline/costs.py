@@ -20,11 +20,9 @@ threshold in the place of a share: Rousseeuw 1984, "Least Median of Squares Regr
 Features are read off a grid of every fourth pixel in both directions, which costs a hundredth of a forward pass.
 """
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, UInt8
-from scipy.optimize import nnls
 from torch import Tensor
 
 from pipeline.claims import highest
@@ -65,6 +63,8 @@ def count_regions(labels: UInt8[np.ndarray, "h w"]) -> int:
 
     All classes in one call: on a grid of twice the size there is a bridge between two neighbours if they are alike.
     """
+    import cv2  # here, as SciPy below, since not all who know costs count or fit them
+
     height, width = labels.shape
     bridges = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
     bridges[::2, ::2] = 1
@@ -113,6 +113,8 @@ def _near(minutes: Float64[np.ndarray, " n"], expected: Float64[np.ndarray, " n"
 def _least_squares(
     features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, "4"]:
+    from scipy.optimize import nnls  # takes 2 s to import
+
     # In minutes of a mean image all parts weigh alike. Of less than one region or pixel only rounding would be fitted.
     scale = np.maximum(features.mean(0), 1.0)
     seen = np.column_stack([np.ones(len(minutes)), features / scale])

@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline import (
     artifacts,
     batches,
-    datasets,
     decoding,
     inference,
     losses,
@@ -26,6 +25,7 @@ from pipeline import (
 )
 from pipeline.batches import Item
 from pipeline.claims import highest
+from pipeline.datasets import reading
 from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
@@ -100,7 +100,7 @@ def _pixels(devices: Devices, items: Sequence[Item], classes: int) -> Tensor:
     counts = torch.zeros(classes, dtype=torch.int64)
     for item in items[devices.rank :: devices.processes]:
         for path in item.masks:
-            mask = datasets.read_mask(path, item.table)
+            mask = reading.read_mask(path, item.table)
             counts += torch.from_numpy(np.bincount(mask.ravel(), minlength=IGNORE + 1)[:classes])
     return devices.total(counts)
 

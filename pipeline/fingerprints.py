@@ -8,12 +8,14 @@ import hashlib
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import Tensor
 
 from pipeline import artifacts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGE = Path(__file__).parent
 LIBRARIES = (
@@ -82,7 +84,7 @@ def _imports(source: bytes) -> list[str]:
     return [".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts) + 1)]
 
 
-def rows(manifest: pd.DataFrame) -> str:
+def rows(manifest: "pd.DataFrame") -> str:
     """Hash of what a manifest says of its images, in their order; not of where their files lie."""
     return of(manifest.drop(columns=["image", "mask"]).to_csv(index=False))
 

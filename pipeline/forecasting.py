@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 OFFSET = 0.1
 """Labels that the source model is worth."""
@@ -70,6 +69,8 @@ def forecast(history: Sequence[tuple[Round, float]], following: Round, miou_poin
     Raises:
         ValueError: a round adds no label, or a number is not finite.
     """
+    from scipy.special import stdtrit  # slow to import
+
     rows = np.array([_row(of) for of, _ in history] + [_row(following)])
     changes = np.array([change for _, change in history])
     if not (np.isfinite(rows).all() and np.isfinite(changes).all() and np.isfinite(miou_points)):

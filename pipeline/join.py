@@ -12,8 +12,8 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -23,6 +23,9 @@ from dvc_data.hashfile.tree import Tree
 from pipeline import artifacts, label_store, ledger, paths, repository
 from pipeline.errors import UserError
 from pipeline.ledger import Delivery, Double, Entry, Ledger, Order, Removal, Skip
+
+if TYPE_CHECKING:
+    pass
 
 DVC_LOCK = Path("dvc.lock")
 MADE_ANEW = (DVC_LOCK, paths.LABELS_DVC, Path("data/.gitignore"), paths.ROUNDS, paths.METRICS, paths.REPORTS)
@@ -314,6 +317,8 @@ def _lost(repo: Repo, keys: Sequence[str]) -> UserError:
 
 def _renew_round(name: str, book: Ledger) -> None:
     """Make a round's selection that of its orders, and take away a list of labels that is not what is on record."""
+    import pandas as pd  # here, since it takes as long to import as all the rest
+
     orders, elsewhere = book.ordered(name), {order.key for order in book.orders if order.round != name}
     path = paths.selection(name)
     if path.is_file():

@@ -9,9 +9,11 @@ import datetime
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 from pipeline import artifacts, paths
 from pipeline.errors import UserError
@@ -334,7 +336,7 @@ def classes() -> ClassSet:
     return in_force
 
 
-def pool_of(round_name: str) -> pd.DataFrame:
+def pool_of(round_name: str) -> "pd.DataFrame":
     """The rows of the pool's manifest that a round has to do with.
 
     What came to the pool after the round had bought is none of them, so that past rounds stay as they are; r00 is past

@@ -1,18 +1,22 @@
-"""Pictures that a person would rather look at than read: the rounds, how training went, a panel per bought image."""
+"""Pictures that a person would rather look at than read: the rounds, how training went, a panel per bought image.
+
+Matplotlib takes 2 s to import, so the functions that draw with it import it.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import transforms
 from pipeline.labels import IGNORE, ClassSet, colourise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP, HEADER = 6, 44
 """Pixels between the pictures of a panel, and above them for the captions."""
@@ -96,6 +100,8 @@ def gain_overlay(image: UInt8[np.ndarray, "h w 3"], gain: Float[np.ndarray, "h2 
 
 def _heat(gain: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """From dark (nothing to gain) to bright (the image's 99th percentile and above)."""
+    import matplotlib as mpl
+
     top = max(float(np.quantile(gain, 0.99)), 1e-12)
     heat: np.ndarray = (mpl.colormaps["inferno"](np.clip(gain / top, 0, 1))[..., :3] * 255).astype(np.uint8)
     return heat
@@ -108,7 +114,7 @@ def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]
 
 def curve(labels: Sequence[int], miou_shares: Sequence[float], names: Sequence[str], unit: str = "images") -> bytes:
     """The mIoU against labels bought, of images or blocks, one point per round, as a PNG file; drawn in points."""
-    figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.subplots()
     points = [100 * value for value in miou_shares]
     axes.plot(list(labels), points, marker="o", color="#1f6f8b", linewidth=2)
@@ -132,7 +138,7 @@ def audit(
         fit: intercept and slope of the line through the images, if there is one.
         title: what the audit concludes.
     """
-    figure = Figure(figsize=(10, 4.4), dpi=130, layout="constrained")
+    figure = _figure(10, 4.4)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     x, y = frame["predicted"], frame["realised"]
@@ -169,6 +175,8 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
         rows: `step`, and whatever else was logged, stage after stage (`stage` 0: likelihood, 1: reward; without it 0).
             Each stage counts its own steps; here the second goes on where the first ends.
     """
+    from matplotlib.lines import Line2D
+
     columns = dict.fromkeys(column for row in rows for column in row)
     signals = [name for name in SIGNALS if name in columns]
     signals += [name for name in columns if name not in SIGNALS and name not in ("stage", "step")]
@@ -178,7 +186,7 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
 
     wide = max(1, min(3, len(signals)))
     high = max(1, -(-len(signals) // wide))
-    figure = Figure(figsize=(max(4.5, 3.6 * wide), 2.2 * high + 0.7), dpi=130, layout="constrained")
+    figure = _figure(max(4.5, 3.6 * wide), 2.2 * high + 0.7)
     figure.suptitle("How training went" if signals else "Nothing was trained", x=0.01, ha="left", fontsize=12)
     panels = figure.subplots(high, wide, squeeze=False, sharex=True)
     for place, axes in enumerate(panels.flat):
@@ -207,7 +215,14 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
     return _saved(figure)
 
 
-def _saved(figure: Figure) -> bytes:
+def _figure(width: float, height: float) -> "Figure":
+    """Empty, of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def _saved(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import artifacts, batches, blocks, datasets, inference, ledger, paths, pictures, scoring, training
+from pipeline import artifacts, batches, blocks, inference, ledger, paths, pictures, scoring, training
 from pipeline.batches import Item
 from pipeline.claims import highest
+from pipeline.datasets import reading
 from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.params import BudgetLine, Compute, Model, Roots, Score
@@ -75,7 +76,7 @@ def _items(round_name: str, root: Path, classes: int) -> list[Item]:
 
 
 def _write(round_name: str, item: Item, logits: Float[Tensor, "c h w"], gain: Float[np.ndarray, "h w"]) -> None:
-    image = datasets.read_image(item.image, item.sha256)
+    image = reading.read_image(item.image, item.sha256)
     full = inference.upsample(logits, (image.shape[0], image.shape[1]))
     ids = blocks.crop(highest(full[None])[1][0].cpu().numpy(), item.key)
     artifacts.save_mask(paths.prediction(round_name, item.key), ids)

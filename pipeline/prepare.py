@@ -7,9 +7,9 @@ import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 
 from pipeline import artifacts, blocks, datasets, ledger, paths
@@ -21,6 +21,9 @@ from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN, ClassSet
 from pipeline.ledger import Ledger
 from pipeline.params import Data, Prepare, Town
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("source", "pool", "test")
 
@@ -230,8 +233,10 @@ def refuse_or_tell(found: Sequence[Doubt]) -> None:
         print(f"warning: {doubt.text}")
 
 
-def frame(found: Sequence[Found], root: Path, classes: ClassSet | None) -> pd.DataFrame:
+def frame(found: Sequence[Found], root: Path, classes: ClassSet | None) -> "pd.DataFrame":
     """A manifest, with paths below `root`; with `classes`, also the pixels of each class in a column `n_<class>`."""
+    import pandas as pd  # here, since it takes as long to import as all the rest
+
     rows: list[dict[str, str | int]] = []
     for one in found:
         sample = one.sample

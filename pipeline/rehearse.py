@@ -9,12 +9,11 @@ a second implementation. The answers bear the name of the key's owner: use a Lab
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import httpx
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 from tqdm import tqdm
 
@@ -25,6 +24,9 @@ from pipeline.annotators.oracle import known_label
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import Params
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SMOOTH = 10.0
 """Pixels along a boundary over which it is displaced alike: standard deviation of the Gaussian that blurs the noise."""
@@ -217,7 +219,7 @@ def _sent(task: Mapping[str, Any], title: str) -> list[dict[str, Any]]:
     return list(task["predictions"][0]["result"])
 
 
-def _known(key: str, pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:
+def _known(key: str, pool: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:
     image = pool.loc[blocks.image_of(key)]
     if not image["mask"]:
         raise UserError(
@@ -227,7 +229,7 @@ def _known(key: str, pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> UIn
     return known_label(key, pool, table)
 
 
-def _is_ours(data: Mapping[str, Any], pool: pd.DataFrame) -> bool:
+def _is_ours(data: Mapping[str, Any], pool: "pd.DataFrame") -> bool:
     """Whether a task shows an image of this pool, or a block of one."""
     name = data.get("key")
     if not isinstance(name, str):

@@ -5,16 +5,18 @@ would not label in an earlier round comes last.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from pipeline import artifacts, auditing, blocks, candidates, ledger, paths, streams
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Ledger, Order, Skip, Spending
 from pipeline.params import Annotate, BudgetLine, Select
 from pipeline.selection import BY_GAIN, METHODS, NEEDS, Budget, Candidates, Options
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotate: Annotate) -> None:
@@ -24,6 +26,8 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
         UserError: the pool has fewer images left than the line asks for, not one fits the minutes, or blocks are
             scored where images were bought or the other way round.
     """
+    import pandas as pd  # here, since it takes as long to import as all the rest
+
     book = ledger.load()
     kept = book.ordered(round_name)  # paid for: whatever the scores say now, they stay
     scores = artifacts.load_scores(round_name)
@@ -81,7 +85,7 @@ def _budget(line: BudgetLine, spending: Spending) -> Budget | None:
 
 def _choose(
     round_name: str,
-    left: pd.DataFrame,
+    left: "pd.DataFrame",
     book: Ledger,
     budget: Budget,
     name: str,
@@ -118,7 +122,7 @@ def _choose(
     return rows
 
 
-def _candidates(round_name: str, left: pd.DataFrame, orders: Iterable[Order], need: str | None) -> Candidates:
+def _candidates(round_name: str, left: "pd.DataFrame", orders: Iterable[Order], need: str | None) -> Candidates:
     """The images left, with the features that the method needs and those of the images ordered so far.
 
     Raises:

@@ -3,10 +3,9 @@
 import copy
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from pipeline import (
@@ -26,6 +25,9 @@ from pipeline.devices import Devices
 from pipeline.errors import UserError, counted
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.params import BudgetLine, Calibration, Compute, Model, Roots, Tune
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(
@@ -142,7 +144,7 @@ def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[I
 
 
 def _contents(
-    of: Sequence[Item], rows: Sequence[dict[str, Any]], pool: pd.DataFrame
+    of: Sequence[Item], rows: Sequence[dict[str, Any]], pool: "pd.DataFrame"
 ) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """Key and hash of every image, and keys and hashes of its labels."""
     masks: dict[str, list[tuple[str, str]]] = {}

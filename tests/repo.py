@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import artifacts, datasets, paths
+from pipeline.datasets import reading
 from pipeline.labels import CLASS_SETS
 from pipeline.params import Params
 from pipeline.params_file import parse, read_yaml
@@ -58,7 +59,7 @@ def manifest(split: str, dataset: str, **more: object) -> pd.DataFrame:
     root = Path(split)
     rows = []
     for key, image, mask in datasets.find(dataset, root, "train"):
-        height, width = datasets.read_image(image).shape[:2]
+        height, width = reading.read_image(image).shape[:2]
         row = {"key": key, "image": image.relative_to(root).as_posix(), "height": height, "width": width}
         row |= {"mask": "", "sha256": artifacts.sha256(image), "mask_sha256": ""}
         if mask is not None:

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline import __main__, annotate, artifacts, blocks, datasets, label_store, ledger, paths, remove, report, select
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, Request
+from pipeline.datasets import reading
 from pipeline.errors import UserError, WaitingForPeople
 from pipeline.labels import CLASS_SETS
 from pipeline.params import BudgetLine, Select
@@ -85,7 +86,7 @@ def keys(round_name: str) -> list[str]:
 
 def truth(key: str) -> UInt8[np.ndarray, "h w"]:
     pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
-    return datasets.read_mask(Path(pool.at[key, "mask"]), TABLE)
+    return reading.read_mask(Path(pool.at[key, "mask"]), TABLE)
 
 
 Scripted = Callable[..., list[list[str]]]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import artifacts, batches, datasets, faults, params_file, transforms
 from pipeline.batches import Batch, Item
+from pipeline.datasets import reading
 from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN
@@ -98,9 +99,9 @@ def test_batches_hold_the_planned_items(devices: Devices, items: list[Item]) -> 
         planned = [position for position, _ in batches.plan([(3, 2), (2, 1)], 3, step)]
         assert batch.images.dtype == batch.masks.dtype == torch.uint8
         for place, position in enumerate(planned):
-            image = datasets.read_image(items[position].image)
+            image = reading.read_image(items[position].image)
             np.testing.assert_array_equal(batch.images[place].permute(1, 2, 0), image)
-            mask = datasets.read_mask(items[position].mask or Path(), items[position].table)
+            mask = reading.read_mask(items[position].mask or Path(), items[position].table)
             np.testing.assert_array_equal(batch.masks[place], mask)
 
 
@@ -132,13 +133,13 @@ def test_whole_gives_all_in_order_masks_at_their_own_size(devices: Devices, item
     images = torch.cat([batch.images for batch in loaded])
     masks = [mask for batch in loaded for mask in batch.masks]
     for item, image, mask in zip(given, images, masks, strict=True):
-        expected = transforms.resize(datasets.read_image(item.image), (12, 16))
+        expected = transforms.resize(reading.read_image(item.image), (12, 16))
         np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
         if item.mask is None:
             assert mask is None
         else:
             assert mask is not None
-            np.testing.assert_array_equal(mask, datasets.read_mask(item.mask, item.table))
+            np.testing.assert_array_equal(mask, reading.read_mask(item.mask, item.table))
 
 
 def test_gather_of_one_process_is_what_it_has(devices: Devices) -> None:
@@ -181,7 +182,7 @@ def test_a_killed_reader_is_known_for_what_it_is(
     def out_of_memory(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does
 
-    monkeypatch.setattr(batches.datasets, "read_image", out_of_memory)
+    monkeypatch.setattr(batches.reading, "read_image", out_of_memory)
     with pytest.raises(RuntimeError) as error:
         list(batches.whole(devices, items, (8, 8), batch=2, workers=1))
     said = faults.sentence(error.value, "score", params_file.load(ROOT / "params.yaml"))

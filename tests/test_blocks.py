@@ -14,6 +14,7 @@ from pipeline import __main__, artifacts, batches, blocks, datasets, ledger, pat
 from pipeline.annotators.oracle import known_label
 from pipeline.batches import Item
 from pipeline.blocks import Block, Box
+from pipeline.datasets import reading
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE
 from pipeline.params import Augment
@@ -246,7 +247,7 @@ def project(looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def truth(key: str) -> np.ndarray:
     """The known mask of a whole image."""
     mask = artifacts.load_manifest("pool", Path("pool")).set_index("key").at[blocks.image_of(key), "mask"]
-    return datasets.read_mask(Path(mask), datasets.table("cityscapes", Path("pool"), CLASSES))
+    return reading.read_mask(Path(mask), datasets.table("cityscapes", Path("pool"), CLASSES))
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -330,7 +331,7 @@ def test_prediction_of_a_block_is_cut_out_of_that_of_its_image(project: Path) ->
     crops = [(name, artifacts.load_prediction("r01", name)) for name in blocks.keys(image, (2, 2))]
     np.testing.assert_array_equal(blocks.paste(crops, fakes.SIZE), whole)
     for name, _ in crops:
-        assert datasets.read_image(paths.gain_picture("r01", name)).shape == (12, 16, 3)
+        assert reading.read_image(paths.gain_picture("r01", name)).shape == (12, 16, 3)
 
 
 def test_forecast_counts_a_block_as_its_share_of_an_image(project: Path) -> None:

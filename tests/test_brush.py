@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline import datasets
 from pipeline.annotators import brush
+from pipeline.datasets import reading
 from pipeline.labels import CLASS_SETS, IGNORE
 from tests import sdk
 
@@ -92,7 +93,7 @@ def test_real_masks(shared_data: Path, name: str) -> None:
     }[name]
     classes = CLASS_SETS["cityscapes19"]
     path = min((shared_data / folder).glob(pattern))
-    ids = datasets.read_mask(path, datasets.table(name, shared_data / name, classes))
+    ids = reading.read_mask(path, datasets.table(name, shared_data / name, classes))
     encoded = brush.encode_classes(ids, len(classes.names))
     assert set(encoded) == set(np.unique(ids)) - {IGNORE}
     for number, rle in encoded.items():

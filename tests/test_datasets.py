@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline import datasets
+from pipeline.datasets import reading
 from pipeline.datasets.reading import read_native
 from pipeline.datasets.scan import difference_hash, look, near_pairs, scan, shared_images
 from pipeline.errors import UserError
@@ -34,7 +35,7 @@ def test_palette_masks_give_their_numbers_not_their_colours(tmp_path: Path) -> N
     flat, palette = fakes.mask(tmp_path / "flat.png", ids), fakes.mask(tmp_path / "palette.png", ids, palette=True)
     with Image.open(palette) as file:
         assert file.mode == "P"
-    assert datasets.read_mask(palette, TABLE).tolist() == datasets.read_mask(flat, TABLE).tolist()
+    assert reading.read_mask(palette, TABLE).tolist() == reading.read_mask(flat, TABLE).tolist()
     assert read_native(palette).tolist() == ids.tolist()
 
 
@@ -46,7 +47,7 @@ def test_images_are_turned_upright(tmp_path: Path, suffix: str, orientation: int
     path = photo(tmp_path / f"turned{suffix}", exif=exif)
     with Image.open(path) as file:
         upright = np.asarray(ImageOps.exif_transpose(file).convert("RGB")).astype(int)
-    image = datasets.read_image(path)
+    image = reading.read_image(path)
     assert image.shape == ((60, 40, 3) if orientation >= 5 else (40, 60, 3))
     assert np.abs(image - upright).max() <= 2  # two JPEG decoders may round differently
 
@@ -55,12 +56,12 @@ def test_images_are_turned_upright(tmp_path: Path, suffix: str, orientation: int
 def test_any_image_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     Image.new("RGB", (5, 4), "white").convert(mode).save(path)
-    assert datasets.read_image(path).tolist() == np.full((4, 5, 3), 255).tolist()
+    assert reading.read_image(path).tolist() == np.full((4, 5, 3), 255).tolist()
 
 
 def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 0x1234, 0xFFFF]], np.uint16)).save(tmp_path / "deep.png")
-    assert datasets.read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0x12, 0xFF]
+    assert reading.read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0x12, 0xFF]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
@@ -70,7 +71,7 @@ def test_an_image_cut_short_is_an_error_that_names_it(tmp_path: Path, suffix: st
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match=rf"the image .*cut\{suffix} is (cut short|empty)"):
-        datasets.read_image(path)
+        reading.read_image(path)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -81,7 +82,7 @@ def test_a_real_frame_cut_short_is_an_error(shared_data: Path, tmp_path: Path, s
         path = tmp_path / f"cut{suffix}"
         path.write_bytes(data[:-missing])
         with pytest.raises(UserError, match="is cut short"):
-            datasets.read_image(path)
+            reading.read_image(path)
 
 
 def _frame(shared_data: Path, folder: str) -> Path:
@@ -91,11 +92,11 @@ def _frame(shared_data: Path, folder: str) -> Path:
 def test_no_image_at_all(tmp_path: Path) -> None:
     (tmp_path / "page.png").write_text("<html>404</html>")
     with pytest.raises(UserError, match=r"page\.png is cut short, damaged or no image \(16 bytes\): fetch it again"):
-        datasets.read_image(tmp_path / "page.png")
+        reading.read_image(tmp_path / "page.png")
     with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file"):
-        datasets.read_image(tmp_path / "gone.png")
+        reading.read_image(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file"):
-        datasets.read_mask(tmp_path / "gone.png", TABLE)
+        reading.read_mask(tmp_path / "gone.png", TABLE)
 
 
 def _encoded(picture: Image.Image, suffix: str, path: Path, **save: object) -> Path:
@@ -118,7 +119,7 @@ COLOURED = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)
     ],
 )
 def test_colours_are_those_of_the_file(tmp_path: Path, picture: np.ndarray, suffix: str, save: dict) -> None:
-    image = datasets.read_image(_encoded(Image.fromarray(picture), suffix, tmp_path, **save))
+    image = reading.read_image(_encoded(Image.fromarray(picture), suffix, tmp_path, **save))
     np.testing.assert_array_equal(image, COLOURED)
 
 
@@ -128,18 +129,18 @@ def test_sixteen_bits_are_used_or_the_image_is_refused(tmp_path: Path, suffix: s
     picture = GREY if channels == 1 else COLOURED[..., ::-1]
     path = tmp_path / f"deep{suffix}"
     path.write_bytes(cv2.imencode(suffix, picture.astype(np.uint16) * 257)[1].tobytes())
-    image = datasets.read_image(path)
+    image = reading.read_image(path)
     np.testing.assert_array_equal(image, COLOURED if channels == 3 else GREY[..., None].repeat(3, 2))
     path.write_bytes(cv2.imencode(suffix, picture.astype(np.uint16) * 16)[1].tobytes())
     with pytest.raises(UserError, match=rf"deep\{suffix} has 16 bits, but nothing above 4080 .*with 12 bits"):
-        datasets.read_image(path)
+        reading.read_image(path)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_numbers_of_unknown_scale_are_refused(tmp_path: Path, dtype: type) -> None:
     path = _encoded(Image.fromarray(GREY.astype(dtype)), ".tif", tmp_path)
     with pytest.raises(UserError, match=f"holds numbers of the type {np.dtype(dtype)}, of unknown scale"):
-        datasets.read_image(path)
+        reading.read_image(path)
 
 
 @pytest.mark.parametrize(("suffix", "save"), [(".gif", {}), (".webp", {"lossless": True}), (".png", {}), (".tif", {})])
@@ -147,20 +148,20 @@ def test_several_pictures_in_a_file_are_refused(tmp_path: Path, suffix: str, sav
     first, second = Image.fromarray(COLOURED), Image.fromarray(255 - COLOURED)
     path = _encoded(first, suffix, tmp_path, save_all=True, append_images=[second], **save)
     with pytest.raises(UserError, match=rf"file\{suffix} holds several pictures"):
-        datasets.read_image(path)
+        reading.read_image(path)
 
 
 def test_smaller_copies_in_a_file_do_not_matter(tmp_path: Path) -> None:
     copy = Image.fromarray(COLOURED[::2, ::2])
     copy.encoderinfo = {"tiffinfo": {254: 1}}  # as cloud-optimised GeoTIFFs have it
     path = _encoded(Image.fromarray(COLOURED), ".tif", tmp_path, save_all=True, append_images=[copy])
-    np.testing.assert_array_equal(datasets.read_image(path), COLOURED)
+    np.testing.assert_array_equal(reading.read_image(path), COLOURED)
 
 
 def test_a_heic_picture_in_disguise_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     with pytest.raises(UserError, match=r"a\.jpg is a HEIC picture, whatever its suffix"):
-        datasets.read_image(tmp_path / "a.jpg")
+        reading.read_image(tmp_path / "a.jpg")
 
 
 def test_large_masks_are_read_and_too_large_pictures_are_named(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_large_masks_are_read_and_too_large_pictures_are_named(tmp_path: Path) -
     head = chunk(b"IHDR", (40000).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]))
     path = tmp_path / "huge.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b""))
-    for read in (datasets.read_image, read_native):
+    for read in (reading.read_image, read_native):
         with pytest.raises(UserError, match=r"huge\.png has 40000x40000 pixels, more than 2\^30"):
             read(path)
 
@@ -181,10 +182,10 @@ def test_large_masks_are_read_and_too_large_pictures_are_named(tmp_path: Path) -
 def test_an_image_that_is_not_what_it_was_is_refused(tmp_path: Path) -> None:
     path = photo(tmp_path / "a.png")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert datasets.read_image(path, digest).shape == (40, 60, 3)
+    assert reading.read_image(path, digest).shape == (40, 60, 3)
     fakes.image(path, np.random.default_rng(0))
     with pytest.raises(UserError, match=r"a\.png was changed since `prepare` looked at it: put it back, or run `dvc"):
-        datasets.read_image(path, digest)
+        reading.read_image(path, digest)
 
 
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -245,7 +246,7 @@ def test_a_turn_that_image_and_mask_share_is_made_in_both(tmp_path: Path, suffix
     image, mask = (tmp_path / f"{name}{suffix}" for name in ("image", "mask"))
     Image.fromarray(grey[..., None].repeat(3, 2)).save(image, exif=exif)
     Image.fromarray(grey).save(mask, exif=exif)
-    np.testing.assert_array_equal(datasets.read_image(image)[..., 0], read_native(mask))
+    np.testing.assert_array_equal(reading.read_image(image)[..., 0], read_native(mask))
     found = look(datasets.Sample("a", image, mask), TABLE)
     assert (found.faults, found.doubt) == ((), "")
 
@@ -274,7 +275,7 @@ def test_a_mask_cut_short_is_an_error_that_names_it(tmp_path: Path, share: float
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match=r"the mask .*cut\.png is (cut short|empty)"):
-        datasets.read_mask(path, TABLE)
+        reading.read_mask(path, TABLE)
 
 
 @pytest.mark.parametrize("kind", ["mask", "image"])
@@ -292,7 +293,7 @@ def test_whatever_is_damaged_only_a_user_error_comes_out(tmp_path: Path, kind: s
             data[rng.integers(start, len(data), 2)] = rng.integers(0, 256, 2)
             path.write_bytes(data.tobytes())
             try:
-                read_native(path) if kind == "mask" else datasets.read_image(path)
+                read_native(path) if kind == "mask" else reading.read_image(path)
             except UserError:
                 refused += 1
         assert refused
@@ -303,7 +304,7 @@ def test_masks_of_other_depth_are_refused(tmp_path: Path, mode: str, dtype: type
     stored = Image.fromarray(np.ones((2, 2), dtype)) if dtype else Image.new(mode, (2, 2))
     stored.save(tmp_path / "mask.png")
     with pytest.raises(UserError, match=rf"mask\.png is of mode {mode}, not one byte a pixel"):
-        datasets.read_mask(tmp_path / "mask.png", TABLE)
+        reading.read_mask(tmp_path / "mask.png", TABLE)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -312,13 +313,13 @@ def test_greyscale_of_few_bits_is_refused_because_pillow_stretches_it(tmp_path: 
     with Image.open(tmp_path / "mask.png") as file:
         assert np.asarray(file).tolist() == [[0, 255 // (2**bits - 1)]]
     with pytest.raises(UserError, match=r"mask\.png is greyscale of less than 8 bits"):
-        datasets.read_mask(tmp_path / "mask.png", TABLE)
+        reading.read_mask(tmp_path / "mask.png", TABLE)
 
 
 def test_unknown_ids_are_named_with_their_file(tmp_path: Path) -> None:
     path = fakes.mask(tmp_path / "odd.png", np.array([[0, 12, 200, 12, 255]]))
     with pytest.raises(UserError, match=r"the mask .*odd\.png holds unknown ids 12, 200: check that `dataset`"):
-        datasets.read_mask(path, TABLE)
+        reading.read_mask(path, TABLE)
 
 
 @pytest.mark.parametrize(
@@ -332,8 +333,8 @@ def test_real_data_is_found_and_read(shared_data: Path, name: str, split: str) -
         table = datasets.table(name, root, classes)
         for sample in samples[:5]:
             assert sample.mask is not None
-            mask = datasets.read_mask(sample.mask, table)
-            assert mask.shape == datasets.read_image(sample.image).shape[:2]
+            mask = reading.read_mask(sample.mask, table)
+            assert mask.shape == reading.read_image(sample.image).shape[:2]
             assert (mask < len(classes.names)).mean() > 0.5
 
 
@@ -344,7 +345,7 @@ def test_real_cityscapes_labels_are_its_own_train_ids(shared_data: Path) -> None
     with Image.open(str(mask).replace("labelIds", "labelTrainIds")) as file:
         expected = np.asarray(file)
     table = datasets.table("cityscapes", root, CLASS_SETS["cityscapes19"])
-    agree = datasets.read_mask(mask, table) == expected
+    agree = reading.read_mask(mask, table) == expected
     assert agree.mean() > 0.997  # the two files were downscaled apart: 77 pixels on edges differ
     native = read_native(mask)
     assert all(agree[native == i].mean() > 0.9 for i in np.unique(native))
@@ -354,7 +355,7 @@ def test_real_gta5_has_license_plates_that_count_for_nothing(shared_data: Path) 
     path = _frame(shared_data, "labels")
     native = read_native(path)
     assert native.max() == 34
-    mask = datasets.read_mask(path, datasets.table("gta5", shared_data / "gta5", CLASS_SETS["cityscapes19"]))
+    mask = reading.read_mask(path, datasets.table("gta5", shared_data / "gta5", CLASS_SETS["cityscapes19"]))
     assert (mask[native == 34] == IGNORE).all()
 
 

@@ -26,6 +26,7 @@ from pipeline import (
     transforms,
 )
 from pipeline.calibration import of_temperature
+from pipeline.datasets import reading
 from pipeline.errors import UserError
 from pipeline.rewards import REWARDS, Settings
 from tests import fakes, repo
@@ -89,7 +90,7 @@ def test_both_decoders_are_measured_and_the_chosen_one_leads(images: int) -> Non
     table = datasets.table("cityscapes", Path("test"), CLASSES)
     counts = {"argmax": torch.zeros(19, 19, dtype=torch.int64), "expected_iou": torch.zeros(19, 19, dtype=torch.int64)}
     for logits, mask in zip(probabilities("test"), artifacts.load_manifest("test", Path("test"))["mask"], strict=True):
-        truth = torch.from_numpy(datasets.read_mask(Path(mask), table))[None]
+        truth = torch.from_numpy(reading.read_mask(Path(mask), table))[None]
         p = (inference.upsample(logits, fakes.SIZE) / TEMPERATURE).softmax(0)[None]
         counts["argmax"] += metrics.confusion(p.argmax(1), truth, 19)
         counts["expected_iou"] += metrics.confusion(decoding.decode(p, decoder), truth, 19)
@@ -133,7 +134,7 @@ def test_the_tuned_reward_is_measured_as_it_is_tuned(name: str) -> None:
         tune=tune | {"reward": tune["reward"] | TUNED | {"reward": name, "estimator": "reinforce", "credit": "image"}}
     )
     table = datasets.table("cityscapes", Path("test"), CLASSES)
-    masks = [datasets.read_mask(Path(mask), table) for mask in artifacts.load_manifest("test", Path("test"))["mask"]]
+    masks = [reading.read_mask(Path(mask), table) for mask in artifacts.load_manifest("test", Path("test"))["mask"]]
     pixels = sum(np.bincount(mask.ravel(), minlength=256)[:19] for mask in masks)
     settings = Settings(
         classes=19,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
-from pipeline.datasets import files
+from pipeline.datasets import files, reading
 from pipeline.datasets.files import Listing
 from pipeline.errors import UserError
 from tests import fakes
@@ -178,7 +178,7 @@ def test_links_are_followed_and_broken_ones_named(tmp_path: Path) -> None:
     (images / "gone.png").symlink_to(tmp_path / "unmounted/gone.png")
     broken = datasets.find("folder", tmp_path / "data", "")[1]
     with pytest.raises(UserError, match=r"gone\.png is a link to .*unmounted/gone\.png, where nothing is: fetch"):
-        datasets.read_image(broken.image)
+        reading.read_image(broken.image)
 
 
 def test_a_folder_of_what_is_not_read_says_so(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline import artifacts, datasets, paths
+from pipeline import artifacts, paths
 from pipeline.annotators.client import Client
 from pipeline.annotators.contract import Request, Unreachable
 from pipeline.annotators.images import address, fault, local_files, picture, upload
+from pipeline.datasets import reading
 from pipeline.errors import UserError
 from pipeline.params import Annotate
 
@@ -37,7 +38,7 @@ def test_what_is_turned_by_exif_becomes_an_upright_png_without_it(tmp_path: Path
     with Image.open(io.BytesIO(content)) as served:
         assert served.format == "PNG"
         assert not served.getexif()
-        np.testing.assert_array_equal(np.asarray(served), datasets.read_image(tmp_path / name))
+        np.testing.assert_array_equal(np.asarray(served), reading.read_image(tmp_path / name))
         assert served.size == ((6, 4) if name != "a.tif" else served.size)
 
 
@@ -52,7 +53,7 @@ def test_old_way_of_exif_in_png_and_other_modes_are_written_anew(tmp_path: Path)
         assert suffix == ".png"
         with Image.open(io.BytesIO(content)) as served:
             assert served.mode == "RGB"
-            np.testing.assert_array_equal(np.asarray(served), datasets.read_image(tmp_path / name))
+            np.testing.assert_array_equal(np.asarray(served), reading.read_image(tmp_path / name))
 
 
 def test_block_is_served_as_its_crop(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline import datasets
+from pipeline.datasets import reading
 from pipeline.datasets.town import CLIP, GTA5_PALETTE, POOL_CITIES, TEST_CITIES, draw_town
 from pipeline.datasets.town_canvas import SMOOTH, SUPERSAMPLING, Camera, Canvas
 from pipeline.datasets.town_looks import CAMERA, GAME, LOOKS
@@ -44,7 +45,7 @@ def town(tmp_path_factory) -> Path:
 def samples(town: Path, dataset: str, folder: str, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
     table = datasets.table(dataset, town / folder, CLASSES)
     found = datasets.find(dataset, town / folder, split)
-    return [(datasets.read_image(it.image), datasets.read_mask(it.mask, table)) for it in found]
+    return [(reading.read_image(it.image), reading.read_mask(it.mask, table)) for it in found]
 
 
 def test_the_layouts_are_the_official_ones(town):

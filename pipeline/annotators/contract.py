@@ -5,16 +5,18 @@ called any number of times; when it ends before everything has come back, people
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
 from pipeline.ledger import Order
 from pipeline.params import Annotate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Unreachable(UserError):
@@ -29,7 +31,7 @@ class Request(NamedTuple):
     """Images, or blocks, of the round that may still have something to say."""
     known: Mapping[str, str]
     """By image key, the version of what is on record. Answered again only in another version, and never sent again."""
-    pool: pd.DataFrame
+    pool: "pd.DataFrame"
     """The pool's manifest, indexed by key; a block has a row of its own, with the size of its crop."""
     classes: ClassSet
     """What can be painted."""

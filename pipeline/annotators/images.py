@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
-from pipeline import artifacts, blocks, datasets, paths
+from pipeline import artifacts, blocks, paths
 from pipeline.annotators.client import Client, Elsewhere, NotShown
 from pipeline.annotators.contract import Request
-from pipeline.datasets.reading import read_bytes
+from pipeline.datasets import reading
+from pipeline.datasets.files import read_bytes
 from pipeline.errors import UserError
 
 PLAIN = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
@@ -43,7 +44,7 @@ def picture(path: Path, key: str = "") -> tuple[str, bytes]:
     If the key is that of a block, its crop.
     """
     data = read_bytes(path)
-    upright = datasets.read_image(path)  # also the proof that it is whole
+    upright = reading.read_image(path)  # also the proof that it is whole
     if blocks.parse(key) is not None:
         return ".png", _png(blocks.crop(upright, key))
     with Image.open(io.BytesIO(data)) as file:

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 
-from pipeline import artifacts, blocks, datasets
+from pipeline import artifacts, blocks
 from pipeline.annotators.contract import Answer, Request, Skipped
+from pipeline.datasets import reading
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def answers(request: Request) -> Iterator[Answer | Skipped]:
@@ -34,7 +38,7 @@ def answers(request: Request) -> Iterator[Answer | Skipped]:
             yield Answer(order.key, mask, minutes, "oracle")
 
 
-def refused(keys: Iterable[str], pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> dict[str, str]:
+def refused(keys: Iterable[str], pool: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> dict[str, str]:
     """What the oracle cannot deliver, by key, and why: an order of it would never come back.
 
     Args:
@@ -57,7 +61,7 @@ def refused(keys: Iterable[str], pool: pd.DataFrame, table: UInt8[np.ndarray, "2
     return reasons
 
 
-def known_label(key: str, pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:
+def known_label(key: str, pool: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> UInt8[np.ndarray, "h w"]:
     """Class ids and IGNORE of a pool image, or of a block of one.
 
     Args:
@@ -75,7 +79,7 @@ def known_label(key: str, pool: pd.DataFrame, table: UInt8[np.ndarray, "256"]) -
             f"the oracle has no label for {key!r}: {image['image']} has no mask; "
             f"let people label it (annotate.annotator: label_studio)"
         )
-    whole = datasets.read_mask(Path(mask), table)
+    whole = reading.read_mask(Path(mask), table)
     if blocks.parse(key) is None:
         return whole
     size = (int(image["height"]), int(image["width"]))

@@ -11,11 +11,10 @@ from jaxtyping import UInt8
 from pipeline import labels
 from pipeline.datasets import camvid, cityscapes, files, folder, gta5
 from pipeline.datasets.files import SUFFIXES, Layout, Listing, Sample, folders_in
-from pipeline.datasets.reading import read_image, read_mask
 from pipeline.errors import UserError, choose
 from pipeline.labels import CLASS_SETS, ClassSet
 
-__all__ = ["DATASETS", "Dataset", "Sample", "class_set", "find", "listing", "read_image", "read_mask", "table"]
+__all__ = ["DATASETS", "Dataset", "Sample", "class_set", "find", "listing", "table"]
 
 
 class Dataset(NamedTuple):
@@ -73,7 +72,7 @@ def listing(dataset: str, root: Path, split: str) -> Listing:
 
 
 def table(dataset: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
-    """Table for `read_mask` from the ids that the masks under `root` store to class ids, IGNORE or UNKNOWN.
+    """Table for `reading.read_mask` from the ids that the masks under `root` store to class ids, IGNORE or UNKNOWN.
 
     Raises:
         UserError: the layout is not known, or its ids do not fit the class set.

@@ -211,3 +211,17 @@ def _plain(name: str) -> str:
 
 def _fold(name: str) -> str:
     return _plain(name).casefold()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file as it is.
+
+    Raises:
+        UserError: there is no such file, or it may not be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to {path.readlink()}, where nothing is: fetch that file") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.datasets.files import Layout
-from pipeline.datasets.reading import read_bytes
+from pipeline.datasets.files import Layout, read_bytes
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN, ClassSet
 

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from pipeline.datasets.files import read_bytes
 from pipeline.errors import UserError
 from pipeline.labels import apply_table
 
@@ -50,20 +51,6 @@ def _quietly() -> Iterator[None]:
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def read_bytes(path: Path) -> bytes:
-    """The file as it is.
-
-    Raises:
-        UserError: there is no such file, or it may not be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link to {path.readlink()}, where nothing is: fetch that file") from None
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_image(path: Path, sha256: str = "") -> UInt8[np.ndarray, "h w 3"]:

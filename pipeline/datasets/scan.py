@@ -12,8 +12,8 @@ from jaxtyping import Int, Int64, UInt8, UInt64
 from tqdm import tqdm
 
 from pipeline.datasets import plausibility
-from pipeline.datasets.files import Sample
-from pipeline.datasets.reading import decode_image, decode_mask, orientation, read_bytes
+from pipeline.datasets.files import Sample, read_bytes
+from pipeline.datasets.reading import decode_image, decode_mask, orientation
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, UNKNOWN
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
+from pipeline.datasets import reading
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS, IGNORE
 from tests import fakes
@@ -22,7 +23,7 @@ def test_images_and_masks_fit_and_hold_only_classes(name: str, tmp_path: Path) -
     seen: set[int] = set()
     for sample in samples:
         assert sample.mask is not None
-        image, mask = datasets.read_image(sample.image), datasets.read_mask(sample.mask, table)
+        image, mask = reading.read_image(sample.image), reading.read_mask(sample.mask, table)
         assert image.shape == (*fakes.SIZE, 3)
         assert image.dtype == mask.dtype == np.uint8
         assert mask.shape == image.shape[:2]

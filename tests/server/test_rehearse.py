@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import __main__, annotate, artifacts, datasets, ledger, paths, rehearse
 from pipeline.annotators import client
+from pipeline.datasets import reading
 from pipeline.errors import UserError, WaitingForPeople
 from pipeline.labels import CLASS_SETS, IGNORE
 from pipeline.params import Params
@@ -64,7 +65,7 @@ def truth(key: str) -> np.ndarray:
     """The known label, read without what is under test."""
     table = datasets.table("cityscapes", Path("pool"), CLASS_SETS["cityscapes19"])
     pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
-    return datasets.read_mask(Path(pool.at[key, "mask"]), table)
+    return reading.read_mask(Path(pool.at[key, "mask"]), table)
 
 
 def decoded(result: list[dict]) -> np.ndarray:
