@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import artifacts, paths
 from pipeline.errors import UserError
+from pipeline.labels import IGNORE, UNKNOWN, ClassSet
 from tests.conftest import ROOT
 
 
@@ -70,6 +71,7 @@ import resource, signal
 from pathlib import Path
 from pipeline import artifacts
 from pipeline.errors import UserError
+from pipeline.labels import IGNORE, UNKNOWN, ClassSet
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 artifacts.write(Path("file"), b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -391,3 +393,33 @@ def test_missing_and_damaged_features_say_what_makes_them() -> None:
     paths.features("r01").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
     with pytest.raises(UserError, match=r"features\.npz is not whole"):
         artifacts.load_features("r01")
+
+
+CLASSES = ClassSet("own", ("road", "NA", "a, b"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+
+
+def test_class_tables_are_read_as_they_were_written() -> None:
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[[7, 3, 9]] = [0, 2, IGNORE]
+    artifacts.save_classes(CLASSES)
+    artifacts.save_ids("pool", table, CLASSES)
+    assert artifacts.load_classes()[1:] == CLASSES[1:]
+    np.testing.assert_array_equal(artifacts.load_ids("pool", CLASSES), table)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("id,name\n0,road\n0,sky\n", "the key 0 stands twice"),
+        ("number,name\n0,road\n", "lacks the columns id: it was not written by this version"),
+        ("id,name\nzero,road\n", "is not whole .*'zero'.*dvc repro -s -f prepare"),
+        ("id,name\n0\n", "is not whole .line 2 has another number of columns"),
+        ("id,name\n0,road,1\n", "is not whole .line 2 has another number of columns"),
+        ("", "lacks the columns id, name"),
+    ],
+)
+def test_damaged_class_tables_are_sentences(text: str, says: str) -> None:
+    artifacts.save_classes(CLASSES)
+    paths.CLASSES.write_text(text)
+    with pytest.raises(UserError, match=says):
+        artifacts.load_classes()
