@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks import loop_camvid, results
 from benchmarks import reward_camvid as base
 from pipeline import acquisitions, artifacts, batches, datasets, inference, metrics, params_file, training
-from pipeline.acquisitions import ACQUISITIONS
+from pipeline.acquisitions import shortfall
 from pipeline.batches import Item
 from pipeline.calibration import CALIBRATIONS, NONE, SHRINKAGE, Calibration, Fit, fit_vector
 from pipeline.devices import Devices
@@ -116,7 +116,7 @@ def together(seen: Sequence[Seen]) -> Pixels:
 
 def measured(setup: Setup, seen: Sequence[Seen], calibration: Calibration) -> dict[str, float]:
     """A calibration on labelled images."""
-    smooth, shortfall = setup.settings.score.smooth, ACQUISITIONS["shortfall"]
+    smooth = setup.settings.score.smooth
     reliability, loss, expected, facts = torch.zeros(BINS, 3, dtype=torch.float64), 0.0, [], []
     for logits, truth in seen:
         log_p = calibration.apply(logits.T[None, :, None]).log_softmax(1)  # one row of pixels

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import results
-from pipeline.policy import ESTIMATORS, Asked, units
-from pipeline.rewards import REWARDS, Settings
+from pipeline import policy, rewards
+from pipeline.policy import ESTIMATORS, Problem, units
+from pipeline.rewards import REWARDS
 
 CLASSES, SIZE = 11, (60, 80)
-SETTINGS = Settings(
+SETTINGS = rewards.Settings(
     classes=CLASSES,
     weights=torch.ones(CLASSES, dtype=torch.float64),
     costs=1 - torch.eye(CLASSES, dtype=torch.float64),
@@ -68,15 +69,16 @@ def main() -> None:
     right = float((logits.argmax(1) == truth).double().mean())
 
     def gradient(reward: str, estimator: str, how: dict[str, Any]) -> Callable[[], Tensor]:
-        made = REWARDS[reward](SETTINGS)
+        made = REWARDS[reward].make(SETTINGS)
         memory = 20 * made.statistics(units.sample(logits, rng), truth).sum(0)
-        options = {k: v for k, v in how.items() if k != "unit"}
+        member = ESTIMATORS[estimator].make(policy.Settings(**{k: v for k, v in how.items() if k != "unit"}))
+        segments = None
         if how.get("unit"):
-            options["segments"] = units.patches(truth, 5) if how["unit"] == "patch" else units.superpixels(image, 5)
+            segments = units.patches(truth, 5) if how["unit"] == "patch" else units.superpixels(image, 5)
 
         def once() -> Tensor:
             leaf = logits.clone().requires_grad_()
-            loss = ESTIMATORS[estimator](leaf, Asked(truth, made, memory, rng, **options)).loss
+            loss = member(leaf, Problem(truth, made, memory, rng, segments)).loss
             return torch.autograd.grad(loss, leaf)[0].flatten().double()
 
         return once

@@ -40,7 +40,7 @@ from pipeline.datasets import reading
 from pipeline.models import Network
 from pipeline.params import Score
 from pipeline.scoring import Scored
-from pipeline.selection import Candidates, Options
+from pipeline.selection import Candidates, Settings
 from pipeline.selection.coverage import Covering
 from pipeline.selection.learning import LearningCurves, worth
 
@@ -274,7 +274,7 @@ def true_curves(found: Scored, shares: Float64[np.ndarray, "m c"]) -> Candidates
 
 def learnt(candidates: Candidates, places: Int64[np.ndarray, " k"]) -> float:
     """F of pipeline/selection/learning.py."""
-    curves = LearningCurves(candidates, Options(terms=10**9), np.random.default_rng(0))
+    curves = LearningCurves(candidates, Settings(terms=10**9), np.random.default_rng(0))
     for place in places:
         curves.add(int(place))
     return curves.value()
@@ -317,7 +317,7 @@ def total(gains: Float64[np.ndarray, " m"], places: Int64[np.ndarray, " k"]) -> 
 
 def covered(candidates: Candidates, places: Int64[np.ndarray, " k"]) -> float:
     """F of pipeline/selection/coverage.py."""
-    covering = Covering(candidates, Options(terms=10**9), np.random.default_rng(0))
+    covering = Covering(candidates, Settings(terms=10**9), np.random.default_rng(0))
     for place in places:
         covering.add(int(place))
     return covering.value()

@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from benchmarks import results
-from pipeline.selection import METHODS, Budget, Candidates, Options
+from pipeline.selection import METHODS, Budget, Candidates, Settings
 
 NAME = "gain_scale"
 SCORING = ("ratio_to_forward", "ratio_to_baal")
@@ -84,7 +84,7 @@ def choose(method: str, size: int, images: int) -> dict:
     """Seconds of the processor and by the clock, and the peak memory of this process, pool included."""
     candidates = pool(size)
     clock, processor = time.perf_counter(), time.process_time()
-    choice = METHODS[method](candidates, Budget(images), Options(), np.random.default_rng(0))
+    choice = METHODS[method].make(Settings())(candidates, Budget(images), np.random.default_rng(0))
     seconds = {"seconds": time.process_time() - processor, "clock": time.perf_counter() - clock}
     assert len(set(choice.indices)) == images
     return {**seconds, "peak_mib": results.peak_mib()}

@@ -22,13 +22,14 @@ from pipeline import (
     streams,
     training,
 )
+from pipeline.acquisitions import shortfall
 from pipeline.acquisitions.contract import by_claim
-from pipeline.auditing import IN_POINTS, Verdict
+from pipeline.auditing import Verdict
 from pipeline.claims import highest
 from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE
-from pipeline.params import BudgetLine, Compute, Model, Roots, Score
+from pipeline.params import IN_POINTS, BudgetLine, Compute, Model, Roots, Score
 
 BINS = 15
 """Of the expected calibration error."""
@@ -59,16 +60,16 @@ def run(
     true = [torch.zeros(*shape, 3, dtype=torch.float64)]
     reliability = torch.zeros((BINS, 3), dtype=torch.float64)
     name = f"audit {round_name}"
-    for out in inference.outputs(devices, network, items, model.size, compute, name, acquisition.members):
+    for out in inference.outputs(devices, network, items, model.size, compute, name, scorer.entry.needs_members):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size).to(probabilities.device)
         known = truth != IGNORE
-        if acquisition.members:  # split by the claimed class, as such gains are
+        if scorer.entry.needs_members:  # split by the claimed class, as such gains are
             gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device)) * known
             expected.append(by_claim(probabilities, gain_map)[..., 1].cpu())
         else:
             seen = acquisition.observe(_certain_elsewhere(probabilities, known), None).double().cpu()
-            expected.append(acquisition.gain(seen, reference, scorer.smooth, scorer.blend))
+            expected.append(acquisition.gain(seen, reference))
         true.append(acquisitions.observe_truth(highest(probabilities)[1], truth, len(classes.names)).cpu())
         reliability += metrics.reliability(probabilities, truth, BINS).cpu()
     predicted, realised = (devices.gather(torch.cat(part), len(items)) for part in (expected, true))
@@ -89,8 +90,7 @@ def run(
     parts = {"predicted": predicted.numpy()}
     columns = [place for place, name in enumerate(acquisition.statistics) if name in ("claimed", "doubted", "missed")]
     if len(columns) == 3:  # else the pool's unions are not known, and with them no gain of the truth
-        shortfall = acquisitions.ACQUISITIONS["shortfall"]
-        parts["realised"] = shortfall.gain(realised, reference[:, columns], scorer.smooth, 1.0).numpy()
+        parts["realised"] = shortfall.gain(realised, reference[:, columns], scorer.smooth).numpy()
     drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
     frame = pd.DataFrame({"key": keys, "probability": [float(drawn[key]) for key in keys]})
     frame = frame.assign(**{name: of.sum(1) for name, of in parts.items()})

@@ -26,8 +26,6 @@ from jaxtyping import Float, Float64, Int64
 
 FALLBACK = "class_stratified"
 """The selection method that takes over where the score carries no signal."""
-IN_POINTS = ("shortfall", "evpi", "gain")
-"""Acquisitions that predict mIoU points, whose level can be compared with what was realised."""
 FEWEST = 6
 """Images that a verdict needs: of 6 that are ordered by chance, 1 in 720 is in perfect order."""
 LEVEL = 0.1

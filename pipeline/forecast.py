@@ -8,10 +8,9 @@ import itertools
 from collections.abc import Iterable
 
 from pipeline import artifacts, blocks, forecasting, paths
-from pipeline.auditing import IN_POINTS
 from pipeline.errors import counted
 from pipeline.forecasting import Round
-from pipeline.params import BudgetLine, Score
+from pipeline.params import IN_POINTS, BudgetLine, Score
 
 
 def run(round_name: str, line: BudgetLine, *, score: Score) -> None:

@@ -1,7 +1,7 @@
 """The sections of params.yaml as frozen, closed types; pipeline/params_file.py reads them.
 
 The members of every family are named here a second time, since to import the families takes seconds; so a misspelt name
-is refused by every command. tests/test_params.py holds each list of names against its family.
+is refused by every command. So is what a member needs. tests/contracts/ hold each list of names against its family.
 """
 
 from pathlib import Path
@@ -300,8 +300,14 @@ RewardName = Literal[
 ]
 EstimatorName = Literal["counterfactual", "reinforce", "ppo", "soft_iou", "lovasz", "reward_weighted"]
 NOT_OF_COUNTS = ("boundary_f1", "object_recall", "detection")
-"""Rewards that are more than counts of pixels, which counterfactual and soft_iou cannot raise."""
-OF_LOVASZ = ("pooled_miou", "image_miou")
+"""Rewards that are more than counts of pixels."""
+OF_MIOU = ("pooled_miou", "image_miou")
+NEEDS_COUNTS = ("counterfactual", "soft_iou")
+"""Estimators that cannot raise a reward of NOT_OF_COUNTS."""
+NEEDS_MIOU = ("lovasz",)
+"""Estimators that can only raise one of OF_MIOU."""
+NEEDS_SAMPLES = ("reinforce", "ppo")
+"""Estimators that learn from sampled labellings, so that samples, baseline and credit concern them."""
 ANY = "any"
 """In `tune.reward.costs`: every label but the right one."""
 WITHOUT_CREDIT = ("image_miou", "detection")
@@ -356,11 +362,11 @@ class Reward(Section):
 
     def clash(self) -> str | None:
         """Why the estimator cannot raise the reward; the estimators themselves say the same once they are asked."""
-        if self.estimator in ("counterfactual", "soft_iou") and self.reward in NOT_OF_COUNTS:
+        if self.estimator in NEEDS_COUNTS and self.reward in NOT_OF_COUNTS:
             return f"{self.estimator} needs a reward of pixel counts: take reinforce or ppo for this one"
-        if self.estimator == "lovasz" and self.reward not in OF_LOVASZ:
-            return "lovasz is made for pooled_miou and image_miou: take another estimator for this reward"
-        if self.estimator not in ("reinforce", "ppo"):
+        if self.estimator in NEEDS_MIOU and self.reward not in OF_MIOU:
+            return f"{self.estimator} is made for pooled_miou and image_miou: take another estimator for this reward"
+        if self.estimator not in NEEDS_SAMPLES:
             return None
         if self.samples < 2 and self.baseline in ("two_sample", "leave_one_out"):
             return f"the baseline {self.baseline} needs at least 2 samples, not {self.samples}"
@@ -388,6 +394,8 @@ class Calibration(Section):
 AcquisitionName = Literal[
     "shortfall", "evpi", "gain", "entropy", "margin", "least_confidence", "ripu", "bald", "random"
 ]
+IN_POINTS = ("shortfall", "evpi", "gain")
+"""Those whose gains are in mIoU points, so that their level can be compared with what was realised."""
 
 
 class Score(Section):

@@ -40,7 +40,7 @@ def run(
         folder.mkdir(parents=True)
     devices.barrier()
     broken = [torch.zeros(0, dtype=torch.bool)]  # there may be fewer images than processes
-    grid = scorer.acquisition.members
+    grid = scorer.entry.needs_members
     for out in inference.outputs(devices, network, items, model.size, compute, f"predict {round_name}", grid):
         scaled = scorer.calibration.apply(out.logits)
         broken.append(~scaled.flatten(1).isfinite().all(1).cpu())

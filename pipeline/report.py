@@ -10,7 +10,7 @@ from pipeline import artifacts, auditing, batches, inference, ledger, paths, pic
 from pipeline.claims import highest
 from pipeline.devices import Devices
 from pipeline.labels import ClassSet
-from pipeline.params import BudgetLine, Compute, Model, Report, Roots, Score
+from pipeline.params import IN_POINTS, BudgetLine, Compute, Model, Report, Roots, Score
 
 
 def run(
@@ -114,7 +114,7 @@ def _panels(
     after, _ = training.open_network(name, model, classes)
     rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
     scorer = scoring.start(name, line.after, before, calibration, score, seed=seed, rounds=rounds)
-    grid = scorer.acquisition.members
+    grid = scorer.entry.needs_members
     for out in inference.outputs(devices, before, items, model.size, compute, f"report {name}", grid):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size)
@@ -123,7 +123,7 @@ def _panels(
         gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
         for place, index in enumerate(out.batch.indices):
             row = selection.iloc[index]
-            unit = " points" if score.acquisition in auditing.IN_POINTS else f" of {score.acquisition}"
+            unit = " points" if score.acquisition in IN_POINTS else f" of {score.acquisition}"
             how = f"drawn with p = {row['probability']:.2f}" if row["probability"] < 1 else f"chosen by {row['method']}"
             artifacts.write(
                 paths.sample(name, index + 1, row["key"]),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pipeline import inference, losses, training
+from pipeline import inference, losses, policy, rewards, training
 from pipeline.batches import Batch, Item
 from pipeline.claims import highest
 from pipeline.devices import Devices
@@ -15,8 +15,8 @@ from pipeline.inference import Output
 from pipeline.labels import IGNORE, ClassSet
 from pipeline.models import Network
 from pipeline.params import ANY, Compute, Model, Reward
-from pipeline.policy import ESTIMATORS, Asked, Estimate, Rollout, units
-from pipeline.rewards import REWARDS, RewardFunction, Settings
+from pipeline.policy import ESTIMATORS, Estimate, Problem, Rollout, units
+from pipeline.rewards import REWARDS, RewardFunction
 from pipeline.training import Loss, LossFunction, State
 
 OWN = tuple(f"own_{name}" for name in Rollout._fields)
@@ -36,8 +36,8 @@ def reward_function(settings: Reward, weights: Tensor, classes: ClassSet) -> Rew
         for label, cost in sorted(by_label.items(), key=lambda one: one[0] != ANY):  # what is named counts
             costs[row, slice(None) if label == ANY else choose("class in tune.reward.costs", ids, label)] = cost
         costs[row, row] = 0
-    numbers = Settings(len(ids), weights.double().cpu(), costs, settings.tolerance, settings.overlap)
-    return choose("tune.reward.reward", REWARDS, settings.reward)(numbers)
+    numbers = rewards.Settings(len(ids), weights.double().cpu(), costs, settings.tolerance, settings.overlap)
+    return choose("tune.reward.reward", REWARDS, settings.reward).make(numbers)
 
 
 def held_out_reward(
@@ -96,17 +96,17 @@ def loss_function(
     """
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
 
-    def ask(batch: Batch, memory: Tensor, generator: torch.Generator) -> Asked:
-        return _asked(settings, reward, batch, memory, generator)
+    def ask(batch: Batch, memory: Tensor, generator: torch.Generator) -> Problem:
+        return _problem(settings, reward, batch, memory, generator)
 
     def loss(tuned: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator, state: State) -> Loss:
         logits = tuned(batch.images)
         step = int(state.get("step", torch.zeros(())))
         memory = state["memory"] if state else torch.zeros_like(reward.statistics(batch.masks, batch.masks)[0])
-        asked = ask(batch, memory, generator)
+        problem = ask(batch, memory, generator)
         if step % settings.epochs and all(name in state for name in OWN):
-            asked = asked._replace(rollout=Rollout(*(state[name] for name in OWN)))
-        estimate = _estimate(settings, logits, asked)
+            problem = problem._replace(rollout=Rollout(*(state[name] for name in OWN)))
+        estimate = _estimate(settings, logits, problem)
         cross_entropy = losses.cross_entropy(logits, batch.masks, weights)
         terms = {
             "reward_std": estimate.reward_std,
@@ -134,9 +134,9 @@ def loss_function(
                 ]
                 terms["gradient_cosine"] = _cosine(shares, parameters)
         kept = {"step": torch.tensor(step + 1), "memory": memory}
-        if settings.estimator == "ppo" and estimate.rollout is not None:
+        if estimate.rollout is not None:
             kept |= dict(zip(OWN, estimate.rollout, strict=True))
-        if asked.rollout is None:  # labellings are counted once
+        if problem.rollout is None:  # labellings are counted once
             kept["memory"] = settings.memory * memory + devices.total(estimate.statistics).to(memory.device)
         return Loss(total, terms, kept)
 
@@ -155,18 +155,19 @@ def check(settings: Reward, classes: ClassSet) -> None:
     images = torch.randint(0, 256, (2, 3, *size[1:]), generator=rng, dtype=torch.uint8)
     batch = Batch(images, torch.randint(0, c, size, generator=rng, dtype=torch.uint8))
     memory = torch.zeros_like(reward.statistics(batch.masks, batch.masks)[0])
-    _estimate(settings, torch.randn(2, c, *size[1:], generator=rng), _asked(settings, reward, batch, memory, rng))
+    _estimate(settings, torch.randn(2, c, *size[1:], generator=rng), _problem(settings, reward, batch, memory, rng))
 
 
-def _asked(settings: Reward, reward: RewardFunction, batch: Batch, memory: Tensor, generator: torch.Generator) -> Asked:
-    segments = UNITS[settings.unit](batch.images, settings.patch)
-    how = (settings.samples, settings.baseline, settings.credit, settings.clip_ratio)
-    return Asked(batch.masks, reward, memory, generator, segments, *how)
+def _problem(
+    settings: Reward, reward: RewardFunction, batch: Batch, memory: Tensor, generator: torch.Generator
+) -> Problem:
+    return Problem(batch.masks, reward, memory, generator, UNITS[settings.unit](batch.images, settings.patch))
 
 
-def _estimate(settings: Reward, logits: Tensor, asked: Asked) -> Estimate:
+def _estimate(settings: Reward, logits: Tensor, problem: Problem) -> Estimate:
+    how = policy.Settings(settings.samples, settings.baseline, settings.credit, settings.clip_ratio)
     try:
-        return choose("tune.reward.estimator", ESTIMATORS, settings.estimator)(logits, asked)
+        return choose("tune.reward.estimator", ESTIMATORS, settings.estimator).make(how)(logits, problem)
     except ValueError as error:  # what it refuses is the user's mistake
         raise UserError(f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}") from None
 

@@ -12,7 +12,17 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from pipeline import blocks, costs, features, inference, paths, streams, transforms
-from pipeline.acquisitions import ACQUISITIONS, Acquisition, Posterior, Worth, expected_iou, faded, worth
+from pipeline.acquisitions import (
+    ACQUISITIONS,
+    Acquisition,
+    Entry,
+    Posterior,
+    Settings,
+    Worth,
+    annealed,
+    expected_iou,
+    worth,
+)
 from pipeline.artifacts import Features
 from pipeline.batches import Item
 from pipeline.blocks import Box, Grid
@@ -34,12 +44,12 @@ class Scorer(NamedTuple):
     round_name: str
     after: str
     """The round whose network it is."""
+    entry: Entry
+    """What the acquisition needs."""
     acquisition: Acquisition
     network: Network
     calibration: Calibration
     smooth: float
-    blend: float
-    """Share of the shortfall in `gain`."""
     heads: Float[Tensor, "k c d kh kw"] | None
     """Last layers of the members, if the acquisition asks for them."""
 
@@ -100,7 +110,7 @@ class Scorer(NamedTuple):
             UserError: a class has no union in the pool, and there is no smoothing.
         """
         with self.about_smoothing():
-            return self.acquisition.gain(sums, sums.sum(0), self.smooth, self.blend)
+            return self.acquisition.gain(sums, sums.sum(0))
 
     @contextmanager
     def about_smoothing(self) -> Iterator[None]:
@@ -118,9 +128,9 @@ class Scorer(NamedTuple):
         Raises:
             ValueError: a class has no union in the pool, and there is no smoothing.
         """
-        of_pixel = worth(pool, self.smooth) if self.acquisition.worth else None
+        of_pixel = worth(pool, self.smooth) if self.entry.needs_worth else None
         posterior = self.posterior(out, of_pixel)
-        return self.acquisition.gain_map(probabilities, pool, self.smooth, posterior, self.blend)
+        return self.acquisition.gain_map(probabilities, pool, posterior)
 
 
 def start(
@@ -140,14 +150,14 @@ def start(
     Raises:
         UserError: the acquisition is unknown, or asks for members that the network cannot have.
     """
-    acquisition = choose("score.acquisition", ACQUISITIONS, score.acquisition)
+    entry = choose("score.acquisition", ACQUISITIONS, score.acquisition)
     heads = None
-    if acquisition.members:
+    if entry.needs_members:
         members_rng = torch.Generator().manual_seed(streams.seed_of(seed, round_name, "members"))
         heads = network.thinned(score.members, score.dropout, members_rng)
-    blend = faded(rounds, score.blend_end, score.blend_rounds)
+    acquisition = entry.make(Settings(score.smooth, annealed(rounds, score.blend_end, score.blend_rounds)))
     used = calibration if score.calibrate else NONE
-    return Scorer(round_name, after, acquisition, network, used, score.smooth, blend, heads)
+    return Scorer(round_name, after, entry, acquisition, network, used, score.smooth, heads)
 
 
 class Scored(NamedTuple):
@@ -257,8 +267,8 @@ def run(
     Raises:
         UserError: probabilities are not finite, or a class has no union and there is no smoothing.
     """
-    of_pixel = sampled_worth(devices, scorer, items[:left], model, compute, cut) if scorer.acquisition.worth else None
-    grid = scorer.acquisition.members or features_seed is not None
+    of_pixel = sampled_worth(devices, scorer, items[:left], model, compute, cut) if scorer.entry.needs_worth else None
+    grid = scorer.entry.needs_members or features_seed is not None
     results = inference.outputs(devices, scorer.network, items, model.size, compute, f"score {scorer.round_name}", grid)
     pooled: list[Pooled] = []
     if features_seed is not None:
@@ -302,7 +312,7 @@ def sampled_worth(
     sample = [left[place] for place in places]
     name = f"score {scorer.round_name}, J and U"
     results = inference.outputs(devices, scorer.network, sample, model.size, compute, name)
-    plain = scorer._replace(acquisition=ACQUISITIONS["shortfall"], heads=None)
+    plain = scorer._replace(acquisition=ACQUISITIONS["shortfall"].make(Settings(scorer.smooth)), heads=None)
     if cut is None:
         sums, all_of_them = plain.statistics(devices, results, sample), len(left)
     else:

@@ -13,7 +13,7 @@ from pipeline import artifacts, auditing, blocks, candidates, ledger, paths, str
 from pipeline.errors import UserError, choose
 from pipeline.ledger import Ledger, Order, Skip, Spending
 from pipeline.params import Annotate, BudgetLine, Select
-from pipeline.selection import BY_GAIN, METHODS, NEEDS, Budget, Candidates, Options
+from pipeline.selection import METHODS, Budget, Candidates, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,10 +35,11 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
     blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
     field = "start" if select.start and line.after == paths.SOURCE_ROUND else "method"
     wanted = getattr(select, field)
-    if grid is not None and wanted in NEEDS:
+    entry = choose(f"select.{field}", METHODS, wanted)
+    if grid is not None and entry.needs_features:
         raise UserError(
             f"select.{field} is {wanted}, which compares features, and score.unit is block, of which there are none: "
-            f"choose one of {', '.join(name for name in METHODS if name not in NEEDS)}"
+            f"choose one of {', '.join(name for name, other in METHODS.items() if not other.needs_features)}"
         )
     left, aside = candidates.left(round_name, book, annotate)
     for sentence in aside:
@@ -55,16 +56,15 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 f"budget: {round_name} asks for {line}, but only {len(left)} of the pool are left: "
                 f"lower it in {paths.PARAMS}"
             )
-        fallback = select.fallback and wanted in BY_GAIN  # a verdict on the score is none on who does not go by it
+        fallback = select.fallback and entry.by_gain  # a verdict on the score is none on who does not go by it
         name = auditing.method(wanted, artifacts.load_audit(line.after)["signal"], fallback)
         if name != wanted:
             print(
                 f"{round_name}: drawn by {name} instead of {wanted}, since the labels of {line.after} "
                 f"showed no signal in the score ({paths.audit(line.after)})"
             )
-        choose(f"select.{field}", METHODS, name)
-        options = Options(select.power, select.uniform_share)
-        rows += _choose(round_name, left, book, budget, name, options, streams.rng(seed, round_name, "select"))
+        settings = Settings(select.power, select.uniform_share)
+        rows += _choose(round_name, left, book, budget, name, settings, streams.rng(seed, round_name, "select"))
     if not rows:
         raise UserError(
             f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
@@ -89,7 +89,7 @@ def _choose(
     book: Ledger,
     budget: Budget,
     name: str,
-    options: Options,
+    settings: Settings,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """Rows of the selection by one method: of what nobody has skipped; only when that is used up, of the rest.
@@ -105,9 +105,9 @@ def _choose(
         minutes = None if budget.minutes is None else budget.minutes - sum(row["minutes"] for row in rows)
         if part.empty or images == 0 or (minutes is not None and minutes <= 0):
             continue
-        candidates = _candidates(round_name, part, book.orders, NEEDS.get(name))
+        candidates = _candidates(round_name, part, book.orders, METHODS[name].needs_features)
         try:
-            choice = METHODS[name](candidates, Budget(images, minutes), options, rng)
+            choice = METHODS[name].make(settings)(candidates, Budget(images, minutes), rng)
         except ValueError as error:
             raise UserError(f"{round_name}: {error}; see {paths.scores(round_name)} and the section select") from None
         drawn = part.iloc[choice.indices][["key", "gain", "minutes"]]

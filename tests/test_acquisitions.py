@@ -8,20 +8,26 @@ from torch import Tensor
 from pipeline import metrics
 from pipeline.acquisitions import (
     ACQUISITIONS,
+    Acquisition,
     Posterior,
+    Settings,
     Worth,
+    annealed,
     expected_iou,
-    faded,
     observe_truth,
     oracle,
     predicted_miou,
+    shortfall,
     worth,
 )
 from pipeline.labels import IGNORE
 
 QUICK = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
-SHORTFALL = ACQUISITIONS["shortfall"]
+
+
+def made(name: str, smooth: float = 0.0, blend: float = 1.0) -> Acquisition:
+    return ACQUISITIONS[name].make(Settings(smooth, blend))
 
 
 def random_pool(seed: int, classes: int = 6, images: int = 3, size: tuple[int, int] = (25, 40)) -> Tensor:
@@ -58,8 +64,8 @@ def gains_by_force(probabilities: Tensor) -> np.ndarray:
 @given(SEEDS)
 def test_shortfall_of_a_pixel_is_what_putting_it_right_would_bring(seed: int) -> None:
     probabilities = random_pool(seed)
-    pool = SHORTFALL.observe(probabilities).sum(0)
-    predicted = SHORTFALL.gain_map(probabilities, pool, 0.0).flatten().double().numpy()
+    pool = shortfall.observe(probabilities).sum(0)
+    predicted = shortfall.gain_map(probabilities, pool, 0.0).flatten().double().numpy()
     exact = gains_by_force(probabilities)
     assert np.corrcoef(predicted, exact)[0, 1] > 0.999
     assert predicted.sum() == pytest.approx(exact.sum(), rel=0.02)
@@ -75,7 +81,7 @@ def test_shortfall_statistics_agree_with_a_loop(seed: int) -> None:
         a = p.argmax()
         expected[n, a] += [1, 1 - p[a], 0]
         expected[n, np.arange(3) != a, 2] += p[np.arange(3) != a]
-    np.testing.assert_allclose(SHORTFALL.observe(probabilities).numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(shortfall.observe(probabilities).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_are_accurate_on_a_large_image() -> None:
@@ -85,7 +91,7 @@ def test_statistics_are_accurate_on_a_large_image() -> None:
     probabilities = torch.cat([1 - p, p], dim=1)
     doubt = float((1 - probabilities[:, 0].double()).sum())
     missed = float(p.double().sum())
-    statistics = SHORTFALL.observe(probabilities)[0]
+    statistics = shortfall.observe(probabilities)[0]
     assert statistics[:, 0].tolist() == [1024 * 2048, 0]
     assert float(statistics[0, 1]) == pytest.approx(doubt, rel=1e-6)
     assert float(statistics[1, 2]) == pytest.approx(missed, rel=1e-6)
@@ -96,14 +102,14 @@ def test_statistics_are_accurate_on_a_large_image() -> None:
 def test_truth_statistics_are_what_the_probabilities_expect(seed: int) -> None:
     probabilities = random_pool(seed, size=(100, 100))
     truth = draw_truth(probabilities, seed)
-    expected = SHORTFALL.observe(probabilities).sum(0)
+    expected = shortfall.observe(probabilities).sum(0)
     found = observe_truth(probabilities.argmax(1), truth, 6).sum(0)
     assert found[:, 0].tolist() == expected[:, 0].tolist()
     # sums of independent draws, each of variance at most its expectation
     assert ((found - expected).abs() <= 5 * expected.clamp(min=1).sqrt()).all()
 
     pool = expected
-    predicted, realised = (float(SHORTFALL.gain(s[None], pool, 0.01).sum()) for s in (expected, found))
+    predicted, realised = (float(shortfall.gain(s[None], pool, 0.01).sum()) for s in (expected, found))
     assert realised == pytest.approx(predicted, rel=0.05)
     actual = metrics.miou(metrics.confusion(probabilities.argmax(1), truth, 6))
     assert predicted_miou(pool) == pytest.approx(actual, abs=0.02)
@@ -123,7 +129,7 @@ def test_truth_statistics_agree_with_the_confusion_matrix(seed: int) -> None:
 
 
 def test_of_equally_probable_classes_the_first_is_claimed_once() -> None:
-    statistics = SHORTFALL.observe(torch.full((1, 4, 3, 5), 0.25))[0]
+    statistics = shortfall.observe(torch.full((1, 4, 3, 5), 0.25))[0]
     assert statistics[:, 0].tolist() == [15, 0, 0, 0]
     assert statistics[:, 1].tolist() == [0.75 * 15, 0, 0, 0]
     assert statistics[:, 2].tolist() == [0, 3.75, 3.75, 3.75]
@@ -139,21 +145,21 @@ def test_shortfall_ranks_a_rare_class_before_a_common_one_and_certainty_last() -
     images[0, :, 0, 0] = torch.tensor([0.6, 0.4, 0.0])  # perhaps the rare class was missed
     images[5, :, 0, 0] = torch.tensor([0.4, 0.6, 0.0])  # perhaps the rare class was claimed wrongly
     images[1, :, 0, 0] = torch.tensor([0.9, 0.1, 0.0])
-    statistics = SHORTFALL.observe(images)
-    gains = SHORTFALL.gain(statistics, statistics.sum(0), 0.01).sum(1)
+    statistics = shortfall.observe(images)
+    gains = shortfall.gain(statistics, statistics.sum(0), 0.01).sum(1)
     assert gains.argsort(descending=True)[:3].tolist() == [0, 5, 1]
     assert gains[[2, 3, 4, 6]].tolist() == [0, 0, 0, 0]
-    by_class = SHORTFALL.gain(statistics, statistics.sum(0), 0.01)
+    by_class = shortfall.gain(statistics, statistics.sum(0), 0.01)
     assert by_class[0, 1] > by_class[0, 0] > by_class[0, 2] == 0
 
 
 def test_shortfall_known_answer() -> None:
     probabilities = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).reshape(1, 2, 1, 2)
-    statistics = SHORTFALL.observe(probabilities)
+    statistics = shortfall.observe(probabilities)
     assert statistics.tolist() == [[[1, 0.25, 0.25]] * 2]
     # I = .75, U = 1.25, J = .6: each class gains (.6 / 1.25) .25 + .25 / 1.25 = .32, halved by the mean over classes
-    assert SHORTFALL.gain(statistics, statistics[0], 0.0)[0].tolist() == pytest.approx([16.0, 16.0])
-    assert SHORTFALL.gain_map(probabilities, statistics[0], 0.0).flatten().tolist() == pytest.approx([16.0, 16.0])
+    assert shortfall.gain(statistics, statistics[0], 0.0)[0].tolist() == pytest.approx([16.0, 16.0])
+    assert shortfall.gain_map(probabilities, statistics[0], 0.0).flatten().tolist() == pytest.approx([16.0, 16.0])
     assert expected_iou(statistics[0]).tolist() == pytest.approx([0.6, 0.6])
     assert predicted_miou(statistics[0]) == pytest.approx(0.6)
     assert predicted_miou(statistics[0], 0.1) == pytest.approx(0.75 / 1.5)
@@ -170,11 +176,11 @@ def test_the_gain_is_the_slope_of_the_miou_without_smoothing_and_below_it_with()
     rise = 100 * (metrics.miou(better) - metrics.miou(confusion))
     image = torch.zeros(1, 3, 3, dtype=torch.float64)
     image[0, 1, 1] = image[0, 2, 2] = 1
-    assert float(SHORTFALL.gain(image, pool, 0.0).sum()) == pytest.approx(rise, rel=1e-3)
+    assert float(shortfall.gain(image, pool, 0.0).sum()) == pytest.approx(rise, rel=1e-3)
     unions = claimed + true - hit
     lower = 1 / (1 + 0.01 * unions.sum() / unions)  # what smoothing leaves of 1 / U
-    parts = SHORTFALL.gain(image, pool, 0.0)[0] * torch.stack([lower[0], lower[1] ** 2, lower[2]])
-    torch.testing.assert_close(SHORTFALL.gain(image, pool, 0.01)[0], parts)
+    parts = shortfall.gain(image, pool, 0.0)[0] * torch.stack([lower[0], lower[1] ** 2, lower[2]])
+    torch.testing.assert_close(shortfall.gain(image, pool, 0.01)[0], parts)
     assert float(parts.sum()) < 0.8 * rise
 
 
@@ -182,18 +188,18 @@ def test_smoothing_keeps_an_absent_class_from_dominating() -> None:
     images = certain(0, 0, 1)
     images[0, :, 0, 0] = torch.tensor([0.999, 0.0, 0.001])  # a trace of class 2, which is claimed nowhere
     images[1, :, 0, 0] = torch.tensor([0.6, 0.4, 0.0])
-    statistics = SHORTFALL.observe(images)
-    raw, smoothed = (SHORTFALL.gain(statistics, statistics.sum(0), smooth).sum(1) for smooth in (0.0, 0.01))
+    statistics = shortfall.observe(images)
+    raw, smoothed = (shortfall.gain(statistics, statistics.sum(0), smooth).sum(1) for smooth in (0.0, 0.01))
     assert raw[0] > raw[1]
     assert smoothed[0] < smoothed[1]
 
 
 def test_a_class_without_union_is_refused_without_smoothing() -> None:
     images = certain(0, 1)
-    pool = SHORTFALL.observe(images).sum(0)
+    pool = shortfall.observe(images).sum(0)
     with pytest.raises(ValueError, match=r"classes \[2\] have no union"):
-        SHORTFALL.gain_map(images, pool, 0.0)
-    assert SHORTFALL.gain_map(images, pool, 0.01).tolist() == torch.zeros(2, 2, 2).tolist()
+        shortfall.gain_map(images, pool, 0.0)
+    assert shortfall.gain_map(images, pool, 0.01).tolist() == torch.zeros(2, 2, 2).tolist()
     assert predicted_miou(pool) == 1
 
 
@@ -209,8 +215,8 @@ def test_baselines_known_answers() -> None:
         "random": [1, 1, 1],
     }
     for name, gains in expected.items():
-        statistics = ACQUISITIONS[name].observe(images)
-        found = ACQUISITIONS[name].gain(statistics, statistics.sum(0), 0.0).sum(1)
+        statistics = made(name).observe(images)
+        found = made(name).gain(statistics, statistics.sum(0)).sum(1)
         np.testing.assert_allclose(found.numpy(), gains, rtol=1e-6, err_msg=name)
 
 
@@ -221,7 +227,7 @@ def random_posterior(seed: int, members: int = 4, spread: float = 1.5) -> Poster
     spreads = spread * torch.randn(members, 2, 5, 4, 6, generator=generator)
     rows, cols = torch.arange(8) // 2, torch.arange(18) // 3
     of = Posterior((logits + spreads).softmax(2), rows, cols)
-    return of._replace(worth=worth(SHORTFALL.observe(pixels_of(of)).sum(0), 0.01))
+    return of._replace(worth=worth(shortfall.observe(pixels_of(of)).sum(0), 0.01))
 
 
 def pixels_of(of: Posterior) -> Tensor:
@@ -231,8 +237,9 @@ def pixels_of(of: Posterior) -> Tensor:
 
 
 def by_class(name: str, of: Posterior, blend: float = 1.0) -> Tensor:
-    statistics = ACQUISITIONS[name].observe(pixels_of(of), of)
-    return ACQUISITIONS[name].gain(statistics, statistics.sum(0), 0.01, blend)
+    acquisition = made(name, 0.01, blend)
+    statistics = acquisition.observe(pixels_of(of), of)
+    return acquisition.gain(statistics, statistics.sum(0))
 
 
 @QUICK
@@ -257,15 +264,15 @@ def test_evpi_is_the_best_claim_of_every_member_less_the_best_of_all(seed: int) 
 def test_what_can_be_learnt_is_never_more_than_what_is_missing(seed: int) -> None:
     of = random_posterior(seed)
     p = pixels_of(of)
-    pool = torch.cat([SHORTFALL.observe(p).sum(0), torch.zeros(5, 1)], dim=1)
-    missing = SHORTFALL.gain_map(p, pool[:, :3], 0.01)
-    learnt = ACQUISITIONS["evpi"].gain_map(p, pool, 0.01, of)
+    pool = torch.cat([shortfall.observe(p).sum(0), torch.zeros(5, 1)], dim=1)
+    missing = shortfall.gain_map(p, pool[:, :3], 0.01)
+    learnt = made("evpi").gain_map(p, pool, of)
     assert (learnt >= 0).all()
     assert (learnt <= missing + 1e-6).all()
     certain_members = of._replace(
         members=torch.eye(5)[[0, 1, 2, 3, 4, 1]][:, None, :, None, None].expand(-1, 2, -1, 4, 6)
     )
-    told = ACQUISITIONS["evpi"].gain_map(pixels_of(certain_members), pool, 0.01, certain_members)
+    told = made("evpi").gain_map(pixels_of(certain_members), pool, certain_members)
     assert (told > 0).all()
 
 
@@ -275,10 +282,10 @@ def test_evpi_known_answer() -> None:
     one = torch.zeros(1, dtype=torch.int64)
     of = Posterior(members, one, one, Worth(torch.tensor([1.0, 1.0]).double(), torch.tensor([2.0, 2.0]).double()))
     p = torch.full((1, 2, 1, 1), 0.5)
-    assert ACQUISITIONS["evpi"].observe(p, of)[0, :, 3].tolist() == [1.5, 0]  # 2 with the truth, (2 - 1) / 2 without
+    assert made("evpi").observe(p, of)[0, :, 3].tolist() == [1.5, 0]  # 2 with the truth, (2 - 1) / 2 without
     unknown = of._replace(members=torch.full((2, 1, 2, 1, 1), 0.5))
-    assert ACQUISITIONS["evpi"].observe(p, unknown)[0, :, 3].tolist() == [0, 0]
-    assert float(SHORTFALL.gain(SHORTFALL.observe(p), SHORTFALL.observe(p)[0], 0.01).sum()) > 0
+    assert made("evpi").observe(p, unknown)[0, :, 3].tolist() == [0, 0]
+    assert float(shortfall.gain(shortfall.observe(p), shortfall.observe(p)[0], 0.01).sum()) > 0
 
 
 @pytest.mark.parametrize("name", ["evpi", "bald"])
@@ -315,8 +322,8 @@ def test_gain_blends_what_is_missing_with_what_can_be_learnt(seed: int, blend: f
 
 
 def test_blend_falls_along_a_line_and_stays() -> None:
-    assert [faded(rounds, 0.2, 4) for rounds in range(7)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
-    assert [faded(rounds, 0.5, 1) for rounds in range(3)] == [1, 0.5, 0.5]
+    assert [annealed(rounds, 0.2, 4) for rounds in range(7)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    assert [annealed(rounds, 0.5, 1) for rounds in range(3)] == [1, 0.5, 0.5]
 
 
 @QUICK
@@ -343,8 +350,8 @@ def test_ripu_agrees_with_a_loop(seed: int) -> None:
         shares = np.bincount(claim[window].ravel()) / claim[window].size
         shares = shares[shares > 0]
         expected[n, claim[n, row, col]] += -(shares * np.log(shares)).sum() * entropy[window].mean() / 30
-    statistics = ACQUISITIONS["ripu"].observe(probabilities)
-    found = ACQUISITIONS["ripu"].gain(statistics, statistics.sum(0), 0.0)
+    statistics = made("ripu").observe(probabilities)
+    found = made("ripu").gain(statistics, statistics.sum(0))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import artifacts, audit, auditing, inference, labels, paths, score, select, training, tune
-from pipeline.acquisitions import ACQUISITIONS
+from pipeline.acquisitions import ACQUISITIONS, shortfall
 from pipeline.batches import Item, stored
 from pipeline.calibration import of_temperature
 from pipeline.devices import Devices
@@ -130,7 +130,6 @@ def test_gains_are_those_of_labelled_pixels_by_plain_loops() -> None:
     union = pool[:, 0] + pool[:, 2]
     union = union + 0.02 * union.sum()
     iou = (pool[:, 0] - pool[:, 1]) / union
-    gain_map = ACQUISITIONS["shortfall"].gain_map
     for row, (key, p) in zip(frame.to_dict("records"), predicted().items(), strict=True):
         mask, claim = masks[key], p.argmax(0).numpy()
         known = mask != labels.IGNORE
@@ -140,7 +139,7 @@ def test_gains_are_those_of_labelled_pixels_by_plain_loops() -> None:
         np.add.at(by_class, mask[wrong], 1 / union[mask[wrong]])
         assert [row[f"realised_{name}"] for name in CLASSES.names] == pytest.approx(by_class * 100 / 19, rel=1e-6)
         assert row["realised"] == pytest.approx(by_class.sum() * 100 / 19, rel=1e-6)
-        expected = gain_map(p[None], torch.from_numpy(pool), 0.02)[0].numpy()[known].sum()
+        expected = shortfall.gain_map(p[None], torch.from_numpy(pool), 0.02)[0].numpy()[known].sum()
         assert row["predicted"] == pytest.approx(float(expected), rel=1e-4)
         assert row["predicted"] == pytest.approx(sum(row[f"predicted_{name}"] for name in CLASSES.names), rel=1e-6)
         assert row["probability"] == 0.25
@@ -193,7 +192,7 @@ def test_few_images_wait_for_a_verdict_with_the_rounds_before_them() -> None:
     assert (content["tested_images"], content["tested_rounds"], content["signal"]) == (8, 2, False)
 
 
-@pytest.mark.parametrize("acquisition", sorted(set(ACQUISITIONS) - set(auditing.IN_POINTS)))
+@pytest.mark.parametrize("acquisition", [name for name, entry in ACQUISITIONS.items() if not entry.in_points])
 def test_what_cannot_be_realised_is_said_and_not_invented(acquisition: str) -> None:
     scored(acquisition)
     deliver(truth(shares(descending=False)))

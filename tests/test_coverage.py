@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.selection import Budget, Candidates, Options
+from pipeline.selection import Budget, Candidates, Settings
 from pipeline.selection.coverage import Covering, coverage, drawn_coverage, representative
 from pipeline.selection.greedy import lazy, sample_terms
 
@@ -48,15 +48,15 @@ def plain(terms: np.ndarray, chosen: list[int], bought: int = 0) -> float:
 
 
 def covering_of(candidates: Candidates, chosen: list[int]) -> Covering:
-    covering = Covering(candidates, Options(), np.random.default_rng())
+    covering = Covering(candidates, Settings(), np.random.default_rng())
     for index in chosen:
         covering.add(index)
     return covering
 
 
-def choose(candidates: Candidates, seed: int = 0, options: Options | None = None, **budget: float) -> list[int]:
+def choose(candidates: Candidates, seed: int = 0, settings: Settings | None = None, **budget: float) -> list[int]:
     rng = np.random.default_rng(seed)
-    return coverage(candidates, Budget(**budget), options or Options(), rng).indices.tolist()
+    return coverage(candidates, Budget(**budget), rng, settings or Settings()).indices.tolist()
 
 
 @QUICK
@@ -98,7 +98,7 @@ def shares_of_the_best(budget: Budget) -> np.ndarray:
         if budget.minutes is not None:
             sets = [chosen for chosen in sets if candidates.minutes[chosen].sum() <= budget.minutes]
         best = max(plain(f, chosen, seed % 3) for chosen in sets)
-        chosen = coverage(candidates, budget, Options(), np.random.default_rng()).indices.tolist()
+        chosen = coverage(candidates, budget, np.random.default_rng(), Settings()).indices.tolist()
         assert sorted(chosen) in sets
         shares.append(plain(f, chosen, seed % 3) / best)
     return np.array(shares)
@@ -148,10 +148,10 @@ def test_search_by_samples_is_nearly_as_good() -> None:
     for seed in range(5):
         candidates = pool(seed, m=400, c=3, d=6)
         f = terms(candidates)
-        whole, sampled = (plain(f, choose(candidates, seed, Options(whole=n), images=40)) for n in (10**9, 0))
+        whole, sampled = (plain(f, choose(candidates, seed, Settings(whole=n), images=40)) for n in (10**9, 0))
         lost.append(1 - sampled / whole)
     assert 0 < np.mean(lost) < 0.05
-    assert choose(candidates, 1, Options(whole=0), images=40) != choose(candidates, 2, Options(whole=0), images=40)
+    assert choose(candidates, 1, Settings(whole=0), images=40) != choose(candidates, 2, Settings(whole=0), images=40)
 
 
 def test_terms_are_drawn_so_that_every_sum_is_unbiased() -> None:
@@ -180,7 +180,7 @@ def test_of_duplicates_one_is_taken() -> None:
     assert not {index % 20 for index in choose(bought, images=10)} & set(range(5))
     twice = 0
     for seed in range(30):
-        drawn = drawn_coverage(candidates, Budget(10), Options(uniform_share=0.0), np.random.default_rng(seed))
+        drawn = drawn_coverage(candidates, Budget(10), np.random.default_rng(seed), Settings(uniform_share=0.0))
         twice += 10 - len({index % 20 for index in drawn.indices.tolist()})
     assert twice <= 15  # 300 images; of a draw without coverage it would be some 50
 
@@ -214,7 +214,7 @@ def test_representative_is_the_weighted_k_medoids_by_cosine(weighted: bool) -> N
             cosines = near @ features.T / np.linalg.norm(near, axis=1)[:, None] / np.linalg.norm(features, axis=1)
             return float(gains @ np.maximum(cosines, 0).max(0))
 
-        choice = representative(candidates, Budget(3), Options(), np.random.default_rng(0))
+        choice = representative(candidates, Budget(3), np.random.default_rng(0), Settings())
         best = max(value(chosen) for chosen in combinations(range(9), 3))
         assert value(tuple(choice.indices)) >= 0.99 * best
 
@@ -222,5 +222,5 @@ def test_representative_is_the_weighted_k_medoids_by_cosine(weighted: bool) -> N
 def test_representative_without_features_is_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"compares images by features, .* score\.features: true"):
         representative(
-            Candidates(np.ones(3), np.ones(3), np.ones((3, 2))), Budget(1), Options(), np.random.default_rng(0)
+            Candidates(np.ones(3), np.ones(3), np.ones((3, 2))), Budget(1), np.random.default_rng(0), Settings()
         )

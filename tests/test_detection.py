@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.detection import THRESHOLDS, DetectionReward, boxes_of_sequence, detection_reward
 from pipeline.losses import class_weights
+from pipeline.rewards.detection import THRESHOLDS, DetectionReward, detection_reward
 from tests import plain
 
 WEIGHTS = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
@@ -223,22 +223,17 @@ def test_padding_changes_nothing() -> None:
     assert torch.equal(detection_reward(*wide, WEIGHTS).total, detection_reward(*sides, WEIGHTS).total)
 
 
-def test_boxes_of_a_sequence() -> None:
-    tokens = torch.tensor([[3, 503, 1003, 253, 1004 + 7, 2, 0, 0, 0, 0, 0, 0, 2000, 1, 4, 5, 5000, 9, 17]])
-    found = boxes_of_sequence(tokens, max_level=1000, max_conf=2, classes=80)
-    assert found.boxes[0].tolist() == [
-        pytest.approx(box) for box in ([0, 0.5, 1, 0.25], [0, 0, 0, 0], [1, 0, 0.001, 0.002])
-    ]
-    assert found.labels.tolist() == [[7, 0, 79]]
-    assert found.confidences.tolist() == [[2, 0, 2]]
-    assert boxes_of_sequence(tokens[0, :5], 1000, 2, 80).boxes.shape == (0, 4)
-    assert boxes_of_sequence(tokens.expand(3, 2, 19), 1000, 2, 80).boxes.shape == (3, 2, 3, 4)
+def decoded(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, classes and confidences of the paper's sequences: y, x, y, x, class and confidence of each; 0 pads."""
+    values = tokens[..., : tokens.shape[-1] // 6 * 6].unflatten(-1, (-1, 6))
+    levels = (values[..., :4] - 3).clamp(0, 1000)  # ids from 1: 2 confidences, 1001 coordinates, 3 classes
+    return (levels / 1000).float(), (values[..., 4] - 1004).clamp(0, 2), values[..., 5].clamp(0, 2)
 
 
 def test_agrees_with_the_published_code() -> None:
     """Totals that big_vision's reward_tune/detection_reward.py returned under JAX, with the counts below as its own."""
     weights = class_weights(torch.tensor(GOLDEN_COUNTS), 0.05)
-    predicted, true = (boxes_of_sequence(torch.tensor(side), 1000, 2, 3) for side in (GOLDEN_PREDICTED, GOLDEN_TRUE))
+    predicted, true = (decoded(torch.tensor(side)) for side in (GOLDEN_PREDICTED, GOLDEN_TRUE))
     found = detection_reward(*predicted, *true, weights)
     assert found.total.tolist() == pytest.approx(GOLDEN_TOTAL, abs=1e-6)
     assert found.correct.tolist() == GOLDEN_CORRECT

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.selection import Budget, Candidates, Options
-from pipeline.selection.distances import badge, clue, clusters, coreset, nearest, spread
+from pipeline.selection import Budget, Candidates
+from pipeline.selection.distances import badge, clue, clusters, coreset, kmeanspp, nearest
 
 QUICK = settings(max_examples=30, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -41,7 +41,7 @@ def test_every_step_of_coreset_takes_the_farthest_image(seed: int, bought: int) 
     rng = np.random.default_rng(seed)
     points, known = rng.normal(size=(40, 3)) + 5, (rng.normal(size=(bought, 3)) + 5).astype(np.float32)
     candidates = pool(points, bought=known if bought else None)
-    order = coreset(candidates, Budget(12), Options(), np.random.default_rng()).indices
+    order = coreset(candidates, Budget(12), np.random.default_rng()).indices
     assert bought or order[0] == squares(points, points.mean(0)[None])[:, 0].argmin()
     for step in range(0 if bought else 1, 12):
         centres = np.concatenate([known, points[order[:step]]])
@@ -69,7 +69,7 @@ def test_draws_are_those_of_plain_k_means_plus_plus(stale: float) -> None:
     assert sum(orders.values()) == pytest.approx(1)
     counts = dict.fromkeys(orders, 0)
     for seed in range(1500):
-        drawn = islice(spread(points, weights, first, np.random.default_rng(seed), stale), 3)
+        drawn = islice(kmeanspp(points, weights, first, np.random.default_rng(seed), stale), 3)
         counts[tuple(index for index, _ in drawn)] += 1
     expected = np.array(list(orders.values()))
     found = np.array(list(counts.values())) / 1500
@@ -78,7 +78,7 @@ def test_draws_are_those_of_plain_k_means_plus_plus(stale: float) -> None:
 
 def test_shares_are_those_of_plain_k_means_plus_plus() -> None:
     points = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
-    drawn = list(islice(spread(points, np.ones(300), np.square(points).sum(1), np.random.default_rng(1)), 60))
+    drawn = list(islice(kmeanspp(points, np.ones(300), np.square(points).sum(1), np.random.default_rng(1)), 60))
     for step in range(1, 60):
         q = squares(points, points[[index for index, _ in drawn[:step]]]).min(1)
         assert drawn[step][1] == pytest.approx(q[drawn[step][0]] / q.sum(), rel=0.15)  # a sixteenth is out of date
@@ -94,7 +94,7 @@ def test_badge_prefers_long_gradients_and_spreads_over_directions() -> None:
     points = np.concatenate([0.1 * rng.normal(size=(160, 4)), long])
     hits, directions = 0, 0
     for seed in range(50):
-        chosen = badge(pool(points), Budget(4), Options(), np.random.default_rng(seed)).indices
+        chosen = badge(pool(points), Budget(4), np.random.default_rng(seed)).indices
         hits += (chosen >= 160).sum()
         directions += len(set((chosen[chosen >= 160] - 160) // 10))
     assert hits > 0.75 * 200  # a fifth of the pool; once some are drawn, what is near 0 is far from them, too
@@ -105,7 +105,7 @@ def test_points_that_are_all_alike_are_drawn_alike() -> None:
     points = np.zeros((8, 2), np.float32)
     counts = np.zeros(8)
     for seed in range(300):
-        choice = badge(pool(points), Budget(2), Options(), np.random.default_rng(seed))
+        choice = badge(pool(points), Budget(2), np.random.default_rng(seed))
         assert len(set(choice.indices)) == 2
         counts[choice.indices] += 1
     assert (np.abs(counts - 75) < 4.5 * np.sqrt(75 * 0.75)).all()
@@ -117,7 +117,7 @@ def test_clue_takes_one_image_of_each_planted_cluster(seed: int) -> None:
     rng = np.random.default_rng(seed)
     cluster = rng.permutation(np.repeat(np.arange(6), 20))
     points = 30 * np.eye(6)[cluster] + rng.normal(size=(120, 6))
-    chosen = clue(pool(points, rng.lognormal(size=120)), Budget(6), Options(), rng).indices
+    chosen = clue(pool(points, rng.lognormal(size=120)), Budget(6), rng).indices
     assert sorted(cluster[chosen]) == list(range(6))
 
 
@@ -125,7 +125,7 @@ def test_clue_takes_the_image_nearest_to_the_weighted_centre() -> None:
     points = np.array([[0.0], [1], [2], [3], [100], [101]])
     candidates = pool(points, np.array([1.0, 1, 1, 30, 1, 1]))
     for seed in range(10):
-        chosen = clue(candidates, Budget(2), Options(), np.random.default_rng(seed)).indices
+        chosen = clue(candidates, Budget(2), np.random.default_rng(seed)).indices
         assert chosen[0] == 3  # 2.8 is the centre, and its cluster has the most gain
         assert chosen[1] in (4, 5)
 

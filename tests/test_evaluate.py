@@ -144,7 +144,7 @@ def test_the_tuned_reward_is_measured_as_it_is_tuned(name: str) -> None:
         overlap=0.3,
     )
     settings.costs[0, 1:] = 5
-    reward = REWARDS[name](settings)
+    reward = REWARDS[name].make(settings)
     truth = torch.stack([torch.from_numpy(transforms.resize_mask(mask, repo.params().model.size)) for mask in masks])
     labelling = torch.stack([logits.argmax(0) for logits in probabilities("test")])
     expected = reward.value(reward.statistics(labelling, truth).sum(0)).total

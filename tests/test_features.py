@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline import features
-from pipeline.acquisitions import ACQUISITIONS, expected_iou
+from pipeline.acquisitions import expected_iou, shortfall
 
 QUICK = settings(max_examples=10, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -51,7 +51,7 @@ def test_by_class_is_the_mean_weighted_by_the_shortfall_of_the_class(seed: int) 
     found, logits, _ = seen(seed)
     p = logits.softmax(1)
     pooled = features.pool(found, p, one_each(), features.projection(C, D, torch.Generator()))
-    statistics = ACQUISITIONS["shortfall"].observe(p)
+    statistics = shortfall.observe(p)
     torch.testing.assert_close(pooled.statistics, statistics, rtol=1e-4, atol=1e-4)
     iou = expected_iou(statistics.sum(0), 0.01)
     claimed, _, missed = statistics.sum(0).unbind(1)

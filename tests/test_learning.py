@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.selection import Budget, Candidates, Options
+from pipeline.selection import Budget, Candidates, Settings
 from pipeline.selection.learning import LearningCurves, learning_curve, median_square
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -49,7 +49,7 @@ def plain(candidates: Candidates, chosen: list[int]) -> float:
 
 
 def curves_of(candidates: Candidates) -> LearningCurves:
-    return LearningCurves(candidates, Options(), np.random.default_rng(0))
+    return LearningCurves(candidates, Settings(), np.random.default_rng(0))
 
 
 def value(candidates: Candidates, chosen: list[int]) -> float:
@@ -66,7 +66,7 @@ def alike(holds: np.ndarray, iou: np.ndarray) -> Candidates:
 
 
 def choose(candidates: Candidates, images: int | None = None, minutes: float | None = None) -> list[int]:
-    choice = learning_curve(candidates, Budget(images, minutes), Options(), np.random.default_rng(0))
+    choice = learning_curve(candidates, Budget(images, minutes), np.random.default_rng(0), Settings())
     assert (choice.probabilities == 1).all()
     return choice.indices.tolist()
 

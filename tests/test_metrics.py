@@ -76,7 +76,7 @@ def test_known_answers_pixel_by_pixel(case: str) -> None:
     assert [None if value != value else value for value in iou(counts).tolist()] == pytest.approx(list(by_class))
     assert miou(counts) == pytest.approx(mean)
     assert pixel_accuracy(counts) == pytest.approx(accuracy)
-    pooled = REWARDS["pooled_miou"](Settings(3, torch.ones(3).double(), torch.zeros(3, 3).double(), 0, 1.0))
+    pooled = REWARDS["pooled_miou"].make(Settings(3, torch.ones(3).double(), torch.zeros(3, 3).double(), 0, 1.0))
     assert float(pooled.value(pooled.statistics(ids[1], ids[0]).sum(0)).total) == pytest.approx(mean)
 
 

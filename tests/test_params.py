@@ -4,7 +4,6 @@ from typing import Any, get_args
 
 import pytest
 import segmentation_models_pytorch as smp
-import torch
 from pydantic import ValidationError
 
 from pipeline import datasets, params, params_file
@@ -15,8 +14,8 @@ from pipeline.errors import UserError, choose
 from pipeline.models import MODELS
 from pipeline.params import Params
 from pipeline.policy import ESTIMATORS
-from pipeline.rewards import REWARDS, Settings
-from pipeline.selection import METHODS, NEEDS
+from pipeline.rewards import REWARDS
+from pipeline.selection import METHODS
 from pipeline.transforms import MIXES
 from tests.conftest import ROOT
 
@@ -50,13 +49,10 @@ def test_shipped_files_load_and_every_name_in_them_is_known(path: Path) -> None:
 
 
 def test_names_offered_by_the_types_are_the_names_of_the_dicts() -> None:
+    """For acquisitions, rewards, estimators and methods of selection, see tests/contracts/."""
     offered = {
         params.Calibration.model_fields["method"]: CALIBRATIONS,
-        params.Select.model_fields["method"]: METHODS,
         params.Training.model_fields["mix"]: MIXES,
-        params.Score.model_fields["acquisition"]: ACQUISITIONS,
-        params.Reward.model_fields["reward"]: REWARDS,
-        params.Reward.model_fields["estimator"]: ESTIMATORS,
         params.Model.model_fields["name"]: MODELS,
         params.Annotate.model_fields["annotator"]: ANNOTATORS,
         params.Data.model_fields["dataset"]: datasets.DATASETS,
@@ -65,13 +61,8 @@ def test_names_offered_by_the_types_are_the_names_of_the_dicts() -> None:
     assert all(set(get_args(field.annotation)) == set(names) for field, names in offered.items())
 
 
-def test_what_is_said_of_members_is_true_of_them() -> None:
+def test_encoders_are_those_of_the_library() -> None:
     assert set(params.ENCODERS) == set(smp.encoders.get_encoder_names())
-    assert set(params.BY_FEATURES) == set(NEEDS)
-    numbers = Settings(2, torch.ones(2).double(), 1 - torch.eye(2).double(), tolerance=2, overlap=0.5)
-    made = {name: make(numbers) for name, make in REWARDS.items()}
-    assert set(params.NOT_OF_COUNTS) == {name for name, reward in made.items() if reward.of_counts is None}
-    assert set(params.WITHOUT_CREDIT) == {name for name, reward in made.items() if reward.credit is None}
 
 
 def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:

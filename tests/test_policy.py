@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import rewards
 from pipeline.labels import IGNORE
-from pipeline.policy import ESTIMATORS, Asked, surrogates, units
+from pipeline.policy import ESTIMATORS, Estimator, Problem, Settings, surrogates, units
 from pipeline.policy.exact import relabelling_gains
 from pipeline.policy.units import patches, sample, superpixels
-from pipeline.rewards import REWARDS, RewardFunction, Settings, count, pooled_miou
+from pipeline.rewards import REWARDS, RewardFunction, count
+from pipeline.rewards.counts import pooled_miou
 
-NUMBERS = Settings(
+NUMBERS = rewards.Settings(
     classes=3,
     weights=torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64),
     costs=torch.tensor([[0, 1, 2], [5, 0, 1], [1, 1, 0]], dtype=torch.float64),
     tolerance=1,
     overlap=0.5,
 )
-MADE = {name: build(NUMBERS) for name, build in REWARDS.items()}
+MADE = {name: entry.make(NUMBERS) for name, entry in REWARDS.items()}
 COUNTED = {name: reward for name, reward in MADE.items() if reward.of_counts is not None}
 every = pytest.mark.parametrize("reward", MADE.values(), ids=MADE)
 every_counted = pytest.mark.parametrize("reward", COUNTED.values(), ids=COUNTED)
@@ -36,6 +38,10 @@ def memory_of(reward: RewardFunction, times: float) -> Tensor:
 
 def size_of(reward: RewardFunction, truth: Tensor) -> Tensor:
     return reward.size(reward.statistics(truth, truth).sum(0))
+
+
+def make(name: str, **settings: object) -> Estimator:
+    return ESTIMATORS[name].make(Settings(**settings))
 
 
 def policy() -> Tensor:
@@ -60,8 +66,8 @@ def many(logits: Tensor, reward: RewardFunction, memory: Tensor, times: int, **h
     """`times` independent estimates of the gradient at once: each image of a batch is rewarded by itself."""
     name = how.pop("estimator", "reinforce")
     copies = logits.repeat(times, 1, 1, 1).requires_grad_()
-    asked = Asked(TRUTH.repeat(times, 1, 1), reward, memory, torch.Generator().manual_seed(1), **how)
-    (gradient,) = torch.autograd.grad(ESTIMATORS[name](copies, asked).loss, copies)
+    problem = Problem(TRUTH.repeat(times, 1, 1), reward, memory, torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(make(name, **how)(copies, problem).loss, copies)
     return times * gradient
 
 
@@ -79,7 +85,7 @@ def test_counterfactual_is_the_policy_gradient_on_average(reward: RewardFunction
     estimates = []
     for _ in range(200):
         logits = policy().requires_grad_()
-        loss = ESTIMATORS["counterfactual"](logits, Asked(TRUTH, reward, memory, rng)).loss
+        loss = make("counterfactual")(logits, Problem(TRUTH, reward, memory, rng)).loss
         estimates.append(torch.autograd.grad(loss, logits)[0][0])
     expected = exact(policy(), TRUTH, reward, memory)
     check_mean(torch.stack(estimates), expected, 0.1)
@@ -129,7 +135,7 @@ def test_local_credit_is_less_noisy_than_an_images() -> None:
                 generator = torch.Generator().manual_seed(seed)
                 reward = MADE[name]
                 memory = reward.statistics(truth, truth).sum(0)
-                loss = ESTIMATORS["reinforce"](leaf, Asked(truth, reward, memory, generator, credit=credit)).loss
+                loss = make("reinforce", credit=credit)(leaf, Problem(truth, reward, memory, generator)).loss
                 gradients.append(torch.autograd.grad(loss, leaf)[0].flatten())
             spread[credit] = torch.stack(gradients).var(0).sum()
         assert spread["local"] < 0.2 * spread["image"], (name, spread)
@@ -154,8 +160,8 @@ def test_a_segments_policy_is_enumerated_as_one_label(side: int) -> None:
     mass = size_of(reward, truth)
     (expected,) = torch.autograd.grad(-(reward.size(memory) + mass) / mass * total, leaf)
     copies = logits.repeat(20000, 1, 1, 1).requires_grad_()
-    asked = Asked(truth.repeat(20000, 1, 1), reward, memory, rng, segments=segments.repeat(20000, 1, 1), samples=3)
-    (estimates,) = torch.autograd.grad(ESTIMATORS["reinforce"](copies, asked).loss, copies)
+    problem = Problem(truth.repeat(20000, 1, 1), reward, memory, rng, segments.repeat(20000, 1, 1))
+    (estimates,) = torch.autograd.grad(make("reinforce", samples=3)(copies, problem).loss, copies)
     check_mean(20000 * estimates, expected, 0.35)
 
 
@@ -168,7 +174,7 @@ def test_one_counterfactual_sample_points_where_a_long_average_points(reward: Re
 
     def one(estimator: str = "counterfactual") -> Tensor:
         leaf = logits.clone().requires_grad_()
-        loss = ESTIMATORS[estimator](leaf, Asked(truth, reward, memory, rng)).loss
+        loss = make(estimator)(leaf, Problem(truth, reward, memory, rng)).loss
         return torch.autograd.grad(loss, leaf)[0].flatten()
 
     average = torch.stack([one() for _ in range(60)]).mean(0)
@@ -186,10 +192,8 @@ def test_the_loss_does_not_grow_with_the_image_or_the_memory() -> None:
         sizes = []
         for times, weight in ((1, 0), (4, 0), (1, 1000)):
             tiled = logits.repeat(times, 1, 1, 1).requires_grad_(), truth.repeat(times, 1, 1)
-            asked = Asked(tiled[1], MADE["pooled_miou"], weight * shape, rng)
-            sizes.append(
-                float(torch.autograd.grad(ESTIMATORS[estimator](tiled[0], asked).loss, tiled[0])[0].abs().sum())
-            )
+            problem = Problem(tiled[1], MADE["pooled_miou"], weight * shape, rng)
+            sizes.append(float(torch.autograd.grad(make(estimator)(tiled[0], problem).loss, tiled[0])[0].abs().sum()))
         assert sizes == pytest.approx([sizes[0]] * 3, rel=0.1)
 
 
@@ -230,9 +234,9 @@ def test_the_counterfactual_gradient_is_given_once_and_not_wrongly_twice() -> No
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 3, 4, 4, generator=rng).requires_grad_()
     truth = torch.randint(0, 3, (1, 4, 4), generator=rng).to(torch.uint8)
-    reward = REWARDS["pooled_miou"](Settings(3, torch.ones(3), 1 - torch.eye(3), 1, 0.5))
-    asked = Asked(truth, reward, torch.zeros(9, dtype=torch.float64), rng)
-    loss = ESTIMATORS["counterfactual"](logits, asked).loss
+    reward = REWARDS["pooled_miou"].make(rewards.Settings(3, torch.ones(3), 1 - torch.eye(3), 1, 0.5))
+    problem = Problem(truth, reward, torch.zeros(9, dtype=torch.float64), rng)
+    loss = make("counterfactual")(logits, problem).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="used up: ask the estimator again"):
         loss.backward()
@@ -255,8 +259,8 @@ def test_a_certain_policy_has_no_spread_and_no_gradient() -> None:
     for estimator in ("counterfactual", "reinforce", "ppo"):
         leaf = logits.clone().requires_grad_()
         reward = MADE["pooled_miou"]
-        asked = Asked(truth, reward, 0 * memory_of(reward, 1), torch.Generator())
-        estimate = ESTIMATORS[estimator](leaf, asked)
+        problem = Problem(truth, reward, 0 * memory_of(reward, 1), torch.Generator())
+        estimate = make(estimator)(leaf, problem)
         estimate.loss.backward()
         assert estimate.advantage_std == 0
         assert leaf.grad.abs().max() < 1e-6
@@ -269,12 +273,12 @@ def test_ppo_stops_where_the_ratio_leaves_its_bounds() -> None:
     """Second step on a sample: labels that were good and are already likelier by more than `clip` have no gradient."""
     reward, rng = MADE["pooled_miou"], torch.Generator().manual_seed(0)
     memory = memory_of(reward, 0.2)
-    asked = Asked(TRUTH, reward, memory, rng, samples=4)
-    first = ESTIMATORS["ppo"](policy().requires_grad_(), asked)
+    ppo, problem = make("ppo", samples=4), Problem(TRUTH, reward, memory, rng)
+    first = ppo(policy().requires_grad_(), problem)
     drawn = first.rollout
-    again = asked._replace(rollout=drawn)
+    again = problem._replace(rollout=drawn)
     moved = (policy() + torch.randn(1, 3, 2, 2, generator=rng)).requires_grad_()
-    (gradient,) = torch.autograd.grad(ESTIMATORS["ppo"](moved, again).loss, moved)
+    (gradient,) = torch.autograd.grad(ppo(moved, again).loss, moved)
 
     by_hand = torch.zeros(1, 3, 2, 2)
     log_p = moved.detach().log_softmax(1)
@@ -310,7 +314,7 @@ def test_lovasz_of_hard_labels_is_one_minus_the_miou_of_the_classes_that_are_the
     for name in ("pooled_miou", "image_miou"):
         reward = MADE[name]
         statistics = reward.statistics(labelling, truth)
-        loss = ESTIMATORS["lovasz"](logits, Asked(truth, reward, 0 * statistics[0], rng)).loss
+        loss = make("lovasz")(logits, Problem(truth, reward, 0 * statistics[0], rng)).loss
         assert float(loss) == pytest.approx(1 - float(reward.value(statistics.sum(0)).total), abs=1e-5)
 
 
@@ -347,7 +351,7 @@ def test_soft_iou_is_the_reward_of_expected_counts() -> None:
         if t is not None:
             expected[t] += p[:, i]
     memory = 3 * torch.eye(3, dtype=torch.float64)
-    loss = ESTIMATORS["soft_iou"](logits, Asked(truth, MADE["pooled_miou"], memory.flatten(), rng)).loss
+    loss = make("soft_iou")(logits, Problem(truth, MADE["pooled_miou"], memory.flatten(), rng)).loss
     assert float(loss) == pytest.approx(-12 / 3 * float(pooled_miou(memory + expected).total), rel=1e-6)
 
 
@@ -361,7 +365,7 @@ def test_reward_weighted_is_cross_entropy_weighted_by_what_an_image_lacks() -> N
     lack = [1 - float(reward.value(one).total) for one in statistics[:2]]
     entropy = [float(torch.nn.functional.cross_entropy(logits[[n]], truth[[n]].long())) for n in range(2)]
     expected = ((lack[0] - 0.1 * lack[1]) * entropy[0] + (lack[1] - 0.1 * lack[0]) * entropy[1]) / 2
-    loss = ESTIMATORS["reward_weighted"](logits, Asked(truth, reward, 0 * statistics[0], rng)).loss
+    loss = make("reward_weighted")(logits, Problem(truth, reward, 0 * statistics[0], rng)).loss
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -407,6 +411,8 @@ def test_a_segment_has_the_mean_logits_and_one_label() -> None:
     ],
 )
 def test_refusals(estimator: str, reward: str, how: dict[str, object], says: str) -> None:
+    how = dict(how)
     made = MADE[reward]
+    segments = how.pop("segments", None)
     with pytest.raises(ValueError, match=says):
-        ESTIMATORS[estimator](policy(), Asked(TRUTH, made, memory_of(made, 1), torch.Generator(), **how))
+        make(estimator, **how)(policy(), Problem(TRUTH, made, memory_of(made, 1), torch.Generator(), segments))

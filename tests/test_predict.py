@@ -174,11 +174,11 @@ def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisitio
             probabilities = (said.logits[None] / cooled).softmax(1)
             pool = torch.from_numpy(artifacts.load_pool("r01"))
             posterior = said.posterior._replace(members=(said.posterior.members / cooled).softmax(2))
-            if acquisitions.ACQUISITIONS[acquisition].worth:
+            entry = acquisitions.ACQUISITIONS[acquisition]
+            if entry.needs_worth:
                 posterior = posterior._replace(worth=acquisitions.worth(pool, settings.score.smooth))
-            gains[cooled] = acquisitions.ACQUISITIONS[acquisition].gain_map(
-                probabilities, pool, settings.score.smooth, posterior, 1.0
-            )
+            member = entry.make(acquisitions.Settings(settings.score.smooth))
+            gains[cooled] = member.gain_map(probabilities, pool, posterior)
         right, wrong = (TEMPERATURE, 1.0) if calibrate else (1.0, TEMPERATURE)
         assert float(gains[right].sum()) == pytest.approx(scores[key], rel=1e-3)  # the map is of the score
         shown = decoded(found[f"{key}.jpg"])

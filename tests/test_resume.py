@@ -147,7 +147,7 @@ def test_another_image_or_mask_to_learn_from_starts_anew(capsys: pytest.CaptureF
         ("status.py", 4, {RESUMED}),
         ("losses.py", 4, {ANEW}),
         (None, 9, {KEPT, REWARD_RESUMED}),
-        ("rewards.py", 9, {KEPT, REWARD_ANEW}),
+        ("rewards/counts.py", 9, {KEPT, REWARD_ANEW}),
         ("losses.py", 9, {ANEW, REWARD_ANEW}),
     ],
 )

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import metrics, rewards
+from pipeline import metrics
 from pipeline.labels import IGNORE
-from pipeline.rewards import REWARDS, Reward, Settings, count, pixel_accuracy, pooled_miou
+from pipeline.rewards import REWARDS, Reward, Settings, count
+from pipeline.rewards.counts import dice, expected_cost, pixel_accuracy, pooled_miou, weighted_iou
 from tests import plain
 
 QUICK = settings(max_examples=10, deadline=None)
@@ -40,22 +41,22 @@ def picture(*rows: str) -> Tensor:
 
 
 def valued(name: str, labelling: Tensor, truth: Tensor, **changes) -> Reward:
-    reward = REWARDS[name](THREE._replace(**changes))
+    reward = REWARDS[name].make(THREE._replace(**changes))
     return reward.value(reward.statistics(labelling, truth).sum(0))
 
 
 def test_known_answers_of_counts() -> None:
-    miou, accuracy, dice = pooled_miou(CONFUSION), pixel_accuracy(CONFUSION), rewards.dice(CONFUSION)
+    miou, accuracy, f1 = pooled_miou(CONFUSION), pixel_accuracy(CONFUSION), dice(CONFUSION)
     assert miou.total == pytest.approx(0.5)
     assert miou.terms["iou"].tolist() == [0.6, 0.4, 0.0]  # class 2 is absent from the truth and does not count
     assert accuracy.total == 5 / 8
     assert accuracy.terms["correct"].tolist() == [3 / 8, 2 / 8, 0]
-    assert dice.terms["dice"].tolist() == [6 / 8, 4 / 7, 0]
-    assert dice.total == pytest.approx((6 / 8 + 4 / 7) / 2)
-    weighted = rewards.weighted_iou(CONFUSION, THREE.weights)
+    assert f1.terms["dice"].tolist() == [6 / 8, 4 / 7, 0]
+    assert f1.total == pytest.approx((6 / 8 + 4 / 7) / 2)
+    weighted = weighted_iou(CONFUSION, THREE.weights)
     assert weighted.total == pytest.approx((0.5 * 0.6 + 1.0 * 0.4) / 1.5)
     assert weighted.terms["iou"].tolist() == [0.6, 0.4, 0.0]
-    cost = rewards.expected_cost(CONFUSION, THREE.costs)
+    cost = expected_cost(CONFUSION, THREE.costs)
     assert cost.terms["cost"].tolist() == [-1 / 8, -11 / 8, 0]  # one missed pixel of class 1 costs ten of class 0
     assert cost.total == -12 / 8
 
@@ -88,7 +89,7 @@ def test_known_answers_of_boundary_f1() -> None:
 
 def test_ignored_pixels_are_no_boundary() -> None:
     assert valued("boundary_f1", picture("0111"), picture("0.11")).total.isnan()  # nothing meets anything
-    statistics = REWARDS["boundary_f1"](THREE).statistics
+    statistics = REWARDS["boundary_f1"].make(THREE).statistics
     assert not statistics(picture("0121"), picture("0.11"))[:, 3::4].any()
     assert statistics(picture("0121"), picture("0.11"))[0].tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0]
 
@@ -188,12 +189,12 @@ def test_boundaries_agree_with_distance_loops(tolerance: int) -> None:
 
 def test_credit_of_a_count_reward_is_the_weight_of_its_pair() -> None:
     weights = torch.arange(9, dtype=torch.float64) + 1
-    credit = REWARDS["pooled_miou"](THREE).credit(picture("012"), picture("1.0"), weights)
+    credit = REWARDS["pooled_miou"].make(THREE).credit(picture("012"), picture("1.0"), weights)
     assert credit.tolist() == [[[4, 0, 3]]]  # (1, 0), IGNORE, (0, 2)
 
 
 def test_credit_of_a_boundary_stays_near_it() -> None:
     truth, labelling = picture("0000001111111"), picture("0000001111111")
-    credit = REWARDS["boundary_f1"](THREE).credit(labelling, truth, torch.ones(12, dtype=torch.float64))
+    credit = REWARDS["boundary_f1"].make(THREE).credit(labelling, truth, torch.ones(12, dtype=torch.float64))
     # A boundary pixel counts as labelled, matched labelled and matched true; its reach is the tolerance and one more.
     assert credit.tolist() == [[[0, 0, 0, 3, 6, 6, 6, 6, 3, 0, 0, 0, 0]]]

@@ -22,8 +22,7 @@ from pipeline import (
     streams,
     training,
 )
-from pipeline.acquisitions import ACQUISITIONS
-from pipeline.auditing import IN_POINTS
+from pipeline.acquisitions import ACQUISITIONS, shortfall
 from pipeline.calibration import of_temperature
 from pipeline.devices import Devices
 from pipeline.errors import UserError
@@ -151,7 +150,7 @@ def test_blend_falls_with_the_rounds_that_have_bought() -> None:
 def test_worth_comes_from_a_sample_and_the_pool_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = run(acquisition="evpi")
     pool = artifacts.load_pool("r01")
-    shortfalls = [ACQUISITIONS["shortfall"].observe((out.logits / TEMPERATURE).softmax(1)) for out in outputs()]
+    shortfalls = [shortfall.observe((out.logits / TEMPERATURE).softmax(1)) for out in outputs()]
     np.testing.assert_allclose(pool[:, :3], torch.cat(shortfalls).sum(0), rtol=1e-4, atol=1e-3)
     asked = []
     original = acquisitions.worth
@@ -179,7 +178,7 @@ def test_features_are_of_what_is_left_and_of_what_was_bought() -> None:
     np.testing.assert_allclose(found.image, [f.mean((0, 2, 3)).numpy() for f, _ in said], rtol=1e-4, atol=1e-5)
     features_seed = streams.seed_of(1, "r01", "features")
     projected = features.projection(19, said[0][0].shape[1], torch.Generator().manual_seed(features_seed))
-    statistics = torch.cat([ACQUISITIONS["shortfall"].observe(p) for _, p in said[:5]])  # the pool is what is left
+    statistics = torch.cat([shortfall.observe(p) for _, p in said[:5]])  # the pool is what is left
     iou = acquisitions.expected_iou(statistics.sum(0), 0.01)
     for row, (feature, p) in enumerate(said):
         pooled = features.pool(feature, p, torch.full(p.shape[2:], 4.0), projected)  # cells of 2 x 2 pixels
@@ -249,7 +248,7 @@ def test_gains_of_blocks_sum_to_that_of_their_image(name: str, monkeypatch: pyte
     np.testing.assert_allclose(alike.drop(columns="key"), effort.drop(columns="key"), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in ACQUISITIONS if name not in IN_POINTS])
+@pytest.mark.parametrize("name", [name for name, entry in ACQUISITIONS.items() if not entry.in_points])
 def test_one_block_is_the_image_and_others_are_means_of_their_own(name: str) -> None:
     of_images = run(acquisition=name)
     np.testing.assert_allclose(run(acquisition=name, unit="block", blocks=[1, 1]), of_images, rtol=1e-5, atol=1e-9)

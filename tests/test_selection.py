@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.selection import Budget, Candidates, Choice, Options
+from pipeline.selection import Budget, Candidates, Choice, Settings
 from pipeline.selection.draws import class_stratified, draw, inclusion, stepwise
 from pipeline.selection.rankings import best_first, class_balanced
 
@@ -31,11 +31,11 @@ def drawn(
     uniform_share: float = 0.0,
     seed: int = 0,
 ) -> Choice:
-    return draw(scored(gains), Budget(images, minutes), Options(power, uniform_share), np.random.default_rng(seed))
+    return draw(scored(gains), Budget(images, minutes), np.random.default_rng(seed), Settings(power, uniform_share))
 
 
 def best(candidates: Candidates, images: int | None, minutes: float | None = None) -> list[int]:
-    choice = best_first(candidates, Budget(images, minutes), Options(), np.random.default_rng())
+    choice = best_first(candidates, Budget(images, minutes), np.random.default_rng())
     assert (choice.probabilities == 1).all()
     return choice.indices.tolist()
 
@@ -169,7 +169,7 @@ def test_settings_out_of_range_are_refused(power: float, uniform_share: float) -
 
 
 def stratified(candidates: Candidates, images: int, seed: int = 0) -> Choice:
-    return class_stratified(candidates, Budget(images), Options(), np.random.default_rng(seed))
+    return class_stratified(candidates, Budget(images), np.random.default_rng(seed))
 
 
 def test_class_stratified_takes_images_of_rare_classes() -> None:
@@ -198,7 +198,7 @@ def test_class_stratified_draws_as_often_as_it_says() -> None:
 
 def test_class_balanced_known_answer() -> None:
     candidates = classed([[9, 0], [8, 0], [0, 1], [0, 2], [0.5, 0.5]])
-    choice = class_balanced(candidates, Budget(5), Options(), np.random.default_rng())
+    choice = class_balanced(candidates, Budget(5), np.random.default_rng())
     # weights 1/2.1 each; then 1/11.1 and 1/2.1; 1/11.1 and 1/4.1; 1/19.1 and 1/4.1; ...
     assert choice.indices.tolist() == [0, 3, 1, 2, 4]
 
@@ -207,7 +207,7 @@ def test_class_balanced_known_answer() -> None:
 @given(SEEDS)
 def test_class_balanced_is_more_even_than_best_first(seed: int) -> None:
     parts = np.random.default_rng(seed).lognormal(size=(60, 4)) * [30, 3, 1, 0.3]
-    even = class_balanced(classed(parts), Budget(10), Options(), np.random.default_rng())
+    even = class_balanced(classed(parts), Budget(10), np.random.default_rng())
     totals, greedy = (parts[chosen].sum(0) for chosen in (even.indices, best(classed(parts), 10)))
     assert np.log(totals).sum() > np.log(greedy).sum()
 

@@ -22,33 +22,34 @@ Baselines, a mean over the image's pixels in the unit of their own score, split 
 """
 
 from pipeline.acquisitions import information, mean, shortfall
-from pipeline.acquisitions.contract import Acquisition, Observe, Posterior, Probabilities, Worth
-from pipeline.acquisitions.information import faded
+from pipeline.acquisitions.contract import Acquisition, Entry, Posterior, Probabilities, Settings, Worth
+from pipeline.acquisitions.information import annealed
 from pipeline.acquisitions.shortfall import expected_iou, observe_truth, oracle, predicted_miou, worth
 
 __all__ = [
     "ACQUISITIONS",
     "Acquisition",
-    "Observe",
+    "Entry",
     "Posterior",
     "Probabilities",
+    "Settings",
     "Worth",
+    "annealed",
     "expected_iou",
-    "faded",
     "observe_truth",
     "oracle",
     "predicted_miou",
     "worth",
 ]
 
-ACQUISITIONS: dict[str, Acquisition] = {
-    "shortfall": shortfall.SHORTFALL,
-    "evpi": information.EVPI,
-    "gain": information.GAIN,
-    "entropy": mean.of_pixels(mean.entropy),
-    "margin": mean.of_pixels(mean.margin),
-    "least_confidence": mean.of_pixels(mean.least_confidence),
-    "ripu": mean.of_pixels(mean.ripu),
-    "bald": mean.of_members(mean.bald),
-    "random": mean.of_pixels(mean.alike),
+ACQUISITIONS: dict[str, Entry] = {
+    "shortfall": Entry(shortfall.shortfall, in_points=True),
+    "evpi": Entry(information.evpi, needs_members=True, needs_worth=True, in_points=True),
+    "gain": Entry(information.gain, needs_members=True, needs_worth=True, in_points=True),
+    "entropy": Entry(mean.of_pixels(mean.entropy)),
+    "margin": Entry(mean.of_pixels(mean.margin)),
+    "least_confidence": Entry(mean.of_pixels(mean.least_confidence)),
+    "ripu": Entry(mean.of_pixels(mean.ripu)),
+    "bald": Entry(mean.of_members(mean.bald), needs_members=True),
+    "random": Entry(mean.of_pixels(mean.alike)),
 }

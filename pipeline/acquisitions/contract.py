@@ -1,5 +1,6 @@
 """What every acquisition is: functions from probabilities to statistics, from statistics to gain, and to a gain map."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -57,43 +58,52 @@ class Observe(Protocol):
         ...
 
 
-class Gain(Protocol):
-    """(statistics of images, pool totals, smooth, blend) -> gain of every image, by class; its sum is the image's."""
-
-    def __call__(
-        self, statistics: Float64[Tensor, "m c s"], pool: Float64[Tensor, "c s"], smooth: float, blend: float = 1.0
-    ) -> Float64[Tensor, "m c"]:
-        """`smooth` is a share of all unions, `blend` the share of the shortfall in `gain`; errors: ValueError."""
-        ...
+Gain = Callable[[Float64[Tensor, "m c s"], Float64[Tensor, "c s"]], Float64[Tensor, "m c"]]
+"""(statistics of images, pool totals) -> gain of every image, by class; its sum is the image's. Errors: ValueError."""
 
 
 class GainMap(Protocol):
-    """(probabilities, pool totals, smooth, posterior, blend) -> gain of every pixel; its sum is the image's gain."""
+    """(probabilities, pool totals, posterior) -> gain of every pixel; its sum is the image's gain."""
 
     def __call__(
-        self,
-        probabilities: Probabilities,
-        pool: Float64[Tensor, "c s"],
-        smooth: float,
-        posterior: Posterior | None = None,
-        blend: float = 1.0,
+        self, probabilities: Probabilities, pool: Float64[Tensor, "c s"], posterior: Posterior | None = None
     ) -> Float[Tensor, "n h w"]:
-        """As for `Observe` and `Gain`."""
+        """Errors as of `Observe` and `Gain`."""
         ...
 
 
+class Settings(NamedTuple):
+    """What the acquisitions can be told."""
+
+    smooth: float
+    """Share of all unions that is added to every union."""
+    blend: float = 1.0
+    """Of `gain`: the share of the shortfall in it."""
+
+
 class Acquisition(NamedTuple):
-    """One way to predict gain. `s` statistics per image and class; the pool's are their sum over its images."""
+    """A member of the family, made for its settings: a way to predict gain.
+
+    It has s statistics per image and class; the pool's are their sum over its images.
+    """
 
     statistics: tuple[str, ...]
     """What the s statistics are called."""
     observe: Observe
     gain: Gain
     gain_map: GainMap
-    members: bool = False
+
+
+class Entry(NamedTuple):
+    """A line of `ACQUISITIONS`: how a member is made, and what it needs."""
+
+    make: Callable[[Settings], Acquisition]
+    needs_members: bool = False
     """Whether it asks members of the posterior."""
-    worth: bool = False
+    needs_worth: bool = False
     """Whether the posterior must come with its `worth`, estimated before the pass."""
+    in_points: bool = False
+    """Whether its gains are in mIoU points; others have units of their own."""
 
 
 def asked(posterior: Posterior | None, name: str) -> Posterior:

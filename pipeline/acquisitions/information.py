@@ -15,7 +15,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pipeline.acquisitions import shortfall
-from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, asked, by_claim
+from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, Settings, asked, by_claim
+
+STATISTICS = (*shortfall.STATISTICS, "evpi")
 
 
 def information(posterior: Posterior) -> Float[Tensor, "n h2 w2"]:
@@ -35,54 +37,48 @@ def information(posterior: Posterior) -> Float[Tensor, "n h2 w2"]:
     return (best(posterior.members).mean(0) - best(posterior.members.mean(0))).clamp(min=0)
 
 
-def faded(rounds: int, end: float, over: int) -> float:
+def annealed(rounds: int, end: float, over: int) -> float:
     """The blend after so many rounds of buying: falls along a line from 1 to `end` over `over` rounds, and stays."""
     return 1 - (1 - end) * min(rounds / over, 1)
 
 
+def evpi(settings: Settings) -> Acquisition:
+    """The acquisition: what of the shortfall can be learnt. It goes by no setting."""
+    return Acquisition(STATISTICS, _observe, _evpi, _evpi_map)
+
+
+def gain(settings: Settings) -> Acquisition:
+    """The acquisition: evpi + blend (shortfall - evpi).
+
+    By class: EVPI of its claims, shortfall of its wrong claims and missed pixels.
+    """
+
+    def by_class(statistics: Float64[Tensor, "m c 4"], pool: Float64[Tensor, "c 4"]) -> Float64[Tensor, "m c"]:
+        lacking = shortfall.gain(statistics, pool, settings.smooth)
+        return torch.lerp(_evpi(statistics, pool), lacking, settings.blend)
+
+    def of_pixels(
+        probabilities: Probabilities, pool: Float64[Tensor, "c 4"], posterior: Posterior | None = None
+    ) -> Float[Tensor, "n h w"]:
+        lacking = shortfall.gain_map(probabilities, pool, settings.smooth)
+        return torch.lerp(_evpi_map(probabilities, pool, posterior), lacking, settings.blend)
+
+    return Acquisition(STATISTICS, _observe, by_class, of_pixels)
+
+
 def _observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 4"]:
     """The shortfall's statistics, and the EVPI of the cells in which the members' mean claims a class."""
-    of = asked(posterior, "the value of information")
-    learnt = by_claim(of.members.mean(0), information(of), of.pixels())[:, :, 1:]
+    given = asked(posterior, "the value of information")
+    learnt = by_claim(given.members.mean(0), information(given), given.pixels())[:, :, 1:]
     return torch.cat([shortfall.observe(probabilities), learnt], dim=2)
 
 
-def _evpi(
-    statistics: Float64[Tensor, "m c 4"], pool: Float64[Tensor, "c 4"], smooth: float, blend: float = 1.0
-) -> Float64[Tensor, "m c"]:
+def _evpi(statistics: Float64[Tensor, "m c 4"], pool: Float64[Tensor, "c 4"]) -> Float64[Tensor, "m c"]:
     return statistics[:, :, 3]
 
 
 def _evpi_map(
-    probabilities: Probabilities,
-    pool: Float64[Tensor, "c 4"],
-    smooth: float,
-    posterior: Posterior | None = None,
-    blend: float = 1.0,
+    probabilities: Probabilities, pool: Float64[Tensor, "c 4"], posterior: Posterior | None = None
 ) -> Float[Tensor, "n h w"]:
-    of = asked(posterior, "the value of information")
-    return of.spread(information(of))
-
-
-def _gain(
-    statistics: Float64[Tensor, "m c 4"], pool: Float64[Tensor, "c 4"], smooth: float, blend: float = 1.0
-) -> Float64[Tensor, "m c"]:
-    """By class: EVPI of its claims, shortfall of its wrong claims and missed pixels."""
-    lacking, learnt = shortfall.gain(statistics, pool, smooth), _evpi(statistics, pool, smooth)
-    return torch.lerp(learnt, lacking, blend)
-
-
-def _gain_map(
-    probabilities: Probabilities,
-    pool: Float64[Tensor, "c 4"],
-    smooth: float,
-    posterior: Posterior | None = None,
-    blend: float = 1.0,
-) -> Float[Tensor, "n h w"]:
-    lacking = shortfall.gain_map(probabilities, pool, smooth)
-    return torch.lerp(_evpi_map(probabilities, pool, smooth, posterior), lacking, blend)
-
-
-_STATISTICS = (*shortfall.SHORTFALL.statistics, "evpi")
-EVPI = Acquisition(_STATISTICS, _observe, _evpi, _evpi_map, members=True, worth=True)
-GAIN = Acquisition(_STATISTICS, _observe, _gain, _gain_map, members=True, worth=True)
+    given = asked(posterior, "the value of information")
+    return given.spread(information(given))

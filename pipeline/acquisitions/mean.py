@@ -1,4 +1,4 @@
-"""Scores of a pixel whose mean over an image is its gain. Pool, smoothing and blend play no part in them."""
+"""Scores of a pixel whose mean over an image is its gain. Pool and settings play no part in them."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, asked, by_claim
+from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, Settings, asked, by_claim
 from pipeline.claims import highest
 
 REGION = 3
@@ -63,48 +63,42 @@ def bald(members: Float[Tensor, "k n c h w"]) -> Float[Tensor, "n h w"]:
     return information.clamp(min=0)  # by Jensen's inequality; below it by rounding only
 
 
-def of_pixels(score: Callable[[Probabilities], Float[Tensor, "n h w"]]) -> Acquisition:
-    """The acquisition whose gain is the mean of `score` over an image's pixels."""
+def of_pixels(
+    score: Callable[[Probabilities], Float[Tensor, "n h w"]],
+) -> Callable[[Settings], Acquisition]:
+    """Makes the acquisition whose gain is the mean of `score` over an image's pixels. It goes by no setting."""
 
     def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
         return by_claim(probabilities, score(probabilities))
 
     def gain_map(
-        probabilities: Probabilities,
-        pool: Float64[Tensor, "c 2"],
-        smooth: float,
-        posterior: Posterior | None = None,
-        blend: float = 1.0,
+        probabilities: Probabilities, pool: Float64[Tensor, "c 2"], posterior: Posterior | None = None
     ) -> Float[Tensor, "n h w"]:
         return score(probabilities) / probabilities[0, 0].numel()
 
-    return Acquisition(("claimed", "score"), observe, _mean, gain_map)
+    return lambda _: Acquisition(("claimed", "score"), observe, _mean, gain_map)
 
 
-def of_members(score: Callable[[Float[Tensor, "k n c h w"]], Float[Tensor, "n h w"]]) -> Acquisition:
-    """The acquisition whose gain is the mean of a `score` of the members, split by the class that their mean claims."""
+def of_members(
+    score: Callable[[Float[Tensor, "k n c h w"]], Float[Tensor, "n h w"]],
+) -> Callable[[Settings], Acquisition]:
+    """The same of a `score` of the members, split by the class that their mean claims."""
     name = getattr(score, "__name__", "score")
 
     def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
-        of = asked(posterior, name)
-        return by_claim(of.members.mean(0), score(of.members), of.pixels())
+        given = asked(posterior, name)
+        return by_claim(given.members.mean(0), score(given.members), given.pixels())
 
     def gain_map(
-        probabilities: Probabilities,
-        pool: Float64[Tensor, "c 2"],
-        smooth: float,
-        posterior: Posterior | None = None,
-        blend: float = 1.0,
+        probabilities: Probabilities, pool: Float64[Tensor, "c 2"], posterior: Posterior | None = None
     ) -> Float[Tensor, "n h w"]:
-        of = asked(posterior, name)
-        return of.spread(score(of.members)) / probabilities[0, 0].numel()
+        given = asked(posterior, name)
+        return given.spread(score(given.members)) / probabilities[0, 0].numel()
 
-    return Acquisition(("claimed", "score"), observe, _mean, gain_map, members=True)
+    return lambda _: Acquisition(("claimed", "score"), observe, _mean, gain_map)
 
 
-def _mean(
-    statistics: Float64[Tensor, "m c 2"], pool: Float64[Tensor, "c 2"], smooth: float, blend: float = 1.0
-) -> Float64[Tensor, "m c"]:
+def _mean(statistics: Float64[Tensor, "m c 2"], pool: Float64[Tensor, "c 2"]) -> Float64[Tensor, "m c"]:
     claimed, scores = statistics.unbind(2)
     means: Tensor = scores / claimed.sum(1, keepdim=True)
     return means

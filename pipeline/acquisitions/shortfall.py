@@ -15,11 +15,13 @@ Probabilistic Models: the Intersection-over-Union Case"; 1/U_c is the class weig
 The mean runs over all C classes, present or not: `smooth` keeps those that the pool hardly shows from dominating.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, Worth, total
+from pipeline.acquisitions.contract import Acquisition, Posterior, Probabilities, Settings, Worth, total
 from pipeline.claims import highest
 from pipeline.labels import IGNORE
 
@@ -81,21 +83,13 @@ def worth(pool: Float64[Tensor, "c s"], smooth: float) -> Worth:
     return Worth(scale * intersection / union**2, scale / union)
 
 
-def gain(
-    statistics: Float64[Tensor, "m c s"], pool: Float64[Tensor, "c s"], smooth: float, blend: float = 1.0
-) -> Float64[Tensor, "m c"]:
+def gain(statistics: Float64[Tensor, "m c s"], pool: Float64[Tensor, "c s"], smooth: float) -> Float64[Tensor, "m c"]:
     """Shortfall of every image by class: of wrong claims of a class and of missed pixels of it. Errors as `worth`."""
     per_doubt, per_miss = worth(pool, smooth)
     return per_doubt * statistics[:, :, 1] + per_miss * statistics[:, :, 2]
 
 
-def gain_map(
-    probabilities: Probabilities,
-    pool: Float64[Tensor, "c s"],
-    smooth: float,
-    posterior: Posterior | None = None,
-    blend: float = 1.0,
-) -> Float[Tensor, "n h w"]:
+def gain_map(probabilities: Probabilities, pool: Float64[Tensor, "c s"], smooth: float) -> Float[Tensor, "n h w"]:
     """Shortfall of every pixel. Errors as `worth`."""
     per_doubt, per_miss = (table.to(probabilities.dtype) for table in worth(pool, smooth))
     confidence, claim = highest(probabilities)
@@ -105,7 +99,18 @@ def gain_map(
     return per_doubt[claim] * (1 - confidence) + missed
 
 
-SHORTFALL = Acquisition(("claimed", "doubted", "missed"), observe, gain, gain_map)
+STATISTICS = ("claimed", "doubted", "missed")
+
+
+def shortfall(settings: Settings) -> Acquisition:
+    """The acquisition: all that is missing, whether or not it can be learnt."""
+
+    def of_pixels(
+        probabilities: Probabilities, pool: Float64[Tensor, "c s"], posterior: Posterior | None = None
+    ) -> Float[Tensor, "n h w"]:
+        return gain_map(probabilities, pool, settings.smooth)
+
+    return Acquisition(STATISTICS, observe, partial(gain, smooth=settings.smooth), of_pixels)
 
 
 def oracle(truth: Float64[Tensor, "m c 3"], smooth: float) -> Float64[Tensor, "m c"]:

@@ -38,7 +38,7 @@ class Request(NamedTuple):
     annotate: Annotate
     """How this annotator works."""
     acquisition: str
-    """What the orders' gains are: of `auditing.IN_POINTS` points of mIoU, others have units of their own."""
+    """What the orders' gains are: of `params.IN_POINTS` points of mIoU, others have units of their own."""
 
 
 class Answer(NamedTuple):

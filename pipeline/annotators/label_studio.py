@@ -14,11 +14,10 @@ from pipeline import artifacts, ledger
 from pipeline.annotators import annotations, images, interface, regions
 from pipeline.annotators.client import Client, NotFound
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped, Unreachable
-from pipeline.auditing import IN_POINTS
 from pipeline.errors import UserError
 from pipeline.labels import ClassSet
 from pipeline.ledger import Order
-from pipeline.params import Annotate
+from pipeline.params import IN_POINTS, Annotate
 
 PAGE = 500
 BATCH = 10

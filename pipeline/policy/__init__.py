@@ -22,18 +22,20 @@ Three ways to come by it, and three that do without; all minimise `Estimate.loss
 A *unit* is what has one label of its own: a pixel, or a segment (patch, superpixel) whose logits are averaged first.
 """
 
-from pipeline.policy.contract import Asked, Estimate, Estimator, Rollout
+from functools import partial
+
+from pipeline.policy.contract import Entry, Estimate, Estimator, Problem, Rollout, Settings
 from pipeline.policy.exact import counterfactual
 from pipeline.policy.sampling import ppo, reinforce
 from pipeline.policy.surrogates import lovasz, reward_weighted, soft_iou
 
-__all__ = ["ESTIMATORS", "Asked", "Estimate", "Estimator", "Rollout"]
+__all__ = ["ESTIMATORS", "Entry", "Estimate", "Estimator", "Problem", "Rollout", "Settings"]
 
-ESTIMATORS: dict[str, Estimator] = {
-    "counterfactual": counterfactual,
-    "reinforce": reinforce,
-    "ppo": ppo,
-    "soft_iou": soft_iou,
-    "lovasz": lovasz,
-    "reward_weighted": reward_weighted,
+ESTIMATORS: dict[str, Entry] = {
+    "counterfactual": Entry(lambda _: counterfactual, needs_counts=True),
+    "reinforce": Entry(lambda settings: partial(reinforce, settings=settings), needs_samples=True),
+    "ppo": Entry(lambda settings: partial(ppo, settings=settings), needs_samples=True),
+    "soft_iou": Entry(lambda _: soft_iou, needs_counts=True),
+    "lovasz": Entry(lambda _: lovasz, needs_miou=True),
+    "reward_weighted": Entry(lambda _: reward_weighted),
 }

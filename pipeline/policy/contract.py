@@ -1,4 +1,4 @@
-"""What every estimator is: asked with logits, a truth and a reward, it answers with a loss whose gradient raises it.
+"""What every estimator is: logits, a truth and a reward to a loss whose gradient raises the reward.
 
 Losses are in reward per share of the pixels that is relabelled: what is rewarded is the running pool, `memory` + batch,
 of which the batch is a part; the factor s = (memory + batch) / batch, in the reward's own measure of size, undoes that,
@@ -33,8 +33,21 @@ class Rollout(NamedTuple):
     """By image (1 x 1) or by pixel."""
 
 
-class Asked(NamedTuple):
-    """What is asked of an estimator, besides the logits."""
+class Settings(NamedTuple):
+    """What the estimators that draw labellings can be told."""
+
+    samples: int = 2
+    """Labellings that are drawn."""
+    baseline: Baseline = "leave_one_out"
+    """What a labelling's reward is held against."""
+    credit: Credit = "image"
+    """Whether an image's labels share one advantage, or each pixel has that of the statistics which it can change."""
+    clip: float = 0.2
+    """Of `ppo`: the ratio counts from 1 - clip to 1 + clip."""
+
+
+class Problem(NamedTuple):
+    """A batch whose reward is to be raised, but for the logits."""
 
     truth: UInt8[Tensor, "n h w"]
     """Class ids."""
@@ -45,13 +58,6 @@ class Asked(NamedTuple):
     """Draws the labellings, on the device of the logits."""
     segments: Int64[Tensor, "n h w"] | None = None
     """Ids of the units, from 0, anew in each image; None for pixels."""
-    samples: int = 2
-    """Labellings that `reinforce` and `ppo` draw."""
-    baseline: Baseline = "leave_one_out"
-    credit: Credit = "image"
-    """Whether an image's labels share one advantage, or each pixel has that of the statistics which it can change."""
-    clip: float = 0.2
-    """Of `ppo`: the ratio counts from 1 - clip to 1 + clip."""
     rollout: Rollout | None = None
     """Of `ppo`: what was drawn for this batch some steps ago; None draws anew."""
 
@@ -73,7 +79,20 @@ class Estimate(NamedTuple):
     """What `ppo` has drawn, for the next steps on the same batch."""
 
 
-Estimator = Callable[[Float[Tensor, "n c h w"], Asked], Estimate]
+Estimator = Callable[[Float[Tensor, "n c h w"], Problem], Estimate]
+"""Errors: ValueError where it is not defined for the reward, or not with these settings."""
+
+
+class Entry(NamedTuple):
+    """A line of `ESTIMATORS`: how a member is made, and what it needs."""
+
+    make: Callable[[Settings], Estimator]
+    needs_counts: bool = False
+    """Whether the reward must be a function of the confusion matrix."""
+    needs_miou: bool = False
+    """Whether the reward must be the mIoU, pooled or by image."""
+    needs_samples: bool = False
+    """Whether it learns from how drawn labellings were rewarded, and so goes by the settings."""
 
 
 def counts_of(reward: RewardFunction, estimator: str) -> CountReward:
@@ -90,17 +109,17 @@ def counts_of(reward: RewardFunction, estimator: str) -> CountReward:
 def estimate(
     loss: Tensor,
     labelling: UInt8[Tensor, "n h w"],
-    asked: Asked,
+    problem: Problem,
     advantage_std: Tensor | None = None,
     rollout: Rollout | None = None,
     statistics: Float64[Tensor, "n s"] | None = None,
 ) -> Estimate:
     """The estimate, with what the labelling was rewarded; `statistics` of the labelling, where they are known."""
     if statistics is None:
-        statistics = asked.reward.statistics(labelling, asked.truth)
+        statistics = problem.reward.statistics(labelling, problem.truth)
     together = statistics.sum(0)
-    total = asked.reward.value(asked.memory + together).total
-    alone = asked.reward.value(statistics).total
+    total = problem.reward.value(problem.memory + together).total
+    alone = problem.reward.value(statistics).total
     known = alone[~alone.isnan()]  # the others have no label
     return Estimate(
         loss=loss.float(),

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from pipeline.labels import IGNORE
-from pipeline.policy.contract import Asked, Estimate, counts_of, estimate
+from pipeline.policy.contract import Estimate, Problem, counts_of, estimate
 from pipeline.policy.units import CHUNK, field, pixels, sample
 from pipeline.rewards import CountReward, count
 
@@ -16,7 +16,7 @@ ENTRIES = 2**22
 """Entries of the confusion matrices that are valued at once: 32 MB."""
 
 
-def counterfactual(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+def counterfactual(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estimate:
     """Policy gradient of a reward of counts, from one sampled labelling and every pixel's own credit.
 
     With K the confusion matrix of the pool with the sampled labelling y in it, relabelling pixel i of true class t
@@ -33,33 +33,33 @@ def counterfactual(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     Raises:
         ValueError: the reward is more than counts.
     """
-    of_counts = counts_of(asked.reward, "counterfactual")
+    of_counts = counts_of(problem.reward, "counterfactual")
     classes = logits.shape[1]
-    labelled_by = field(logits, asked.segments)
-    labelling = sample(labelled_by.detach(), asked.generator, asked.segments)
-    statistics = asked.reward.statistics(labelling, asked.truth)
-    if asked.reward.per_image:
+    labelled_by = field(logits, problem.segments)
+    labelling = sample(labelled_by.detach(), problem.generator, problem.segments)
+    statistics = problem.reward.statistics(labelling, problem.truth)
+    if problem.reward.per_image:
         tables = [
             torch.zeros(classes, classes, classes, device=logits.device)
             if (truth == IGNORE).all()
             else _gain_table(of_counts, count(one[None], truth[None], classes))
-            for one, truth in zip(labelling, asked.truth, strict=True)
+            for one, truth in zip(labelling, problem.truth, strict=True)
         ]
-        seen = max(1, sum(bool((truth != IGNORE).any()) for truth in asked.truth))
+        seen = max(1, sum(bool((truth != IGNORE).any()) for truth in problem.truth))
         gains = torch.stack(tables) / seen
     else:
         batch = statistics.sum(0).reshape(classes, classes)
-        pool = asked.memory.reshape(classes, classes) + batch
+        pool = problem.memory.reshape(classes, classes) + batch
         share = pool.sum() / batch.sum().clamp(min=1)
         gains = _gain_table(of_counts, batch, pool)[None] * share.float()
     gains = F.pad(gains, (0, 0, 0, 0, 0, 1))  # IGNORE is one more true class, without any gain
-    row = torch.where(asked.truth == IGNORE, classes, asked.truth.long()) * classes + labelling
-    if asked.reward.per_image:
+    row = torch.where(problem.truth == IGNORE, classes, problem.truth.long()) * classes + labelling
+    if problem.reward.per_image:
         row += torch.arange(len(row), device=row.device)[:, None, None] * (classes + 1) * classes
     total, squares = _Expectation.apply(pixels(labelled_by), gains.flatten(0, 2), row.flatten())
-    valid = (asked.truth != IGNORE).sum().clamp(min=1)
+    valid = (problem.truth != IGNORE).sum().clamp(min=1)
     spread = (squares * valid).sqrt()  # in the unit of a loss per share of pixels
-    return estimate(-total, labelling, asked, spread, statistics=statistics)
+    return estimate(-total, labelling, problem, spread, statistics=statistics)
 
 
 class _Expectation(torch.autograd.Function):

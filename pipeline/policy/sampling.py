@@ -7,14 +7,14 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from pipeline.labels import IGNORE
-from pipeline.policy.contract import Asked, Estimate, Rollout, estimate
+from pipeline.policy.contract import Baseline, Estimate, Problem, Rollout, Settings, estimate
 from pipeline.policy.units import field, sample, segment_sums, sizes
 
 OTHER_IMAGES = 0.1
 """Weight of the other images' reward in the baseline of the slides."""
 
 
-def reinforce(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+def reinforce(logits: Float[Tensor, "n c h w"], problem: Problem, settings: Settings) -> Estimate:
     """Loss = - (1/N) sum_n s_n (1/K) sum_k sum_i A log p_i(y_i): every image is rewarded by itself, within the pool.
 
     Baselines, none of which depends on the label that it is held against, so that none adds a bias:
@@ -31,10 +31,11 @@ def reinforce(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     Raises:
         ValueError: the baseline needs more samples or images, or it or the reward knows no local credit.
     """
-    return _policy_gradient(logits, asked, lambda log_p, drawn: drawn.advantages * log_p)
+    found = _policy_gradient(logits, problem, settings, lambda log_p, drawn: drawn.advantages * log_p)
+    return found._replace(rollout=None)  # after a step, its labellings are another policy's
 
 
-def ppo(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+def ppo(logits: Float[Tensor, "n c h w"], problem: Problem, settings: Settings) -> Estimate:
     """Loss = - (1/N) sum_n s_n (1/K) sum_k sum_i min(q A, clip(q, 1 - clip, 1 + clip) A), q = p_i(y_i) / p_i,old(y_i).
 
     At the first step on a sample all ratios are 1 and the gradient is that of `reinforce`.
@@ -45,47 +46,49 @@ def ppo(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
 
     def clipped(log_p: Tensor, drawn: Rollout) -> Tensor:
         ratio = (log_p - drawn.log_p).exp()
-        bounded = ratio.clamp(1 - asked.clip, 1 + asked.clip)
+        bounded = ratio.clamp(1 - settings.clip, 1 + settings.clip)
         return torch.minimum(ratio * drawn.advantages, bounded * drawn.advantages)
 
-    return _policy_gradient(logits, asked, clipped)
+    return _policy_gradient(logits, problem, settings, clipped)
 
 
-def _policy_gradient(logits: Tensor, asked: Asked, surrogate: Callable[[Tensor, Rollout], Tensor]) -> Estimate:
-    log_p = field(logits, asked.segments).log_softmax(1)
-    drawn = asked.rollout or _roll_out(log_p.detach(), asked)
+def _policy_gradient(
+    logits: Tensor, problem: Problem, settings: Settings, surrogate: Callable[[Tensor, Rollout], Tensor]
+) -> Estimate:
+    log_p = field(logits, problem.segments).log_softmax(1)
+    drawn = problem.rollout or _roll_out(log_p.detach(), problem, settings)
     chosen = log_p[None].expand(len(drawn.labellings), -1, -1, -1, -1).gather(2, drawn.labellings[:, :, None].long())
-    valid = asked.truth != IGNORE
+    valid = problem.truth != IGNORE
     # A segment's label was drawn once, so its pixels share one log-probability.
-    weight = valid / sizes(asked.segments, valid)
+    weight = valid / sizes(problem.segments, valid)
     loss = -(surrogate(chosen[:, :, 0], drawn) * weight).sum() / len(drawn.labellings)
     spread = (drawn.advantages.expand_as(drawn.log_p).square() * valid).sum() / len(drawn.labellings)
-    return estimate(loss, drawn.labellings[0], asked, (spread * valid.sum()).sqrt(), drawn)
+    return estimate(loss, drawn.labellings[0], problem, (spread * valid.sum()).sqrt(), drawn)
 
 
-def _roll_out(log_p: Float[Tensor, "n c h w"], asked: Asked) -> Rollout:
+def _roll_out(log_p: Float[Tensor, "n c h w"], problem: Problem, settings: Settings) -> Rollout:
     """Draw labellings and say by how much each was better than expected."""
-    least = 2 if asked.baseline in ("two_sample", "leave_one_out") else 1
-    if asked.samples < least:
-        raise ValueError(f"the baseline {asked.baseline} needs at least {least} samples, not {asked.samples}")
-    labellings = torch.stack([sample(log_p, asked.generator, asked.segments) for _ in range(asked.samples)])
-    statistics = torch.stack([asked.reward.statistics(one, asked.truth) for one in labellings])  # k n s
-    advantages = _BY_CREDIT[asked.credit](labellings, statistics, asked)
-    if asked.baseline == "two_sample":
+    least = 2 if settings.baseline in ("two_sample", "leave_one_out") else 1
+    if settings.samples < least:
+        raise ValueError(f"the baseline {settings.baseline} needs at least {least} samples, not {settings.samples}")
+    labellings = torch.stack([sample(log_p, problem.generator, problem.segments) for _ in range(settings.samples)])
+    statistics = torch.stack([problem.reward.statistics(one, problem.truth) for one in labellings])  # k n s
+    advantages = _BY_CREDIT[settings.credit](labellings, statistics, problem, settings.baseline)
+    if settings.baseline == "two_sample":
         labellings, advantages = labellings[:1], advantages[:1]
     chosen = log_p[None].expand(len(labellings), -1, -1, -1, -1).gather(2, labellings[:, :, None].long())
     return Rollout(labellings, chosen[:, :, 0].float(), advantages.float())
 
 
 def _by_image(
-    labellings: UInt8[Tensor, "k n h w"], statistics: Float64[Tensor, "k n s"], asked: Asked
+    labellings: UInt8[Tensor, "k n h w"], statistics: Float64[Tensor, "k n s"], problem: Problem, baseline: Baseline
 ) -> Float64[Tensor, "k n 1 1"]:
-    mass = _mass(asked)
+    mass = _mass(problem)
     seen = mass > 0
-    rewards = asked.reward.value(asked.memory + statistics).total
+    rewards = problem.reward.value(problem.memory + statistics).total
     rewards = torch.where(seen, rewards, 0)
     images = seen.sum().clamp(min=1)
-    match asked.baseline:
+    match baseline:
         case "none":
             expected = torch.zeros_like(rewards)
         case "two_sample":
@@ -97,40 +100,40 @@ def _by_image(
                 raise ValueError("the baseline other_images needs at least 2 labelled images in a batch")
             expected = OTHER_IMAGES * (rewards.sum(1, keepdim=True) - rewards) / (images - 1)
         case "rolling_mean":
-            if not asked.memory.any():
+            if not problem.memory.any():
                 expected = torch.zeros_like(rewards)  # the first step
             else:
-                expected = asked.reward.value(asked.memory).total.expand_as(rewards)
-    share = torch.where(seen, (asked.reward.size(asked.memory) + mass) / mass, 0)
+                expected = problem.reward.value(problem.memory).total.expand_as(rewards)
+    share = torch.where(seen, (problem.reward.size(problem.memory) + mass) / mass, 0)
     return (share * (rewards - expected) / images)[..., None, None]
 
 
-def _mass(asked: Asked) -> Float64[Tensor, " n"]:
+def _mass(problem: Problem) -> Float64[Tensor, " n"]:
     """How much there is to be counted in each image, which no sample changes."""
-    return asked.reward.size(asked.reward.statistics(asked.truth, asked.truth))
+    return problem.reward.size(problem.reward.statistics(problem.truth, problem.truth))
 
 
 def _by_pixel(
-    labellings: UInt8[Tensor, "k n h w"], statistics: Float64[Tensor, "k n s"], asked: Asked
+    labellings: UInt8[Tensor, "k n h w"], statistics: Float64[Tensor, "k n s"], problem: Problem, baseline: Baseline
 ) -> Float64[Tensor, "k n h w"]:
-    credit = asked.reward.credit
+    credit = problem.reward.credit
     if credit is None:
         raise ValueError("this reward knows no local credit: set credit to image")
-    if asked.segments is not None and asked.reward.of_counts is None:
+    if problem.segments is not None and problem.reward.of_counts is None:
         raise ValueError("local credit of this reward is by pixels: set unit to pixel, or credit to image")
-    if asked.baseline not in ("none", "two_sample", "leave_one_out"):
-        raise ValueError(f"the baseline {asked.baseline} knows no local credit: take leave_one_out")
-    pool = (asked.memory + statistics.sum(1).mean(0)).requires_grad_()
+    if baseline not in ("none", "two_sample", "leave_one_out"):
+        raise ValueError(f"the baseline {baseline} knows no local credit: take leave_one_out")
+    pool = (problem.memory + statistics.sum(1).mean(0)).requires_grad_()
     with torch.enable_grad():
-        total = asked.reward.value(pool).total
+        total = problem.reward.value(pool).total
         (worth,) = torch.autograd.grad(total, pool)
     worth = torch.where(total.isnan(), 0, worth)  # where there is nothing to reward, nothing is worth anything
-    mass = _mass(asked).sum()
-    worth = worth * (asked.reward.size(asked.memory) + mass) / mass.clamp(min=1e-9)
-    parts = torch.stack([credit(one, asked.truth, worth) for one in labellings]).double()
-    if asked.segments is not None:
-        parts = torch.stack([segment_sums(one[:, None], asked.segments)[:, 0] for one in parts])
-    match asked.baseline:
+    mass = _mass(problem).sum()
+    worth = worth * (problem.reward.size(problem.memory) + mass) / mass.clamp(min=1e-9)
+    parts = torch.stack([credit(one, problem.truth, worth) for one in labellings]).double()
+    if problem.segments is not None:
+        parts = torch.stack([segment_sums(one[:, None], problem.segments)[:, 0] for one in parts])
+    match baseline:
         case "two_sample":
             return parts - parts.roll(-1, 0)
         case "leave_one_out":

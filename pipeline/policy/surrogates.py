@@ -7,29 +7,29 @@ from torch import Tensor
 
 from pipeline.claims import highest
 from pipeline.labels import IGNORE
-from pipeline.policy.contract import Asked, Estimate, counts_of, estimate
+from pipeline.policy.contract import Estimate, Problem, counts_of, estimate
 from pipeline.policy.sampling import OTHER_IMAGES
 from pipeline.policy.units import field
-from pipeline.rewards import pooled_miou
+from pipeline.rewards.counts import pooled_miou
 
 
-def soft_iou(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+def soft_iou(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estimate:
     """Loss = - s R(K), K the expected counts: a pixel of true class t adds p_i to row t.
 
     Raises:
         ValueError: the reward is more than counts.
     """
-    of_counts = counts_of(asked.reward, "soft_iou")
-    probabilities = field(logits, asked.segments).softmax(1)
-    counts = torch.stack([_expected_counts(p, t) for p, t in zip(probabilities, asked.truth, strict=True)])
-    if asked.reward.per_image:
+    of_counts = counts_of(problem.reward, "soft_iou")
+    probabilities = field(logits, problem.segments).softmax(1)
+    counts = torch.stack([_expected_counts(p, t) for p, t in zip(probabilities, problem.truth, strict=True)])
+    if problem.reward.per_image:
         seen = counts.detach().sum((1, 2)) > 0
         loss = -of_counts(counts[seen]).total.sum() / seen.sum().clamp(min=1)
     else:
-        pool = asked.memory.reshape(counts.shape[1:]) + counts.sum(0)
+        pool = problem.memory.reshape(counts.shape[1:]) + counts.sum(0)
         share = pool.detach().sum() / counts.detach().sum().clamp(min=1)
         loss = -share * of_counts(pool).total if counts.detach().any() else 0 * logits.sum().double()
-    return estimate(loss, highest(probabilities.detach())[1], asked)
+    return estimate(loss, highest(probabilities.detach())[1], problem)
 
 
 def _expected_counts(p: Float[Tensor, "c h w"], truth: UInt8[Tensor, "h w"]) -> Float64[Tensor, "c c"]:
@@ -38,7 +38,7 @@ def _expected_counts(p: Float[Tensor, "c h w"], truth: UInt8[Tensor, "h w"]) -> 
     return (rows.T @ p[:, valid].T).double()
 
 
-def lovasz(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+def lovasz(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estimate:
     """Mean over the batch's classes of the Lovasz extension of 1 - IoU at the errors |[t_i = c] - p_i(c)|.
 
     Of the batch by itself: the extension needs every pixel's error, so a memory of counts is of no use to it.
@@ -46,14 +46,14 @@ def lovasz(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
     Raises:
         ValueError: the reward is not an unweighted mIoU.
     """
-    if asked.reward.of_counts is not pooled_miou:
+    if problem.reward.of_counts is not pooled_miou:
         raise ValueError("lovasz is made for pooled_miou and image_miou: take another estimator for this reward")
-    probabilities = field(logits, asked.segments).softmax(1)
-    whole = (probabilities, asked.truth)
-    pieces = zip(*whole, strict=True) if asked.reward.per_image else [(probabilities.transpose(0, 1), asked.truth)]
+    probabilities = field(logits, problem.segments).softmax(1)
+    whole = (probabilities, problem.truth)
+    pieces = zip(*whole, strict=True) if problem.reward.per_image else [(probabilities.transpose(0, 1), problem.truth)]
     losses = [_lovasz_softmax(p.flatten(1), t.flatten()) for p, t in pieces if (t != IGNORE).any()]
     loss = torch.stack(losses).mean() if losses else 0 * logits.sum()
-    return estimate(loss, highest(probabilities.detach())[1], asked)
+    return estimate(loss, highest(probabilities.detach())[1], problem)
 
 
 def _lovasz_softmax(p: Float[Tensor, "c m"], truth: UInt8[Tensor, " m"]) -> Float[Tensor, ""]:
@@ -71,18 +71,19 @@ def _lovasz_softmax(p: Float[Tensor, "c m"], truth: UInt8[Tensor, " m"]) -> Floa
     return torch.stack(losses).mean()
 
 
-def reward_weighted(logits: Float[Tensor, "n c h w"], asked: Asked) -> Estimate:
+def reward_weighted(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estimate:
     """Loss = mean_n r_n CE_n, r_n = (1 - R_n) - 0.1 mean_{m != n} (1 - R_m), R of each image's most probable labels."""
-    pooled = field(logits, asked.segments)
+    pooled = field(logits, problem.segments)
     labelling = highest(pooled.detach())[1]
-    valid = (asked.truth != IGNORE).sum((1, 2))
+    valid = (problem.truth != IGNORE).sum((1, 2))
     best, is_now = (
-        asked.reward.value(asked.reward.statistics(labels, asked.truth)).total for labels in (asked.truth, labelling)
+        problem.reward.value(problem.reward.statistics(labels, problem.truth)).total
+        for labels in (problem.truth, labelling)
     )
     seen = (valid > 0) & ~best.isnan()  # an image of one class has pixels, and no boundary to reward
     lack = torch.where(seen, best - is_now, 0)
     others = (lack.sum() - lack) / (seen.sum() - 1).clamp(min=1)
     weight = (lack - OTHER_IMAGES * others).float()
-    loss = F.cross_entropy(pooled, asked.truth.long(), ignore_index=IGNORE, reduction="none").sum((1, 2))
+    loss = F.cross_entropy(pooled, problem.truth.long(), ignore_index=IGNORE, reduction="none").sum((1, 2))
     total = (weight * loss / valid.clamp(min=1) * seen).sum() / seen.sum().clamp(min=1)
-    return estimate(total, labelling, asked)
+    return estimate(total, labelling, problem)

@@ -13,40 +13,27 @@ drawn_coverage    in proportion to the coverage that they add
 learning_curve    those that add most to the labels of the classes that can still be taught, on learning curves
 """
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Method, Options
+from functools import partial
+
+from pipeline.selection.contract import Budget, Candidates, Choice, Entry, Method, Settings
 from pipeline.selection.coverage import coverage, drawn_coverage, representative
 from pipeline.selection.distances import badge, clue, coreset
 from pipeline.selection.draws import class_stratified, draw
 from pipeline.selection.learning import learning_curve
 from pipeline.selection.rankings import best_first, class_balanced
 
-__all__ = ["BY_GAIN", "METHODS", "NEEDS", "Budget", "Candidates", "Choice", "Method", "Options"]
+__all__ = ["METHODS", "Budget", "Candidates", "Choice", "Entry", "Method", "Settings"]
 
-METHODS: dict[str, Method] = {
-    "draw": draw,
-    "best_first": best_first,
-    "class_stratified": class_stratified,
-    "class_balanced": class_balanced,
-    "coreset": coreset,
-    "badge": badge,
-    "clue": clue,
-    "coverage": coverage,
-    "drawn_coverage": drawn_coverage,
-    "representative": representative,
-    "learning_curve": learning_curve,
+METHODS: dict[str, Entry] = {
+    "draw": Entry(lambda settings: partial(draw, settings=settings), by_gain=True),
+    "best_first": Entry(lambda _: best_first, by_gain=True),
+    "class_stratified": Entry(lambda _: class_stratified),
+    "class_balanced": Entry(lambda _: class_balanced, by_gain=True),
+    "coreset": Entry(lambda _: coreset, "features"),
+    "badge": Entry(lambda _: badge, "gradient"),
+    "clue": Entry(lambda _: clue, "features"),  # weighs by gain, but is measured without a fallback: docs/gain_study.md
+    "coverage": Entry(lambda settings: partial(coverage, settings=settings), "by_class", by_gain=True),
+    "drawn_coverage": Entry(lambda settings: partial(drawn_coverage, settings=settings), "by_class", by_gain=True),
+    "representative": Entry(lambda settings: partial(representative, settings=settings), "features", by_gain=True),
+    "learning_curve": Entry(lambda settings: partial(learning_curve, settings=settings), "features"),
 }
-
-BY_GAIN = ("draw", "best_first", "class_balanced", "coverage", "drawn_coverage", "representative")
-"""Methods that look for gain; the others for what is rare, typical or different, whatever the score says. CLUE weighs
-its clusters by gain, but is measured (docs/gain_study.md) without a fallback."""
-
-NEEDS: dict[str, str] = {
-    "coreset": "features",
-    "badge": "gradient",
-    "clue": "features",
-    "coverage": "by_class",
-    "drawn_coverage": "by_class",
-    "representative": "features",
-    "learning_curve": "features",
-}
-"""The field of `Candidates` without which a method refuses; the others make do with the scores."""

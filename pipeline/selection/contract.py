@@ -6,7 +6,7 @@ passing it over for a later, smaller one would favour small images beyond what t
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -51,8 +51,8 @@ class Budget(NamedTuple):
         return np.inf if self.minutes is None else self.minutes * (1 + 1e-12)
 
 
-class Options(NamedTuple):
-    """How it is chosen."""
+class Settings(NamedTuple):
+    """What the methods can be told."""
 
     power: float = 1.0
     """Exponent of the gain in draws: 0 is uniform, large is best first."""
@@ -75,7 +75,20 @@ class Choice(NamedTuple):
     """Probability of each chosen image to be among the chosen, in (0, 1]; 1 where the method draws nothing."""
 
 
-Method = Callable[[Candidates, Budget, Options, np.random.Generator], Choice]
+Method = Callable[[Candidates, Budget, np.random.Generator], Choice]
+"""A member of the family, made for its settings. Errors: ValueError where numbers are out of range or missing."""
+
+
+class Entry(NamedTuple):
+    """A line of `METHODS`: how a member is made, and what it needs."""
+
+    make: Callable[[Settings], Method]
+    needs_features: Literal["features", "by_class", "gradient"] | None = None
+    """The field of `Candidates` without which it refuses; None makes do with the scores."""
+    by_gain: bool = False
+    """Whether it looks for gain, so that a score without a signal misleads it; the others look for what is rare,
+    typical or different, whatever the score says."""
+
 
 NAMES = {"features": "features", "by_class": "features by class", "gradient": "gradient embeddings"}
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Options, check, compared, expected_number, take
+from pipeline.selection.contract import Budget, Candidates, Choice, Settings, check, compared, expected_number, take
 from pipeline.selection.draws import log_shares, stepwise
 from pipeline.selection.greedy import greedy, sample_size, sample_terms
 
@@ -26,7 +26,7 @@ DRAWN_FROM = 128
 """Fewest candidates that one is drawn from."""
 
 
-def coverage(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def coverage(candidates: Candidates, budget: Budget, rng: np.random.Generator, settings: Settings) -> Choice:
     """The images that together cover most gain, under a budget in minutes per predicted minute; see `greedy`.
 
     Every probability is 1; the generator only draws the samples.
@@ -35,10 +35,10 @@ def coverage(candidates: Candidates, budget: Budget, options: Options, rng: np.r
         ValueError: numbers are out of range, or there are no features by class.
     """
     check(candidates, budget, classes=True)
-    return greedy(Covering(candidates, options, rng), candidates, budget, options, rng)
+    return greedy(Covering(candidates, settings, rng), candidates, budget, settings, rng)
 
 
-def drawn_coverage(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def drawn_coverage(candidates: Candidates, budget: Budget, rng: np.random.Generator, settings: Settings) -> Choice:
     """Draw images in proportion to the coverage that they add to those drawn before, to the power `power`.
 
     Between `draw`, which buys near-duplicates as often as their gain says, and `coverage`, which trusts gains and
@@ -50,17 +50,17 @@ def drawn_coverage(candidates: Candidates, budget: Budget, options: Options, rng
             `uniform_share` is 0.
     """
     check(candidates, budget, classes=True)
-    covering = Covering(candidates, options, rng)
+    covering = Covering(candidates, settings, rng)
     m = len(candidates.gains)
     left = np.arange(m)
-    size = max(DRAWN_FROM, sample_size(m, expected_number(candidates, budget), options.epsilon))
+    size = max(DRAWN_FROM, sample_size(m, expected_number(candidates, budget), settings.epsilon))
     shares: list[float] = []
 
     def order() -> Iterator[int]:
         nonlocal left
         while len(left):
             some = rng.choice(len(left), min(size, len(left)), replace=False, shuffle=False)
-            log_q = log_shares(covering.gains(left[some]), options)
+            log_q = log_shares(covering.gains(left[some]), settings)
             best = int(np.argmax(log_q + rng.gumbel(size=len(some))))
             shares.append(float(np.exp(log_q[best])) * len(some) / len(left))
             index = int(left[some[best]])
@@ -72,7 +72,7 @@ def drawn_coverage(candidates: Candidates, budget: Budget, options: Options, rng
     return Choice(indices, stepwise(shares[: len(indices)]))
 
 
-def representative(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def representative(candidates: Candidates, budget: Budget, rng: np.random.Generator, settings: Settings) -> Choice:
     """The images that the others resemble most: `coverage` by the mean feature of whole images, classes put aside.
 
         F(S) = sum_j g_j max_{x in S u L} max(0, cos(f_x, f_j))
@@ -88,14 +88,13 @@ def representative(candidates: Candidates, budget: Budget, options: Options, rng
     check(candidates, budget)
     own, bought = compared(candidates, "features")
     as_one_class = {"by_class": own[:, None], "bought_by_class": bought[:, None], "parts": candidates.gains[:, None]}
-    return coverage(candidates._replace(**as_one_class), budget, options, rng)
+    return coverage(candidates._replace(**as_one_class), budget, rng, settings)
 
 
 class Terms(NamedTuple):
     """The terms of one class on which F is evaluated."""
 
-    of: int
-    """The class."""
+    class_id: int
     vectors: Float32[np.ndarray, "n d"]
     """Of length 1, or 0."""
     weights: Float32[np.ndarray, " n"]
@@ -106,10 +105,10 @@ class Terms(NamedTuple):
 class Covering:
     """F, and what is chosen so far."""
 
-    def __init__(self, candidates: Candidates, options: Options, rng: np.random.Generator) -> None:
+    def __init__(self, candidates: Candidates, settings: Settings, rng: np.random.Generator) -> None:
         """The candidates with features by class; the generator draws the terms."""
         self._by_class, bought = compared(candidates, "by_class")
-        images, classes, weights = sample_terms(candidates.parts, options.terms, rng)
+        images, classes, weights = sample_terms(candidates.parts, settings.terms, rng)
         self._terms = []
         for c in np.unique(classes):
             own = classes == c
@@ -135,7 +134,7 @@ class Covering:
         for start in range(0, len(indices), ROWS):
             rows = self._by_class[indices[start : start + ROWS]]
             for terms, covered in zip(self._terms, self._covered, strict=True):
-                more = _unit(rows[:, terms.of]) @ terms.vectors.T
+                more = _unit(rows[:, terms.class_id]) @ terms.vectors.T
                 more -= covered
                 np.maximum(more, 0, out=more)
                 added[start : start + ROWS] += more @ terms.weights
@@ -144,7 +143,7 @@ class Covering:
     def add(self, index: int) -> None:
         """Choose an image."""
         self._covered = [
-            np.maximum(covered, terms.vectors @ _unit(self._by_class[index, terms.of]))
+            np.maximum(covered, terms.vectors @ _unit(self._by_class[index, terms.class_id]))
             for terms, covered in zip(self._terms, self._covered, strict=True)
         ]
 

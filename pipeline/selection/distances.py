@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Options, check, compared, expected_number, take
+from pipeline.selection.contract import Budget, Candidates, Choice, check, compared, expected_number, take
 from pipeline.selection.draws import stepwise
 
 ITERATIONS = 100
@@ -19,12 +19,12 @@ STALE = 16.0
 """Distances are brought up to date whenever a sixteenth more centres have been drawn."""
 
 
-def coreset(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def coreset(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
     """The image farthest from all that are chosen or bought, again and again: greedy k-centre.
 
     Sener and Savarese 2018, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", with its 2-
-    approximation. With nothing bought the first is the one nearest to the pool's mean. Deterministic: gains, options
-    and generator play no part, and every probability is 1.
+    approximation. With nothing bought the first is the one nearest to the pool's mean. Deterministic: gains and
+    generator play no part, and every probability is 1.
 
     Raises:
         ValueError: numbers are out of range, or there are no features.
@@ -46,12 +46,12 @@ def _farthest(features: Float[np.ndarray, "m d"], bought: Float[np.ndarray, "b d
         squares[index] = -np.inf  # chosen
 
 
-def badge(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def badge(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
     """Draw images by k-means++ on gradient embeddings: in proportion to squared distance from those drawn.
 
     Ash et al. 2020, "Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds". The gradient is long
     where the model is unsure, and its distances tell images apart. The first is drawn in proportion to its squared
-    length. Gains and options play no part. The probabilities are those of `stepwise`.
+    length. Gains play no part. The probabilities are those of `stepwise`.
 
     Raises:
         ValueError: numbers are out of range, or there are no gradient embeddings.
@@ -61,7 +61,7 @@ def badge(candidates: Candidates, budget: Budget, options: Options, rng: np.rand
     shares: list[float] = []
 
     def order() -> Iterator[int]:
-        for index, share in spread(points, np.ones(len(points)), np.square(points).sum(1), rng):
+        for index, share in kmeanspp(points, np.ones(len(points)), np.square(points).sum(1), rng):
             shares.append(share)
             yield index
 
@@ -69,7 +69,7 @@ def badge(candidates: Candidates, budget: Budget, options: Options, rng: np.rand
     return Choice(indices, stepwise(shares[: len(indices)]))
 
 
-def clue(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def clue(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
     """Cluster the images by k-means with their gains as weights, and take the one nearest to each centre.
 
     Prabhu et al. 2021, "Active Domain Adaptation via Clustering Uncertainty-weighted Embeddings", with the gain in the
@@ -105,7 +105,7 @@ def clusters(
 
     A centre that loses all weight stays where it was.
     """
-    seeds = [index for index, _ in islice(spread(points, weights, weights, rng), k)]
+    seeds = [index for index, _ in islice(kmeanspp(points, weights, weights, rng), k)]
     centres = points[seeds]
     labels, squares = nearest(points, centres)
     for _ in range(max(5, min(ITERATIONS, WORK // max(len(points) * k, 1)))):
@@ -119,7 +119,7 @@ def clusters(
     return labels, squares
 
 
-def spread(
+def kmeanspp(
     points: Float32[np.ndarray, "m d"],
     weights: Float64[np.ndarray, " m"],
     first: Float[np.ndarray, " m"],

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Options, check, take
+from pipeline.selection.contract import Budget, Candidates, Choice, Settings, check, take
 
 
-def draw(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def draw(candidates: Candidates, budget: Budget, rng: np.random.Generator, settings: Settings) -> Choice:
     """Draw images in proportion to their gain, until their number or their minutes fill the budget.
 
     Raises:
@@ -30,13 +30,13 @@ def draw(candidates: Candidates, budget: Budget, options: Options, rng: np.rando
             than have a probability.
     """
     check(candidates, budget)
-    log_q = log_shares(candidates.gains, options)
+    log_q = log_shares(candidates.gains, settings)
     race = np.argsort(-(log_q + rng.gumbel(size=len(log_q))), kind="stable")[: np.isfinite(log_q).sum()]
     indices = take(race.tolist(), candidates.minutes, budget)
     return Choice(indices, inclusion(log_q, len(indices))[indices])
 
 
-def class_stratified(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def class_stratified(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
     """Random images, as many for every class: the random choice that little beats once training is equal.
 
     An image belongs to the class of whose gain it holds the largest share; where the acquisition is `random`, of whose
@@ -119,13 +119,13 @@ def _arrived(log_q: Float64[np.ndarray, " m"], log_tau: float) -> Float64[np.nda
     return probabilities
 
 
-def log_shares(gains: Float64[np.ndarray, " m"], options: Options) -> Float64[np.ndarray, " m"]:
+def log_shares(gains: Float64[np.ndarray, " m"], settings: Settings) -> Float64[np.ndarray, " m"]:
     """Log of q, which sums to 1.
 
     Raises:
         ValueError: power or uniform share are out of range, or no image has a probability.
     """
-    power, uniform_share = options.power, options.uniform_share
+    power, uniform_share = settings.power, settings.uniform_share
     if not (np.isfinite(power) and power >= 0 and 0 <= uniform_share <= 1):
         raise ValueError(f"power {power} must not be negative, uniform share {uniform_share} must lie in [0, 1]")
     if power > 0 and uniform_share == 0 and len(gains) and not gains.any():

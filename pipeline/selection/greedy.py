@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Options, expected_number
+from pipeline.selection.contract import Budget, Candidates, Choice, Settings, expected_number
 
 AT_ONCE = 128
 """Old bounds that the lazy search renews at a time: one matrix product for many."""
@@ -31,7 +31,7 @@ class Objective(Protocol):
 
 
 def greedy(
-    objective: Objective, candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator
+    objective: Objective, candidates: Candidates, budget: Budget, settings: Settings, rng: np.random.Generator
 ) -> Choice:
     """The images that together are worth most to the objective.
 
@@ -48,10 +48,10 @@ def greedy(
     for costs in [np.ones(m), candidates.minutes][: 1 if budget.minutes is None else 2]:
         for first in [None, *range(m if m * m * k <= ENUMERATED else 0)]:
             objective.restart()
-            if m * k <= options.whole:
+            if m * k <= settings.whole:
                 order = lazy(objective, costs, candidates.minutes, budget, first)
             else:
-                size = sample_size(m, k, options.epsilon)
+                size = sample_size(m, k, settings.epsilon)
                 order = stochastic(objective, costs, candidates.minutes, budget, size, rng)
             plans.append((objective.value(), order))
     indices = max(plans, key=lambda plan: plan[0])[1]

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Options, check, compared, expected_number
+from pipeline.selection.contract import Budget, Candidates, Choice, Settings, check, compared, expected_number
 from pipeline.selection.coverage import ROWS
 from pipeline.selection.distances import centred
 from pipeline.selection.greedy import greedy, sample_terms
@@ -34,7 +34,7 @@ PAIRS = 2000
 """Pairs of images whose median squared distance is the kernel's scale."""
 
 
-def learning_curve(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def learning_curve(candidates: Candidates, budget: Budget, rng: np.random.Generator, settings: Settings) -> Choice:
     """The images with the highest F, greedily and under a budget in minutes per predicted minute. Gains play no part.
 
     Every probability is 1; the generator only draws the terms and the pairs whose distances set the scale.
@@ -43,16 +43,17 @@ def learning_curve(candidates: Candidates, budget: Budget, options: Options, rng
         ValueError: numbers are out of range, there are no features, or it is not said what images hold.
     """
     check(candidates, budget)
-    if len(candidates.gains) * expected_number(candidates, budget) > options.whole:
-        options = options._replace(terms=options.terms // 2)  # a logarithm and an exponential each, of every candidate
-    return greedy(LearningCurves(candidates, options, rng), candidates, budget, options, rng)
+    if len(candidates.gains) * expected_number(candidates, budget) > settings.whole:
+        settings = settings._replace(
+            terms=settings.terms // 2
+        )  # a logarithm and an exponential each, of every candidate
+    return greedy(LearningCurves(candidates, settings, rng), candidates, budget, settings, rng)
 
 
 class Curves(NamedTuple):
     """The terms of one class on which F is evaluated."""
 
-    of: int
-    """The class."""
+    class_id: int
     vectors: Float32[np.ndarray, "n d"]
     weights: Float64[np.ndarray, " n"]
     before: Float64[np.ndarray, " n"]
@@ -62,7 +63,7 @@ class Curves(NamedTuple):
 class LearningCurves:
     """F, and what is chosen so far."""
 
-    def __init__(self, candidates: Candidates, options: Options, rng: np.random.Generator) -> None:
+    def __init__(self, candidates: Candidates, settings: Settings, rng: np.random.Generator) -> None:
         """The candidates with features; the generator draws the terms and the pairs.
 
         Raises:
@@ -73,15 +74,15 @@ class LearningCurves:
         self._points, mean = centred(own)
         others = bought.astype(np.float32) - mean
         self._scale = median_square(self._points, rng)
-        images, classes, weights = sample_terms(per_class * self._holds, options.terms, rng)
+        images, classes, weights = sample_terms(per_class * self._holds, settings.terms, rng)
         self._curves = []
         for c in np.unique(classes):
-            of = classes == c
-            vectors = self._points[images[of]]
-            before = np.ones(of.sum())
+            own_terms = classes == c
+            vectors = self._points[images[own_terms]]
+            before = np.ones(own_terms.sum())
             for start in range(0, len(known), ROWS):
                 before += known[start : start + ROWS, c] @ self._kernel(others[start : start + ROWS], vectors)
-            self._curves.append(Curves(int(c), vectors, weights[of], before))
+            self._curves.append(Curves(int(c), vectors, weights[own_terms], before))
         self.restart()
 
     def _kernel(self, rows: Float32[np.ndarray, "s d"], vectors: Float32[np.ndarray, "n d"]) -> np.ndarray:
@@ -95,24 +96,25 @@ class LearningCurves:
 
     def value(self) -> float:
         """By how much F has risen."""
-        return float(sum(of.weights @ np.log(n / of.before) for of, n in zip(self._curves, self._held, strict=True)))
+        risen = (c.weights @ np.log(held / c.before) for c, held in zip(self._curves, self._held, strict=True))
+        return float(sum(risen))
 
     def gains(self, indices: Int64[np.ndarray, " s"]) -> Float64[np.ndarray, " s"]:
         """What every one of these images would add to F."""
         added = np.zeros(len(indices))
         for start in range(0, len(indices), ROWS):
             some = indices[start : start + ROWS]
-            for of, held in zip(self._curves, self._held, strict=True):
-                more = self._kernel(self._points[some], of.vectors) * self._holds[some, of.of][:, None]
-                added[start : start + ROWS] += np.log(1 + more / held) @ of.weights  # log1p takes twice as long
+            for curves, held in zip(self._curves, self._held, strict=True):
+                more = self._kernel(self._points[some], curves.vectors) * self._holds[some, curves.class_id][:, None]
+                added[start : start + ROWS] += np.log(1 + more / held) @ curves.weights  # log1p takes twice as long
         return added
 
     def add(self, index: int) -> None:
         """Choose an image."""
         point = self._points[index][None]
         self._held = [
-            held + self._holds[index, of.of] * self._kernel(point, of.vectors)[0]
-            for of, held in zip(self._curves, self._held, strict=True)
+            held + self._holds[index, curves.class_id] * self._kernel(point, curves.vectors)[0]
+            for curves, held in zip(self._curves, self._held, strict=True)
         ]
 
 
@@ -133,7 +135,7 @@ def _holds(
             f"what images hold is of shape {own.shape} and {known.shape}, but there are {len(candidates.gains)} "
             f"images, {bought} bought ones and the IoU of {len(iou)} classes"
         )
-    if not all((np.isfinite(of) & (of >= 0)).all() for of in (own, known)):
+    if not all((np.isfinite(held) & (held >= 0)).all() for held in (own, known)):
         raise ValueError("what images hold must be finite and not negative")
     if not ((iou >= 0) & (iou <= 1)).all():
         raise ValueError(f"the IoU of a class lies in [0, 1], unlike {iou}")

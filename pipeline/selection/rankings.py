@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float64
 
-from pipeline.selection.contract import Budget, Candidates, Choice, Options, check, take
+from pipeline.selection.contract import Budget, Candidates, Choice, check, take
 
 
-def best_first(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
-    """The images with the highest gains, equal ones in their order. Options and generator play no part.
+def best_first(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
+    """The images with the highest gains, equal ones in their order. The generator plays no part.
 
     Raises:
         ValueError: numbers are out of range.
@@ -19,7 +19,7 @@ def best_first(candidates: Candidates, budget: Budget, options: Options, rng: np
     return Choice(indices, np.ones(len(indices)))
 
 
-def class_balanced(candidates: Candidates, budget: Budget, options: Options, rng: np.random.Generator) -> Choice:
+def class_balanced(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
     """The images with the highest gains after every class is weighted down by what has been chosen of it.
 
         next image = argmax_i sum_c w_c g_ic,   w_c = 1 / (mean g + sum_{chosen} g_jc)
@@ -27,7 +27,7 @@ def class_balanced(candidates: Candidates, budget: Budget, options: Options, rng
     the greedy ascent of sum_c log(chosen gain of c), which is largest where the classes share equally. Classes are
     weighted by their predicted presence in Cai et al. 2021, "Revisiting Superpixels for Active Learning in Semantic
     Segmentation with Realistic Annotation Costs", and balanced in the chosen set in Aggarwal et al. 2020, "Active
-    Learning for Imbalanced Datasets". Options and generator play no part.
+    Learning for Imbalanced Datasets". The generator plays no part.
 
     Raises:
         ValueError: numbers are out of range, or there is no gain by class.

@@ -1,5 +1,7 @@
 """What every reward must hold to."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.labels import IGNORE
-from pipeline.rewards import REWARDS, RewardFunction, Settings, count
+from pipeline import params, reward_tuning
+from pipeline.labels import IGNORE, ClassSet
+from pipeline.rewards import REWARDS, Entry, Reward, RewardFunction, Settings, count
+from pipeline.rewards.counts import pooled, pooled_miou
 
 QUICK = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -21,7 +25,7 @@ SETTINGS = Settings(
     tolerance=1,
     overlap=0.6,
 )
-MADE = {name: make(SETTINGS) for name, make in REWARDS.items()}
+MADE = {name: entry.make(SETTINGS) for name, entry in REWARDS.items()}
 every = pytest.mark.parametrize("reward", MADE.values(), ids=MADE)
 every_count = pytest.mark.parametrize(
     "reward", [each for each in MADE.values() if each.of_counts], ids=[name for name in MADE if MADE[name].of_counts]
@@ -194,7 +198,7 @@ def test_count_rewards_are_what_their_confusion_matrices_say(reward: RewardFunct
     ("name", "tolerance"), [(name, 1) for name in MADE if MADE[name].credit] + [("boundary_f1", 0), ("boundary_f1", 2)]
 )
 def test_relabelling_a_pixel_changes_its_credit_as_it_changes_the_statistics(name: str, tolerance: int) -> None:
-    reward = REWARDS[name](SETTINGS._replace(tolerance=tolerance))
+    reward = REWARDS[name].make(SETTINGS._replace(tolerance=tolerance))
     moved = 0
     for seed in range(4):
         labelling, truth = masks(seed, (1, 7, 8))
@@ -246,4 +250,35 @@ def test_a_class_that_there_is_not_is_refused(reward: RewardFunction) -> None:
 )
 def test_nonsense_is_refused(name: str, wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        REWARDS[name](SETTINGS._replace(**wrong))
+        REWARDS[name].make(SETTINGS._replace(**wrong))
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_who_needs_weights_and_nobody_else_goes_by_them(name: str) -> None:
+    other = REWARDS[name].make(SETTINGS._replace(weights=SETTINGS.weights.flip(0)))
+    changed = [total(MADE[name], *masks(seed)) != total(other, *masks(seed)) for seed in range(5)]
+    assert any(changed) == REWARDS[name].needs_weights
+
+
+def test_params_name_every_member_and_what_it_offers() -> None:
+    assert set(get_args(params.Reward.model_fields["reward"].annotation)) == set(REWARDS)
+    assert set(params.NOT_OF_COUNTS) == {name for name, reward in MADE.items() if reward.of_counts is None}
+    assert set(params.OF_MIOU) == {name for name, reward in MADE.items() if reward.of_counts is pooled_miou}
+    assert set(params.WITHOUT_CREDIT) == {name for name, reward in MADE.items() if reward.credit is None}
+
+
+def test_a_member_is_a_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def worst_class(confusion: Tensor) -> Reward:
+        iou = pooled_miou(confusion).terms["iou"]
+        return Reward(iou.amin(-1), {"iou": iou})
+
+    monkeypatch.setitem(REWARDS, "worst_class", Entry(lambda settings: pooled(settings, worst_class)))
+    settings = params.Reward(steps=1, lr=1.0).model_copy(update={"reward": "worst_class"})
+    two = ClassSet("two", ("road", "car"), ((0, 0, 0), (1, 1, 1)))
+    reward = reward_tuning.reward_function(settings, torch.ones(2), two)
+    truth, labelling = torch.tensor([[[0, 0, 1, 1]], [[0, 0, 1, 0]]], dtype=torch.uint8).split(1)
+    assert total(reward, labelling, truth) == 1 / 2
+    reward_tuning.check(settings, two)

@@ -1,12 +1,18 @@
 """What every selection method must hold to."""
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.selection import BY_GAIN, METHODS, NEEDS, Budget, Candidates, Choice, Method, Options
+from pipeline import artifacts, params, paths, select
+from pipeline.selection import METHODS, Budget, Candidates, Choice, Entry, Settings
+from pipeline.selection.contract import take
 
 QUICK = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -51,24 +57,24 @@ def pools(draw: st.DrawFn) -> Candidates:
     return pool._replace(**{name: array * (kinds > 1) for name, array in same.items()})
 
 
-def choose(method: Method, pool: Candidates, seed: int = 0, options: Options | None = None, **budget: float) -> Choice:
-    return method(pool, Budget(**budget), options or Options(), np.random.default_rng(seed))
+def choose(method: Entry, pool: Candidates, seed: int = 0, how: Settings | None = None, **budget: float) -> Choice:
+    return method.make(how or Settings())(pool, Budget(**budget), np.random.default_rng(seed))
 
 
 @st.composite
-def ways(draw: st.DrawFn) -> Options:
+def ways(draw: st.DrawFn) -> Settings:
     size = draw(st.sampled_from([{}, SAMPLED]))
-    return Options(draw(st.floats(0, 1e6)), draw(st.floats(0.01, 1)), **size)
+    return Settings(draw(st.floats(0, 1e6)), draw(st.floats(0.01, 1)), **size)
 
 
 @every
 @QUICK
-@given(pool=pools(), seed=SEEDS, data=st.data(), options=ways())
+@given(pool=pools(), seed=SEEDS, data=st.data(), how=ways())
 def test_images_are_filled_exactly(
-    method: Method, pool: Candidates, seed: int, data: st.DataObject, options: Options
+    method: Entry, pool: Candidates, seed: int, data: st.DataObject, how: Settings
 ) -> None:
     images = data.draw(st.integers(0, len(pool.gains)))
-    choice = choose(method, pool, seed, options, images=images)
+    choice = choose(method, pool, seed, how, images=images)
     assert len(choice.indices) == len(set(choice.indices)) == len(choice.probabilities) == images
     assert ((choice.probabilities > 0) & (choice.probabilities <= 1)).all()
     with pytest.raises(ValueError, match="can be drawn"):
@@ -77,11 +83,9 @@ def test_images_are_filled_exactly(
 
 @every
 @QUICK
-@given(pool=pools(), seed=SEEDS, budget=st.floats(0, 1e4), options=ways())
-def test_minutes_are_never_exceeded(
-    method: Method, pool: Candidates, seed: int, budget: float, options: Options
-) -> None:
-    choice = choose(method, pool, seed, options, minutes=budget)
+@given(pool=pools(), seed=SEEDS, budget=st.floats(0, 1e4), how=ways())
+def test_minutes_are_never_exceeded(method: Entry, pool: Candidates, seed: int, budget: float, how: Settings) -> None:
+    choice = choose(method, pool, seed, how, minutes=budget)
     spent = pool.minutes[choice.indices].sum()
     assert len(choice.indices) == len(set(choice.indices))
     assert spent <= budget * (1 + 1e-9)
@@ -91,7 +95,7 @@ def test_minutes_are_never_exceeded(
 
 
 @every
-def test_a_minutes_budget_of_all_images_buys_all(method: Method) -> None:
+def test_a_minutes_budget_of_all_images_buys_all(method: Entry) -> None:
     pool = candidates(np.arange(1.0, 9), np.full(8, 0.1))
     assert sorted(choose(method, pool, minutes=0.8).indices) == list(range(8))
     assert len(choose(method, pool, minutes=0.79).indices) == 7
@@ -100,7 +104,7 @@ def test_a_minutes_budget_of_all_images_buys_all(method: Method) -> None:
 @every
 @QUICK
 @given(pool=pools(), seed=SEEDS)
-def test_the_generator_decides_and_the_input_stays(method: Method, pool: Candidates, seed: int) -> None:
+def test_the_generator_decides_and_the_input_stays(method: Entry, pool: Candidates, seed: int) -> None:
     before = [None if values is None else values.copy() for values in pool]
     first, second = (choose(method, pool, seed, minutes=50.0) for _ in range(2))
     assert first.indices.tolist() == second.indices.tolist()
@@ -129,7 +133,7 @@ def test_weights_from_the_probabilities_undo_the_choice(name: str) -> None:
     values = pool.gains + longer[:, 0]
     sums, plain = [], []
     for seed in range(150):
-        choice = choose(METHODS[name], pool, seed, Options(uniform_share=0.3), images=8)
+        choice = choose(METHODS[name], pool, seed, Settings(uniform_share=0.3), images=8)
         sums.append((values[choice.indices] / choice.probabilities).sum())
         plain.append(values[choice.indices].mean() * len(values))
     assert np.mean(sums) == pytest.approx(values.sum(), rel=0.04)
@@ -139,7 +143,7 @@ def test_weights_from_the_probabilities_undo_the_choice(name: str) -> None:
 
 @every
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
-def test_bad_values_are_refused(method: Method, bad: float) -> None:
+def test_bad_values_are_refused(method: Entry, bad: float) -> None:
     pool = candidates(np.ones(3), np.ones(3))
     broken = np.array([1, bad, 1])
     with pytest.raises(ValueError, match="gains must be finite and not negative"):
@@ -153,7 +157,7 @@ def test_bad_values_are_refused(method: Method, bad: float) -> None:
 
 
 @every
-def test_a_budget_is_in_images_or_in_minutes(method: Method) -> None:
+def test_a_budget_is_in_images_or_in_minutes(method: Entry) -> None:
     for budget in ({}, {"images": 1, "minutes": 1.0}, {"images": -1}):
         with pytest.raises(ValueError, match="budget"):
             choose(method, candidates(np.ones(3), np.ones(3)), **budget)
@@ -164,10 +168,10 @@ def test_who_needs_features_says_so(name: str) -> None:
     pool = candidates(np.ones(4), np.ones(4), bought=2)
     fields = ("features", "by_class", "gradient", "bought_features", "bought_by_class")
     bare = pool._replace(**dict.fromkeys((*fields, "bought_holds")))
-    if name not in NEEDS:
+    need = METHODS[name].needs_features
+    if need is None:
         assert len(choose(METHODS[name], bare, images=2).indices) == 2
         return
-    need = NEEDS[name]
     assert len(choose(METHODS[name], bare._replace(**{need: getattr(pool, need)}), images=2).indices) == 2
     with pytest.raises(ValueError, match=r"there are none: set score\.features: true"):
         choose(METHODS[name], pool._replace(**{need: None}), images=2)
@@ -190,11 +194,36 @@ def test_who_weighs_classes_refuses_gains_without(name: str) -> None:
         choose(METHODS[name], pool._replace(parts=np.zeros((4, 0)), by_class=np.zeros((4, 0, 8))), images=2)
 
 
-@pytest.mark.parametrize("name", [*BY_GAIN, "clue"])
-def test_gain_is_what_is_looked_for(name: str) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_who_goes_by_gain_looks_for_it_and_nobody_else_but_clue(name: str) -> None:
     gains = np.array([1.0] * 20 + [100.0] * 5)
     found = []
     for seed in range(50):
         pool = candidates(gains, np.ones(25), seed, depth=1024)  # nearly no image resembles another
         found.append(choose(METHODS[name], pool, seed, images=5).indices)
-    assert (np.concatenate(found) >= 20).mean() > 0.7
+    assert ((np.concatenate(found) >= 20).mean() > 0.7) == (METHODS[name].by_gain or name == "clue")
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+
+def test_params_name_every_member_and_what_it_needs() -> None:
+    assert set(get_args(params.Select.model_fields["method"].annotation)) == set(METHODS)
+    assert set(params.BY_FEATURES) == {name for name, entry in METHODS.items() if entry.needs_features}
+
+
+def test_a_member_is_a_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worst_first(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
+        indices = take(np.argsort(candidates.gains).tolist(), candidates.minutes, budget)
+        return Choice(indices, np.ones(len(indices)))
+
+    monkeypatch.setitem(METHODS, "worst_first", Entry(lambda _: worst_first))
+    monkeypatch.chdir(tmp_path)
+    images = pd.DataFrame({"key": ["a", "b", "c"], "image": "i.png", "mask": "m.png", "mask_sha256": ""})
+    artifacts.save_manifest("pool", images.assign(height=8, width=8, sha256=["1", "2", "3"]))
+    artifacts.save_scores("r01", pd.DataFrame({"key": ["a", "b", "c"], "gain": [3.0, 1.0, 2.0], "minutes": 1.0}))
+    artifacts.save_json(paths.audit("r00"), {"signal": None})
+    how = params.Select().model_copy(update={"method": "worst_first"})
+    line = params.BudgetLine(after="r00", images=2)
+    select.run("r01", line, seed=1, select=how, annotate=params.Annotate())
+    assert list(artifacts.load_selection("r01")["key"]) == ["b", "c"]

@@ -18,23 +18,18 @@ replaces the others: given 0.5, 0.55, ... 0.95 it averages over 0.5, 0.6, 0.6, 0
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64, Real
+from jaxtyping import Float, Float64, Int64, Real, UInt8
 from torch import Tensor
+
+from pipeline.rewards import objects
+from pipeline.rewards.contract import Labels, Reward, RewardFunction, Settings, masked, on_cpu, refuse_nonsense
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Those of the paper and of COCO's average precision."""
-TOKENS_PER_BOX = 6
-
-
-class Boxes(NamedTuple):
-    """Padded to equally many per image: a box with confidence 0 does not exist."""
-
-    boxes: Float32[Tensor, "*batch m 4"]
-    """Two opposite corners: y, x, y, x."""
-    labels: Int64[Tensor, "*batch m"]
-    confidences: Int64[Tensor, "*batch m"]
+TERMS = ("reward", "num_matches", "nms_penalty")
 
 
 class DetectionReward(NamedTuple):
@@ -127,20 +122,43 @@ def box_iou(first: Float[Tensor, "n m 4"], second: Float[Tensor, "n k 4"]) -> Fl
     return shared / (areas - shared + 1e-9)
 
 
-def boxes_of_sequence(tokens: Int64[Tensor, "*batch length"], max_level: int, max_conf: int, classes: int) -> Boxes:
-    """Boxes from the paper's token sequences: y, x, y, x, class and confidence of one box after the other.
+def detection(settings: Settings) -> RewardFunction:
+    """The detection reward of the boxes around connected areas, mean over the images with a labelled pixel.
 
-    Token 0 pads. From 1 on, ids are handed out in turn: `max_conf` confidences, `max_level` + 1 coordinates, `classes`
-    classes. What lies outside is clipped; tokens of half a box are dropped.
+    Pinto et al. 2023, with the thresholds and the weight of duplicates of the published code.
+    Predicted and true boxes are the bounding boxes of the objects of the labelling and of the truth, all with
+    confidence 1. At most the sum of the class weights of an image's objects. That is what the truth gets: were there
+    two objects of one class with the very same box, it would pay for a duplicate, but two areas that both reach from
+    side to side and from top to bottom of one box meet. Terms: `reward`, `num_matches`, `nms_penalty`, averaged over
+    thresholds.
 
-    Args:
-        tokens: any number of sequences.
-        max_level: number of steps that a side of the image is divided into; the boxes are in [0, 1].
-        max_conf: highest confidence.
-        classes: number of classes.
+    The statistics are the sums of the terms and the number of images.
     """
-    whole = tokens.shape[-1] // TOKENS_PER_BOX
-    values = tokens[..., : whole * TOKENS_PER_BOX].reshape(*tokens.shape[:-1], whole, TOKENS_PER_BOX)
-    levels = (values[..., :4] - max_conf - 1).clamp(0, max_level)
-    labels = (values[..., 4] - max_conf - 1 - max_level - 1).clamp(0, classes - 1)
-    return Boxes((levels / max_level).float(), labels, values[..., 5].clamp(0, max_conf))
+    refuse_nonsense(settings)
+    weights = settings.weights.cpu()
+
+    def boxes(labels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "k 5"]:
+        found = objects.find(labels)
+        rows: np.ndarray = np.unique(np.column_stack([found.labels, found.boxes]), axis=0)
+        return rows  # sorted, as the first of equal overlaps wins and OpenCV's order of the areas is its own
+
+    def of_image(labels: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]) -> Float64[Tensor, " s"]:
+        total = torch.zeros(4, dtype=torch.float64)
+        predicted, true = (torch.from_numpy(boxes(each)) for each in (labels, truth))
+        for number in torch.unique(true[:, 0]):  # classes do not meet, and sampled labels have very many small areas
+            pairs = [each[each[:, 0] == number].unsqueeze(0) for each in (predicted, true)]
+            sides = [(each[..., 1:].double(), each[..., 0], torch.ones_like(each[..., 0])) for each in pairs]
+            terms = detection_reward(*sides[0], *sides[1], weights).terms
+            total[:3] += torch.cat([terms[name] for name in TERMS])
+        total[3] = len(true) > 0
+        return total
+
+    def statistics(labelling: Labels, truth: UInt8[Tensor, "n h w"]) -> Float64[Tensor, "n s"]:
+        pairs = on_cpu(masked(labelling, truth, settings.classes), truth)
+        return torch.stack([of_image(*pair) for pair in pairs]).to(truth.device)
+
+    def value(statistics: Float64[Tensor, "*batch s"]) -> Reward:
+        means = statistics[..., :3] / statistics[..., 3:]
+        return Reward(means[..., 0], dict(zip(TERMS, torch.split(means, 1, dim=-1), strict=True)))
+
+    return RewardFunction(statistics, value, lambda statistics: statistics[..., 3])
