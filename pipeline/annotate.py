@@ -74,6 +74,7 @@ def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annota
         raise WaitingForPeople(f"{waiting}{more}; run `dvc repro` again when they are done")
     if line.minutes is not None:
         print(f"{round_name}: {ledger.accounts(line.minutes, spending)}")
+    _write_purchases(round_name, line.after, orders)
     _write_labels(round_name, line.after, [order.key for order in orders])
 
 
@@ -363,6 +364,12 @@ def _take_corrections(round_name: str, request: Request) -> None:
                 )
             print(f"{round_name}: {paths.mask(key)} was changed by hand; taken as corrected")
             ledger.append([delivery._replace(annotator="hand", sha256=digest, at=ledger.now())])
+
+
+def _write_purchases(round_name: str, after: str, orders: Sequence[Order]) -> None:
+    effort = artifacts.load_costs(round_name).set_index("key").to_dict("index")
+    rows = [{"key": order.key, "gain": order.gain, **effort.get(order.key, {})} for order in orders]
+    artifacts.save_purchases(round_name, [*artifacts.load_purchases(after).values(), *rows])
 
 
 def _write_labels(round_name: str, after: str, keys: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ and renamed. torch, pandas and OpenCV are imported by the functions that need th
 once.
 """
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -341,10 +342,23 @@ def load_audit(round_name: str) -> dict[str, Any]:
     return content
 
 
+def load_judged(round_name: str) -> list[list[list[float]]]:
+    """The predicted and the realised gains of each round that a verdict rests on, oldest first; none of r00."""
+    judged: list[list[list[float]]] = _field(load_audit(round_name), "judged", paths.audit(round_name), "audit")
+    return judged
+
+
 def load_forecast(round_name: str) -> dict[str, Any]:
     """The mIoU that the round may be expected to end with, and its interval: expected, low, high, in [0, 1]."""
     content: dict[str, Any] = load_json(paths.forecast(round_name), paths.maker("forecast", round_name))
     return content
+
+
+def load_measured(round_name: str) -> dict[str, float]:
+    """The mIoU of every round's model before a forecast, in [0, 1]; none before r00."""
+    path = paths.forecast(round_name)
+    measured: dict[str, float] = _field(load_forecast(round_name), "measured", path, "forecast")
+    return measured
 
 
 def save_metrics(
@@ -397,9 +411,29 @@ def load_json(path: Path, maker: str) -> Any:
         raise _damaged(path, str(error), maker) from None
 
 
+def _field(content: Mapping[str, Any], name: str, path: Path, stage: str) -> Any:
+    if name not in content:
+        raise _damaged(path, f"it lacks {name!r}, as one of an earlier version", paths.maker(stage, path.parent.name))
+    return content[name]
+
+
 def save_labels(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write which labels exist after a round; each row has key, round, minutes and sha256 of the mask."""
     save_json(paths.labels(round_name), list(rows))
+
+
+def save_purchases(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write what later rounds need to know of every label bought up to and including a round."""
+    save_json(paths.purchases(round_name), list(rows))
+
+
+def load_purchases(round_name: str) -> dict[str, dict[str, Any]]:
+    """By key, of all labels bought up to and including a round: `gain`, as predicted when it was ordered.
+
+    And COST_COLUMNS, as the scores of its own round have them; without them where they lack it.
+    """
+    rows: list[dict[str, Any]] = load_json(paths.purchases(round_name), paths.maker("annotate", round_name))
+    return {row["key"]: row for row in rows}
 
 
 def load_labels(round_name: str) -> list[dict[str, Any]]:
@@ -442,7 +476,9 @@ def _read_grey(path: Path) -> UInt8[np.ndarray, "h w"] | None:
     """An 8-bit greyscale picture; None if the file is anything else."""
     import cv2
 
-    picture: np.ndarray | None = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    picture: np.ndarray | None = None
+    with contextlib.suppress(cv2.error):  # raised instead of None for no bytes
+        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     return None if picture is None or picture.ndim != 2 or picture.dtype != np.uint8 else picture
 
 

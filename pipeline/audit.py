@@ -97,8 +97,8 @@ def run(
     split = [pd.DataFrame(of, columns=[f"{name}_{c}" for c in classes.names]) for name, of in parts.items()]
     content = {"round": round_name, "acquisition": score.acquisition, "images": len(frame)}
     content["calibration_error"] = metrics.expected_calibration_error(reliability)
-    earlier = [artifacts.load_audit_table(n) for n in dict.fromkeys(r["round"] for r in labels) if n != round_name]
-    said = _conclude([*earlier, frame], streams.rng(seed, round_name, "audit"), score.acquisition)
+    earlier = artifacts.load_judged(line.after)
+    said = _conclude(earlier, frame, streams.rng(seed, round_name, "audit"), score.acquisition)
     artifacts.save_audit(round_name, pd.concat([frame, *split], axis=1), content | said)
     print(f"{round_name}: {said['conclusion']}")
 
@@ -109,21 +109,24 @@ def _certain_elsewhere(probabilities: Tensor, known: Bool[Tensor, "n h w"]) -> T
     return torch.where(known[:, None], probabilities, claim)
 
 
-def _conclude(audits: list[pd.DataFrame], rng: np.random.Generator, acquisition: str) -> dict[str, Any]:
-    """What the last table says, with those before it."""
-    frame = audits[-1]
+def _conclude(
+    earlier: list[list[list[float]]], frame: pd.DataFrame, rng: np.random.Generator, acquisition: str
+) -> dict[str, Any]:
+    """What the table says, with the gains of earlier rounds where it says too little alone."""
     if "realised" not in frame.columns:
         why = f"no verdict on {acquisition}: the statistics that it sums over the pool do not give the realised gain"
-        return {"signal": None, "conclusion": why}
+        return {"signal": None, "conclusion": why, "judged": earlier}
     predicted, realised, probability = (frame[c].to_numpy(float) for c in ("predicted", "realised", "probability"))
-    both = [(a["predicted"].to_numpy(float), a["realised"].to_numpy(float)) for a in audits if "realised" in a.columns]
-    verdict = auditing.judge(both, rng)
+    before = [(np.array(predicted), np.array(realised)) for predicted, realised in earlier]
+    verdict = auditing.judge([*before, (predicted, realised)], rng)
     content: dict[str, Any] = {"predicted": float(predicted.sum()), "realised": float(realised.sum())}
     if acquisition in IN_POINTS:
         content |= auditing.fit_line(predicted, realised, probability)._asdict()
     content |= {"spearman": verdict.rank.spearman, "p_value": verdict.rank.p_value}
     content |= {"tested_images": verdict.images, "tested_rounds": verdict.rounds, "signal": verdict.signal}
-    return content | {"conclusion": _sentence(verdict, content, acquisition)}
+    content |= {"conclusion": _sentence(verdict, content, acquisition)}
+    own = [[float(f"{value:.9g}") for value in side] for side in (predicted, realised)]  # as the table has them
+    return content | {"judged": [*earlier, own][-verdict.rounds :]}  # no later round goes further back
 
 
 def _sentence(verdict: Verdict, content: dict[str, Any], acquisition: str) -> str:

@@ -42,7 +42,7 @@ SOURCE_ROUND = "r00"
 def maker(stage: str, round_name: str) -> str:
     """What DVC calls the stage that makes an artifact of a round; those of r00 have makers of their own."""
     first = {"tune": "pretrain", "evaluate": "evaluate_source"} | dict.fromkeys(
-        ("snapshot", "annotate", "audit"), "prepare"
+        ("snapshot", "annotate", "audit", "forecast"), "prepare"
     )
     return first[stage] if round_name == SOURCE_ROUND and stage in first else f"{stage}@{round_name}"
 
@@ -125,6 +125,11 @@ def gain_picture(round_name: str, key: str) -> Path:
 def labels(round_name: str) -> Path:
     """All labels bought up to and including a round: key, round, minutes, hash of the mask."""
     return ROUNDS / round_name / "labels.json"
+
+
+def purchases(round_name: str) -> Path:
+    """What was said of the images of all those labels when they were bought, as later rounds need it."""
+    return ROUNDS / round_name / "purchases.json"
 
 
 def mask(key: str) -> Path:

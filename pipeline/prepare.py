@@ -53,8 +53,15 @@ def run(*, prepare: Prepare) -> None:
         artifacts.save_manifest(split, frame(found, root, classes if split == "source" else None))
         artifacts.save_ids(split, ids(data, split, [one.sample.mask for one in found], classes), classes)
     artifacts.save_images(paths.SOURCE_ROUND, ledger.pool_of(paths.SOURCE_ROUND))
+    save_start()
+
+
+def save_start() -> None:
+    """Write what the first round finds of the round before it, in which nothing was bought or forecast."""
     artifacts.save_labels(paths.SOURCE_ROUND, [])
-    artifacts.save_json(paths.audit(paths.SOURCE_ROUND), {"signal": None})  # nothing was bought
+    artifacts.save_purchases(paths.SOURCE_ROUND, [])
+    artifacts.save_json(paths.audit(paths.SOURCE_ROUND), {"signal": None, "judged": []})
+    artifacts.save_json(paths.forecast(paths.SOURCE_ROUND), {"measured": {}})
 
 
 def check_bought(classes: ClassSet) -> None:

@@ -1,6 +1,6 @@
 """Stage: the expected reward gain of every pool image, or block of one, that has no label yet, in one pass over it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,8 @@ def run(
         frame = pd.DataFrame({"key": keys, "gain": found.gains.sum(1)})
         if score.grid is not None:
             frame.insert(1, "image", [blocks.image_of(key) for key in keys])
-        frame["minutes"] = _minutes(found.effort, bought, score.minutes_per_image * blocks.share(keys[0]))
+        until_known = score.minutes_per_image * blocks.share(keys[0])
+        frame["minutes"] = _minutes(found.effort, bought, artifacts.load_purchases(line.after), until_known)
         frame[list(costs.FEATURES)] = found.effort
         parts = pd.DataFrame(found.gains, columns=[f"gain_{name}" for name in classes.names])
         artifacts.save_features(round_name, found.features)
@@ -84,21 +85,21 @@ def _labelled(bought: pd.DataFrame, seen: tuple[int, int], classes: ClassSet) ->
 
 
 def _minutes(
-    effort: Float64[np.ndarray, "m 3"], bought: Sequence[dict[str, Any]], until_known: float
+    effort: Float64[np.ndarray, "m 3"],
+    bought: Sequence[dict[str, Any]],
+    purchases: Mapping[str, Mapping[str, Any]],
+    until_known: float,
 ) -> Float64[np.ndarray, " m"]:
     """Predicted minutes, from those of the labels that have come back and what was said of their images before."""
     if not bought:
         return np.full(len(effort), until_known)
-    seen = []
-    for name in dict.fromkeys(row["round"] for row in bought):
-        keys = [row["key"] for row in bought if row["round"] == name]
-        table = artifacts.load_costs(name).set_index("key")
-        lacking = [key for key in keys if key not in table.index]
-        if lacking:
+    for row in bought:
+        if not purchases.get(row["key"], {}).keys() >= {*costs.FEATURES}:
+            name = row["round"]
             raise UserError(
-                f"{paths.scores(name)} lacks {lacking[0]!r}, which {name} bought: run `dvc repro score@{name}`"
+                f"{paths.scores(name)} lacks {row['key']!r}, which {name} bought: run `dvc repro -s -f score@{name}`, "
+                f"then `dvc repro`"
             )
-        seen.append(pd.DataFrame(table.loc[keys]).assign(minutes=[r["minutes"] for r in bought if r["round"] == name]))
-    labelled = pd.concat(seen)
-    coefficients = costs.fit(labelled[list(costs.FEATURES)].to_numpy(float), labelled["minutes"].to_numpy(float))
+    said = np.array([[purchases[row["key"]][name] for name in costs.FEATURES] for row in bought], float)
+    coefficients = costs.fit(said, np.array([row["minutes"] for row in bought], float))
     return costs.predict(effort, coefficients)

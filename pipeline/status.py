@@ -126,7 +126,7 @@ def _miou(round_name: str) -> float | None:
 
 def _forecast(round_name: str) -> list[float] | None:
     """The interval that the round's mIoU was expected in before it was bought, in [0, 1] as the mIoU is."""
-    if not paths.forecast(round_name).is_file():
+    if round_name == paths.SOURCE_ROUND or not paths.forecast(round_name).is_file():
         return None
     has = artifacts.load_forecast(round_name)
     return [has["low"], has["high"]]

@@ -3,12 +3,13 @@
 import contextlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline import artifacts, datasets, paths
+from pipeline import artifacts, datasets, paths, prepare
 from pipeline.datasets import reading
 from pipeline.labels import CLASS_SETS
 from pipeline.params import Params
@@ -47,11 +48,12 @@ def write(folder: Path, *, pool: int = 8, second: str = "minutes: 20") -> None:
         fakes.write("cityscapes", Path("pool"), count=pool)
         artifacts.save_classes(CLASSES)
         frame = manifest("pool", "cityscapes")
-        artifacts.save_labels(paths.SOURCE_ROUND, [])
-        for name in (paths.SOURCE_ROUND, "r01"):
-            artifacts.save_json(paths.audit(name), {"signal": None})
+        prepare.save_start()
+        artifacts.save_json(paths.audit("r01"), {"signal": None, "judged": []})
         select("r01", list(frame["key"][:3]))
         select("r02", list(frame["key"][3:5]))
+        for name in ("r01", "r02"):
+            score(name, frame["key"])
 
 
 def manifest(split: str, dataset: str, **more: object) -> pd.DataFrame:
@@ -79,14 +81,17 @@ def select(round_name: str, keys: list[str]) -> None:
     artifacts.save_selection(round_name, frame)
 
 
+def score(round_name: str, keys: Iterable[str], **columns: object) -> None:
+    """Write scores, as the stage before `select` would."""
+    told = {"gain": 0.5, "minutes": 10.0} | dict.fromkeys(artifacts.COST_COLUMNS[1:], 1.0) | columns
+    artifacts.save_scores(round_name, pd.DataFrame({"key": list(keys), **told}))
+
+
 def predict(round_name: str) -> None:
     """Scores of the pool and predictions for the round's selection, as the stages before `annotate` would."""
     rng = np.random.default_rng([*round_name.encode()])
     keys = artifacts.load_manifest("pool")["key"]
-    frame = pd.DataFrame({"key": keys, "gain": 0.003, "minutes": 10.0})
-    for number, name in enumerate(CLASSES.names):
-        frame[f"gain_{name}"] = 0.0001 * number
-    artifacts.save_scores(round_name, frame)
+    score(round_name, keys, gain=0.003, **{f"gain_{name}": 0.0001 * n for n, name in enumerate(CLASSES.names)})
     for key in artifacts.load_selection(round_name)["key"]:
         coarse = rng.integers(0, 19, (fakes.SIZE[0] // 4, fakes.SIZE[1] // 4), np.uint8)
         artifacts.save_mask(paths.prediction(round_name, key), coarse.repeat(4, 0).repeat(4, 1))

@@ -112,7 +112,9 @@ def test_command_is_one_that_its_program_knows(
 
 LOADERS: dict[str, Callable[[str], object]] = {
     "labels": artifacts.load_labels,
+    "purchases": artifacts.load_purchases,
     "audit": artifacts.load_audit,
+    "judged gains": artifacts.load_judged,
     "metrics": artifacts.load_metrics,
     "model": artifacts.load_model,
     "log": artifacts.load_log,
@@ -123,11 +125,12 @@ LOADERS: dict[str, Callable[[str], object]] = {
     "pool": artifacts.load_pool,
     "audit table": artifacts.load_audit_table,
     "forecast": artifacts.load_forecast,
+    "measured mIoUs": artifacts.load_measured,
     "manifest": lambda _: artifacts.load_manifest("test"),
     "classes": lambda _: artifacts.load_classes(),
     "prediction": lambda name: artifacts.load_prediction(name, "a"),
 }
-OF_R00 = ("labels", "audit", "metrics", "model", "log")
+OF_R00 = ("labels", "purchases", "judged gains", "measured mIoUs", "audit", "metrics", "model", "log")
 """What there is of the round of the source model."""
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from jaxtyping import UInt8
 from PIL import Image
@@ -213,7 +212,7 @@ def test_over_budget_is_refused_before_anything_is_ordered(project: Path, line: 
 def score(round_name: str = "r01", minutes: float = 10.0) -> None:
     pool = artifacts.load_manifest("pool")["key"]
     gains = np.linspace(0.9, 0.1, len(pool))
-    artifacts.save_scores(round_name, pd.DataFrame({"key": pool, "gain": gains, "minutes": minutes}))
+    repo.score(round_name, pool, gain=gains, minutes=minutes)
 
 
 def go_on(line: BudgetLine, *, annotator: str, killed: int = 0) -> int:
@@ -645,7 +644,7 @@ def test_more_blocks_than_the_line_says_are_not_ordered(of_blocks: list[str]) ->
     with pytest.raises(UserError, match=r"would order 3 images, but its budget line says 2 images"):
         run("r01", BudgetLine(after="r00", images=2))
     assert not paths.LEDGER.exists()
-    artifacts.save_scores("r01", pd.DataFrame({"key": of_blocks, "gain": 0.5, "minutes": 10.0}))
+    repo.score("r01", of_blocks)
     run("r01", BudgetLine(after="r00", minutes=30))
     assert ledger.load().spent("r01") == (3, 3.0)  # the oracle books a quarter of 4 for each
 

@@ -183,13 +183,29 @@ def test_few_images_wait_for_a_verdict_with_the_rounds_before_them() -> None:
     some = dict(list(masks.items())[:3])
     deliver(some)
     assert audited()[1]["signal"] is None
-    before = {"key": list("abcde"), "probability": 0.5, "predicted": range(5), "realised": [5, 4, 3, 2, 1]}
-    artifacts.save_audit("r00b", pd.DataFrame(before), {"signal": None})
+    before = [[[0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 4.0, 3.0, 2.0, 1.0]]]
+    artifacts.save_json(paths.audit("r00"), {"signal": None, "judged": before})
     rows = artifacts.load_labels("r01")
     artifacts.save_labels("r01", [{**rows[0], "key": "a", "round": "r00b"}, *rows])
     frame, content = audited()
     assert len(frame) == 3
     assert (content["tested_images"], content["tested_rounds"], content["signal"]) == (8, 2, False)
+    # for the next round: its own gains as the table has them, and those before it as far as they were needed
+    own = [frame[side].tolist() for side in ("predicted", "realised")]
+    assert content["judged"] == [*before, own]
+    deliver(masks)
+    assert [len(predicted) for predicted, _ in audited()[1]["judged"]] == [8]  # enough for any later verdict
+    scored("entropy")
+    assert audited("entropy")[1]["judged"] == before  # it adds none
+
+
+def test_audit_of_an_earlier_version_is_made_again() -> None:
+    deliver(truth(shares(descending=False)))
+    artifacts.save_json(paths.audit("r00"), {"signal": None})
+    with pytest.raises(
+        UserError, match=r"r00/audit\.json is not whole \(it lacks 'judged', .*`dvc repro -s -f prepare`"
+    ):
+        audited()
 
 
 @pytest.mark.parametrize("acquisition", [name for name, entry in ACQUISITIONS.items() if not entry.in_points])

@@ -183,6 +183,8 @@ def scored(round_name: str) -> np.ndarray:
 def bought(keys: list[str], minutes: list[float]) -> None:
     of = zip(keys, minutes, strict=True)
     artifacts.save_labels("r01", [{"key": k, "round": "r01", "minutes": m, "sha256": ""} for k, m in of])
+    said = artifacts.load_costs("r01").set_index("key").to_dict("index")
+    artifacts.save_purchases("r01", [{"key": key, "gain": 1.0, **said.get(key, {})} for key in keys])
 
 
 @pytest.mark.usefixtures("project")
@@ -207,10 +209,12 @@ def test_stage_refits_from_the_minutes_of_what_came_back() -> None:
 def test_label_whose_look_is_not_on_record_is_a_sentence() -> None:
     scored("r01")
     bought(["a stranger"], [7.0])
-    with pytest.raises(UserError, match=r"r01/scores\.csv lacks 'a stranger', which r01 bought: run `dvc repro score@"):
-        scored("r02")
-    table = artifacts.load_scores("r01").drop(columns="boundary")
-    artifacts.save_scores("r01", table)
-    with pytest.raises(UserError, match="lacks the columns boundary"):
+    paths.scores("r02").unlink()
+    with pytest.raises(
+        UserError, match=r"r01/scores\.csv lacks 'a stranger', which r01 bought: run `dvc repro -s -f score@r01`, then"
+    ):
         scored("r02")
     assert not paths.scores("r02").exists()
+    artifacts.save_scores("r01", artifacts.load_scores("r01").drop(columns="boundary"))
+    with pytest.raises(UserError, match="lacks the columns boundary"):
+        artifacts.load_costs("r01")

@@ -148,7 +148,9 @@ def test_stage_puts_the_history_together(
     artifacts.save_json(paths.metrics("r01"), {"miou": 0.4})
     rows = [{"key": key, "round": "r01", "minutes": 4, "sha256": ""} for key in artifacts.load_selection("r01")["key"]]
     artifacts.save_labels("r01", rows)
+    artifacts.save_purchases("r01", artifacts.load_selection("r01")[["key", "gain"]].to_dict("records"))
     second = run("r02", "r01")
+    assert second["measured"] == {"r00": 0.25, "r01": 0.4}
     expected = forecasting.forecast([(Round(0, 3, gains["r01"]), 15.0)], Round(3, 5, gains["r02"]), 40.0)
     assert [100 * second[name] for name in ("expected", "low", "high")] == pytest.approx(list(expected))
     artifacts.save_labels("r01", rows[:2])  # a line in minutes that was used up before the selection was
@@ -158,3 +160,6 @@ def test_stage_puts_the_history_together(
     artifacts.save_labels("r01", rows)
     blind = forecasting.forecast([(Round(0, 3, 0.0), 15.0)], Round(3, 5, 0.0), 40.0)
     assert 100 * run("r02", "r01", "entropy")["expected"] == pytest.approx(blind.expected_points)  # nats are no points
+    artifacts.save_json(paths.forecast("r01"), {"expected": 0.3, "low": 0.2, "high": 0.4})  # of an earlier version
+    with pytest.raises(UserError, match=r"r01/forecast\.json is not whole .*run `dvc repro -s -f forecast@r01`"):
+        run("r02", "r01")

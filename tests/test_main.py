@@ -18,6 +18,8 @@ Capture = pytest.CaptureFixture[str]
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     repo.write(tmp_path)
+    for name in ("r01", "r02"):
+        paths.scores(name).unlink()  # so that `select` ends in a sentence
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 

@@ -37,6 +37,7 @@ TEMPERATURE = 0.5
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     repo.write(tmp_path)
+    paths.scores("r01").unlink()
     source_model()
 
 
@@ -66,14 +67,17 @@ def buy(*rounds: int, mask: np.ndarray | None = None) -> list[str]:
     """Labels of so many images in each round, all the same; the keys."""
     keys = list(artifacts.load_manifest("pool")["key"])[: sum(rounds)]
     names = [f"r{number}" for number, count in enumerate(rounds, 11) for _ in range(count)]
-    for name in names:  # what their minutes are fitted to
-        work = dict.fromkeys(("gain", "minutes", "regions", "boundary", "corrections"), 1.0)
-        artifacts.save_scores(name, pd.DataFrame({"key": keys, **work}))
+    remember(pd.DataFrame({"key": keys} | dict.fromkeys(("gain", *artifacts.COST_COLUMNS[1:]), 1.0)))
     rows = [{"key": key, "round": name, "minutes": 4, "sha256": ""} for key, name in zip(keys, names, strict=True)]
     artifacts.save_labels("r00", rows)
     for key in keys:
         artifacts.save_mask(paths.mask(key), np.zeros(fakes.SIZE, np.uint8) if mask is None else mask)
     return keys
+
+
+def remember(scores: pd.DataFrame) -> None:
+    """What the minutes of labels are fitted to, as `annotate` takes it from the scores of their round."""
+    artifacts.save_purchases("r00", scores[["key", "gain", *artifacts.COST_COLUMNS[1:]]].to_dict("records"))
 
 
 def test_images_hold_expected_pixels_and_labelled_ones() -> None:
@@ -264,7 +268,7 @@ def test_what_is_bought_of_an_image_is_no_longer_of_the_pool(name: str) -> None:
     keys = list(artifacts.load_scores("r01")["key"])
     bought = [*keys[1:3], *keys[4:8]]  # two blocks of the first image, all of the second
     artifacts.save_labels("r00", [{"key": key, "round": "r11", "minutes": 3.0, "sha256": ""} for key in bought])
-    artifacts.save_scores("r11", artifacts.load_scores("r01"))
+    remember(artifacts.load_scores("r01"))
     left = run(acquisition=name, unit="block")
     scores = artifacts.load_scores("r01")
     assert list(scores["key"]) == [key for key in keys if key not in bought]
