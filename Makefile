@@ -12,8 +12,8 @@ demo: .venv/installed ## the whole loop on the demo town, drawn, trained and lab
 	dvc repro
 	python -m pipeline status
 
-test: .venv/installed .venv-label-studio/installed ## every test
-	pytest -n 2 --dist loadfile
+test: .venv/installed .venv-label-studio/installed ## every test, or some: make test ARGS="-m 'not server'"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 lint: .venv/installed ## style, types, layers
 	ruff check

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.forks import Forks
+
 ROOT = Path(__file__).parent.parent
 
 PARAMS = """\
@@ -73,13 +75,16 @@ class Project(NamedTuple):
     """Threads of each process; None for torch's own choice. One is quickest for networks as small as these."""
     variables: Mapping[str, str] = {}
     """More of the environment."""
+    forks: Forks | None = None
+    """What starts DVC, our commands and the stages in no time; None for processes started afresh."""
 
     def environment(self) -> dict[str, str]:
         """This process's environment without what would leak into the project, and with caches of its own."""
         home = self.folder.parent / f"{self.folder.name}-home"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_", "PYTEST_", "PYTHONDONTWRITE"))}
+        first = [str(self.forks.bin)] if self.forks else []
         own = {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONUNBUFFERED": "1",
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(home / "site"),
@@ -108,14 +113,18 @@ class Project(NamedTuple):
     def run(self, *words: str, timeout: float = 1200) -> Run:
         """Run a command to its end."""
         log = self.folder.parent / f"{self.folder.name}-{time.monotonic_ns()}.log"
-        process = self.start(*words, log=log)
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise AssertionError(f"{words} did not end in {timeout:g} s: {log.read_text()[-3000:]}") from None
-        return Run(process.returncode, log.read_text())
+        if self.forks and words[:2] == (sys.executable, "-m"):
+            status = self.forks.run(words[2], words[3:], self.folder, self.environment(), log, timeout)
+        else:
+            process = self.start(*words, log=log)
+            try:
+                status = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                status = None
+        assert status is not None, f"{words} did not end in {timeout:g} s: {log.read_text()[-3000:]}"
+        return Run(status, log.read_text())
 
     def dvc(self, *words: str) -> Run:
         """Run `dvc WORDS`."""
@@ -191,6 +200,7 @@ def make(
     steps: int = 6,
     threads: int | None = 1,
     code: Path = ROOT,
+    forks: Forks | None = None,
 ) -> Project:
     """Copy the code of a project to `folder`, with a tiny town and a DVC remote beside it, and commit it."""
     shutil.copytree(code / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
@@ -208,7 +218,7 @@ def make(
             shutil.copy(code / name, folder / name)
     lines = "\n".join(f"  r{number:02d}: {line}" for number, line in enumerate(budget, start=1))
     (folder / "params.yaml").write_text(PARAMS.format(budget=lines, seed=seed, steps=steps))
-    project = Project(folder, threads)
+    project = Project(folder, threads, forks=forks)
     remote = folder.parent / f"{folder.name}-remote"
     project.git("init", "--quiet")
     assert project.dvc("remote", "add", "--force", "--default", "beside", str(remote)).status == 0

@@ -1,6 +1,8 @@
 """A tiny project in a folder of its own: git, DVC, a pool of real files, params.yaml, selections for two rounds."""
 
 import contextlib
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -9,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import artifacts, datasets, paths, prepare
+from pipeline import annotate, artifacts, datasets, paths, prepare
 from pipeline.datasets import reading
 from pipeline.labels import CLASS_SETS
-from pipeline.params import Params
+from pipeline.params import BudgetLine, Params
 from pipeline.params_file import parse, read_yaml
 from tests import fakes
+from tests.project import ROOT
 
 CLASSES = CLASS_SETS["cityscapes19"]
 
@@ -102,6 +105,44 @@ def initialise(folder: Path) -> None:
     """Make it a git and DVC repository."""
     for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def git(*words: str, ok: tuple[int, ...] = (0,)) -> str:
+    """Run git in the current directory; what it said."""
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in ok, done.stdout + done.stderr
+    return done.stdout
+
+
+def commit(message: str) -> None:
+    """Commit everything that git does not ignore."""
+    git("add", "--all")
+    git("commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def make(folder: Path) -> None:
+    """All of the above in a new folder: a line of images for each round, nothing bought, committed on branch main."""
+    folder.mkdir()
+    write(folder, second="images: 2")
+    for name in (".gitattributes", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    initialise(folder)
+    with contextlib.chdir(folder):
+        git("checkout", "-q", "-b", "main")
+        commit("start")
+
+
+def run(round_name: str, line: BudgetLine | None = None, **changes: object) -> None:
+    """Run the stage `annotate`, with its section of the params changed."""
+    of = params()
+    settings = of.annotate.model_copy(update=changes)
+    annotate.run(round_name, line or of.budget[round_name], roots=of.roots, score=of.score, annotate=settings)
+
+
+def commands(said: str) -> list[str]:
+    """The commands that a sentence names."""
+    return re.findall(r"`([^`]+)`", said)
 
 
 def params(**changes: object) -> Params:

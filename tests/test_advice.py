@@ -15,11 +15,11 @@ import pytest
 from dvc.cli.parser import get_main_parser
 from dvc.repo import Repo
 
-from pipeline import __main__, annotate, artifacts, environment, ledger, paths, repository
+from pipeline import __main__, artifacts, environment, ledger, paths, repository
 from pipeline.errors import UserError
 from tests import repo
 from tests.conftest import ROOT
-from tests.test_join import commands, commit, git
+from tests.repo import commands, commit, git, run
 
 Capture = pytest.CaptureFixture[str]
 Stages = dict[str, list[str]]
@@ -161,37 +161,6 @@ def test_stage_that_makes_a_lacking_or_damaged_file_exists_and_makes_it(
 
 
 # what brings each sentence about, and what is left of it when its command was run
-
-
-@pytest.fixture(scope="module")
-def paid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("paid") / "project"
-    folder.mkdir()
-    repo.write(folder, second="images: 2")
-    for name in (".gitattributes", ".gitignore"):
-        shutil.copy(ROOT / name, folder / name)
-    repo.initialise(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("DVC_EXP_NAME", raising=False)
-        run("r01")
-        commit("r01")
-    return folder
-
-
-@pytest.fixture
-def bought(paid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "bought"
-    shutil.copytree(paid, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
-    return folder
-
-
-def run(round_name: str) -> None:
-    params = repo.params()
-    line = params.budget[round_name]
-    annotate.run(round_name, line, roots=params.roots, score=params.score, annotate=params.annotate)
 
 
 def do(command: str) -> None:

@@ -27,56 +27,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    repo.write(folder)
-    repo.initialise(folder)
-    return folder
-
-
-@pytest.fixture
-def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is bought yet."""
-    folder = tmp_path / "project"
-    shutil.copytree(made, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def paid(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("paid") / "project"
-    shutil.copytree(made, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("DVC_EXP_NAME", raising=False)
-        run("r01")
-    return folder
-
-
-@pytest.fixture
-def bought(paid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The oracle has delivered r01."""
-    folder = tmp_path / "bought"
-    shutil.copytree(paid, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
-    return folder
-
-
-def run(round_name: str, line: BudgetLine | None = None, **changes: object) -> None:
-    params = repo.params()
-    line = line or {"r01": BudgetLine(after="r00", images=3), "r02": BudgetLine(after="r01", images=2)}[round_name]
-    settings = params.annotate.model_copy(update=changes)
-    annotate.run(
-        round_name,
-        line,
-        roots=params.roots,
-        score=params.score,
-        annotate=settings,
-    )
+run = repo.run
 
 
 def keys(round_name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import datetime
 import itertools
-import re
 import shutil
 import subprocess
 import sys
@@ -13,60 +12,29 @@ import numpy as np
 import pytest
 from dvc.repo import Repo
 
-from pipeline import __main__, annotate, artifacts, join, label_store, ledger, paths, select, status
+from pipeline import __main__, artifacts, join, label_store, ledger, paths, select, status
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Answer, Request
 from pipeline.errors import UserError
 from pipeline.ledger import Delivery, Order, Removal, Skip
 from pipeline.params import Select
 from tests import fakes, repo
-from tests.conftest import ROOT
+from tests.repo import commands, commit, git
 
 Capture = pytest.CaptureFixture[str]
 CLASS = {"a": 3, "b": 5}
 """What everything is to the annotator of a branch."""
 
 
-def git(*words: str, ok: tuple[int, ...] = (0,)) -> str:
-    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode in ok, done.stdout + done.stderr
-    return done.stdout
-
-
-def commit(message: str) -> None:
-    git("add", "--all")
-    git("commit", "--quiet", "--allow-empty", "--message", message)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made") / "project"
-    folder.mkdir()
-    repo.write(folder, second="images: 2")
-    for name in (".gitattributes", ".gitignore"):
-        shutil.copy(ROOT / name, folder / name)
-    repo.initialise(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        git("checkout", "-q", "-b", "main")
-        commit("start")
-    return folder
-
-
 @pytest.fixture
-def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is bought yet; on branch main. Every entry of the ledger is a minute later than the one before."""
-    folder = tmp_path / "project"
-    shutil.copytree(made, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """On branch main. Every entry of the ledger is a minute later than the one before."""
     start = datetime.datetime(2025, 1, 2, tzinfo=datetime.UTC)
     clock = (start + datetime.timedelta(minutes=number) for number in itertools.count())
     monkeypatch.setattr(ledger, "now", lambda: next(clock).isoformat(timespec="seconds"))
     for name, number in CLASS.items():
         monkeypatch.setitem(ANNOTATORS, name, answers(name, number))
-    return folder
+    return project
 
 
 def answers(name: str, number: int) -> Callable[[Request], Iterator[Answer]]:
@@ -79,10 +47,8 @@ def answers(name: str, number: int) -> Callable[[Request], Iterator[Answer]]:
 
 
 def run(round_name: str, annotator: str, **line_changes: str) -> None:
-    params = repo.params()
-    settings = params.annotate.model_copy(update={"annotator": annotator})
-    line = params.budget[round_name].model_copy(update=line_changes)
-    annotate.run(round_name, line, roots=params.roots, score=params.score, annotate=settings)
+    line = repo.params().budget[round_name].model_copy(update=line_changes)
+    repo.run(round_name, line, annotator=annotator)
 
 
 def pool() -> list[str]:
@@ -427,10 +393,6 @@ def places(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
 def dvc(*words: str) -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def commands(said: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", said)
 
 
 def test_labels_of_another_place_come_from_the_remote(

@@ -13,6 +13,8 @@ import pytest
 from benchmarks import kill
 from benchmarks.kill import Undisturbed
 
+pytestmark = pytest.mark.dvc
+
 PATIENCE = 600.0
 """Seconds for anything, on a busy machine."""
 

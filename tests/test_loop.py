@@ -15,7 +15,10 @@ from benchmarks import kill
 from pipeline import artifacts
 from pipeline.errors import UserError
 from tests import project
+from tests.forks import Forks
 from tests.project import Project, Run
+
+pytestmark = pytest.mark.dvc
 
 STAGES = ("snapshot", "score", "select", "forecast", "predict", "annotate", "audit", "tune", "evaluate")
 R01 = [f"{stage}@r01" for stage in STAGES]
@@ -24,9 +27,9 @@ FIRST = ["prepare", "pretrain", "evaluate_source", *R01, "report"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
+def made(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Project, Run]:
     """A project of one round, and how its first `dvc repro` went."""
-    tiny = project.make(tmp_path_factory.mktemp("loop") / "tiny")
+    tiny = project.make(tmp_path_factory.mktemp("loop") / "tiny", forks=forks)
     return tiny, tiny.repro()
 
 
@@ -219,7 +222,7 @@ def test_everything_comes_back_from_the_remote(tiny: Project) -> None:
 
 
 def test_clone_of_all_that_git_does_not_ignore_is_up_to_date_after_a_pull(tiny: Project) -> None:
-    clone = Project(tiny.folder.parent / "clone")
+    clone = tiny._replace(folder=tiny.folder.parent / "clone")
     tiny.git("clone", "--quiet", "--config", "core.autocrlf=true", str(tiny.folder), str(clone.folder))
     assert clone.dvc("pull").status == 0
     assert clone.dvc("status").output.strip() == "Data and pipelines are up to date."
@@ -311,7 +314,7 @@ def test_minutes_buy_what_fits(tiny: Project) -> None:
 
 
 def test_another_seed_is_another_run(tiny: Project) -> None:
-    other = project.make(tiny.folder.parent / "other", seed=2)
+    other = project.make(tiny.folder.parent / "other", seed=2, forks=tiny.forks)
     other.repro("select@r01")
     chosen = [(p.folder / "data/rounds/r01/selection.csv").read_text() for p in (tiny, other)]
     keys = [[line.split(",")[0] for line in text.splitlines()[1:]] for text in chosen]

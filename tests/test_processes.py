@@ -13,6 +13,8 @@ from tests import project
 from tests.project import Project, Run
 from tests.server.studio import free_port
 
+pytestmark = pytest.mark.dvc
+
 # Python runs a module of this name at start: it notes which process puts which file into its place.
 NOTES = """\
 import os, sys

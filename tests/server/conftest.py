@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.people import Person
 from tests.server.studio import Studio, start_studio
 
 
@@ -12,9 +13,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """A server of the module's own, with a user and no project."""
+    """One server for all tests of a worker, with a user; every test names its projects as no other does."""
     started = start_studio(tmp_path_factory.mktemp("studio") / "label_studio")
     yield started
     started.kill()
+
+
+@pytest.fixture
+def person(studio: Studio) -> Iterator[Person]:
+    """The server's user at work."""
+    somebody = Person(studio)
+    yield somebody
+    somebody.http.close()

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,10 +53,10 @@ class Studio:
             self._server = None
 
     def snapshot(self, to: Path) -> None:
-        """Copy the database of the server, which was stopped and not killed, to the file `to`."""
-        assert self._server is None, "stop it first"
-        assert not (self.folder / f"{DATABASE}-journal").exists(), "it was killed: start and stop it first"
-        shutil.copy2(self.folder / DATABASE, to)
+        """Copy the database to the file `to` as it is now; the server may run."""
+        own, copy = (contextlib.closing(sqlite3.connect(path)) for path in (self.folder / DATABASE, to))
+        with own as source, copy as target:
+            source.backup(target)
 
     def restore(self, source: Path) -> None:
         """Put the database of a snapshot in place of the stopped server's."""

@@ -1,10 +1,8 @@
 """Sending and collecting against a real Label Studio: every row of what people and servers do."""
 
-import contextlib
 import io
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from tests import fakes, repo
 from tests.server.people import Person, colleague, region, regions, text
 from tests.server.studio import Studio
 
-pytestmark = pytest.mark.server
 NAMES = CLASS_SETS["cityscapes19"].names
 PROJECTS = (f"project {number}" for number in range(1000))
 
@@ -35,41 +32,18 @@ def title() -> str:
     return next(PROJECTS)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    repo.write(folder, second="images: 2")
-    repo.initialise(folder)
-    with contextlib.chdir(folder):
-        repo.predict("r01")
-        repo.predict("r02")
-    return folder
-
-
 @pytest.fixture
-def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, studio: Studio, title: str) -> Run:
+def run(project: Path, monkeypatch: pytest.MonkeyPatch, studio: Studio, title: str) -> Run:
     """The stage on a tiny project of its own, with a Label Studio project of its own; r01 has three images."""
-    folder = tmp_path / "project"
-    shutil.copytree(made, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    repo.predict("r01")
+    repo.predict("r02")
     monkeypatch.setenv(client.KEY, studio.token)
     monkeypatch.setattr(client, "PAUSES", (0.0, 0.0))
 
     def stage(name: str = "r01", **changes: object) -> None:
-        params = repo.params()
-        own = {"annotator": "label_studio", "url": studio.url, "project": title, **changes}
-        settings = params.annotate.model_copy(update=own)
-        annotate.run(name, params.budget[name], roots=params.roots, score=params.score, annotate=settings)
+        repo.run(name, **{"annotator": "label_studio", "url": studio.url, "project": title, **changes})
 
     return stage
-
-
-@pytest.fixture
-def person(studio: Studio) -> Iterator[Person]:
-    somebody = Person(studio)
-    yield somebody
-    somebody.http.close()
 
 
 def waiting(run: Run, *args: str, **changes: object) -> str:
@@ -261,9 +235,7 @@ def test_changed_after_import_is_a_correction_and_an_older_database_is_none(
     tasks = list(person.tasks(title).values())
     first, *_ = keys()
     made = [person.submit(task) for task in tasks]
-    studio.stop()
     studio.snapshot(tmp_path / "yesterday")
-    studio.start()
     stroke = np.zeros(fakes.SIZE, bool)
     stroke[:, 5:9] = True
     person.update(made[0], result=[*tasks[0]["predictions"][0]["result"], region(stroke, "train")], lead_time=90)
@@ -288,9 +260,7 @@ def test_changed_after_import_is_a_correction_and_an_older_database_is_none(
 def test_what_is_gone_from_the_server_is_sent_again_under_its_key(
     run: Run, person: Person, title: str, studio: Studio, tmp_path: Path
 ) -> None:
-    studio.stop()
     studio.snapshot(tmp_path / "yesterday")
-    studio.start()
     waiting(run)
     tasks = list(person.tasks(title).values())
     person.submit(tasks[0])

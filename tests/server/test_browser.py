@@ -3,7 +3,6 @@
 import csv
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from tests.server.browser import Editor, Point
 from tests.server.people import Person
 from tests.server.studio import Studio
 
-pytestmark = pytest.mark.server
+pytestmark = pytest.mark.browser
 
 CLASSES = CLASS_SETS["cityscapes19"]
 NAMES = CLASSES.names
@@ -42,13 +41,6 @@ def screenshots(tmp_path: Path) -> Path:
     folder = Path(os.environ.get(browser.SCREENSHOTS) or tmp_path / "screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@pytest.fixture
-def person(studio: Studio) -> Iterator[Person]:
-    somebody = Person(studio)
-    yield somebody
-    somebody.http.close()
 
 
 @pytest.fixture
@@ -183,6 +175,7 @@ def check_keys(editor: Editor) -> None:
     editor.press("u")
 
 
+@pytest.mark.dvc
 def test_what_is_drawn_in_the_browser_is_delivered(
     loop: Project, studio: Studio, person: Person, screenshots: Path
 ) -> None:
@@ -314,12 +307,8 @@ class Flat:
 
 
 @pytest.fixture
-def flat(tmp_path: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Flat:
+def flat(project: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Flat:
     """A tiny project whose images are grey, with stripes for predictions."""
-    repo.write(tmp_path, second="images: 2")
-    repo.initialise(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     monkeypatch.setenv(client.KEY, studio.token)
     for number, path in enumerate(artifacts.load_manifest("pool", Path("pool"))["image"]):
         Image.fromarray(np.full((*STRIPES, 3), 60 + 20 * number, np.uint8)).save(path)

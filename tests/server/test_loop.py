@@ -7,7 +7,7 @@ import pytest
 from tests import project
 from tests.server.studio import Studio
 
-pytestmark = pytest.mark.server
+pytestmark = pytest.mark.dvc
 
 BUDGET = ("{after: r00, images: 3}", "{after: r01, images: 2}")
 

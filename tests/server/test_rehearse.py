@@ -1,7 +1,7 @@
 """The simulated annotator at a real Label Studio, through its official SDK; the answers are read with the SDK too."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,8 @@ Collect = Callable[[], None]
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, studio: Studio) -> Params:
+def settings(project: Path, monkeypatch: pytest.MonkeyPatch, studio: Studio) -> Params:
     """A tiny project whose r01 asks for three images, and a Label Studio project's name of its own."""
-    repo.write(tmp_path)
-    repo.initialise(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     monkeypatch.setenv(client.KEY, studio.token)
     repo.predict("r01")
     return repo.params(annotate={"annotator": "label_studio", "url": studio.url, "project": next(TITLES)})
@@ -48,13 +44,6 @@ def collect(settings: Params) -> Collect:
     with pytest.raises(WaitingForPeople):
         stage()
     return stage
-
-
-@pytest.fixture
-def person(studio: Studio) -> Iterator[Person]:
-    somebody = Person(studio)
-    yield somebody
-    somebody.http.close()
 
 
 def keys() -> list[str]:

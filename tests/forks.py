@@ -1,0 +1,168 @@
+"""Python programs that begin as forks of one process, which has imported the packages already.
+
+Most of what a loop of small stages costs is imports, the same ones again and again. A program started here is a process
+of its own with its own folder, environment, output and modules of the project: only what is installed is there at the
+start. All forks hash strings alike; what must not depend on that is held by processes started afresh (test_kill.py).
+
+Run as a file, this is the server; `Forks` starts it and asks it.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+PACKAGES = (
+    *("albumentations", "dvc.cli.parser", "httpx", "matplotlib.pyplot", "pandas", "pydantic", "ruamel.yaml"),
+    *("scipy.optimize", "scipy.stats", "segmentation_models_pytorch", "torch._dynamo", "torchvision"),
+)
+"""What takes long to import."""
+
+CLIENT = """\
+#!{python} -IS
+import json, os, socket, sys
+words = sys.argv[1:]
+if words[:2] != ["-m", "pipeline"]:
+    os.execv({python!r}, [{python!r}, *words])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    request = {{"module": words[1], "words": words[2:], "folder": os.getcwd(), "environment": dict(os.environ)}}
+    socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2])
+    said = b""
+    while part := server.recv(16):
+        said += part
+sys.exit(int(said.split()[1]) if len(said.split()) == 2 else "the process was killed")
+"""
+"""`python` and `python3` of the stages: asks the server for `-m pipeline`; anything else is the real one's."""
+
+
+class Forks:
+    """A running server.
+
+    Attributes:
+        bin: A folder with a `python` and a `python3` that ask this server, for PATH.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.bin, self.address = folder / "bin", str(folder / "socket")
+        self.bin.mkdir(parents=True)
+        for name in ("python", "python3"):
+            client = self.bin / name
+            client.write_text(CLIENT.format(python=sys.executable, address=self.address))
+            client.chmod(0o755)
+        words = [sys.executable, __file__, self.address]
+        own = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            words, env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def run(
+        self, module: str, words: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path, timeout: float
+    ) -> int | None:
+        """Run `python -m MODULE WORDS` to its end; its exit status, or None if it did not end in `timeout` seconds."""
+        request = {"module": module, "words": words, "folder": str(folder), "environment": dict(environment)}
+        with socket.socket(socket.AF_UNIX) as server, log.open("wb") as out, Path(os.devnull).open() as nothing:
+            server.settimeout(timeout)
+            server.connect(self.address)
+            descriptors = [nothing.fileno(), out.fileno(), out.fileno()]
+            socket.send_fds(server, [json.dumps(request).encode() + b"\n"], descriptors)
+            said = b""
+            try:
+                while part := server.recv(16):
+                    said += part
+            except TimeoutError:
+                os.killpg(int(said.split()[0]), signal.SIGKILL)
+                return None
+        assert len(said.split()) == 2, f"python -m {module} was killed: {log.read_text()[-3000:]}"
+        return int(said.split()[1])
+
+    def stop(self) -> None:
+        """End the server when all that it has started has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(address: str) -> None:
+    """Import the packages, then fork a program for each request, until standard input is closed."""
+    for name in PACKAGES:
+        importlib.import_module(name)
+    gc.freeze()  # the collector's marks would copy every page that it shares with the forks
+    assert threading.active_count() == 1, "a fork has only one thread"
+    with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
+        listener.bind(address)
+        listener.listen()
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(sys.stdin, selectors.EVENT_READ)
+        print("ready", flush=True)
+        while all(key.fileobj is listener for key, _ in selector.select()):
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+            reap(os.WNOHANG)
+        else:
+            reap(0)
+            return
+    program(connection)
+
+
+def reap(how: int) -> None:
+    """Take notice of all children that have ended; with 0, wait for the others too."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, how)[0]:
+            pass
+
+
+def program(connection: socket.socket) -> NoReturn:
+    """Be what is asked for, to the end; the client is told the exit status."""
+    os.setsid()
+    text, descriptors, *_ = socket.recv_fds(connection, 1 << 16, 3)
+    while not text.endswith(b"\n"):
+        text += connection.recv(1 << 16)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    connection.sendall(f"{os.getpid()} ".encode())
+    request = json.loads(text)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.path[0], sys.argv = request["folder"], ["", *request["words"]]
+    status = 1
+    try:
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = 0 if end.code is None else end.code if isinstance(end.code, int) else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001 (as the interpreter does, of whatever it is)
+        traceback.print_exc()
+    # As multiprocessing ends its processes: what the server has imported is not taken apart.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    connection.sendall(str(status).encode())
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
+    os._exit(0)
