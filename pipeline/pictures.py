@@ -114,7 +114,7 @@ def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]
 
 def curve(labels: Sequence[int], miou_shares: Sequence[float], names: Sequence[str], unit: str = "images") -> bytes:
     """The mIoU against labels bought, of images or blocks, one point per round, as a PNG file; drawn in points."""
-    figure = _figure(7, 4)
+    figure = _figure(7.0, 4.0)
     axes = figure.subplots()
     points = [100 * value for value in miou_shares]
     axes.plot(list(labels), points, marker="o", color="#1f6f8b", linewidth=2)
@@ -138,7 +138,7 @@ def audit(
         fit: intercept and slope of the line through the images, if there is one.
         title: what the audit concludes.
     """
-    figure = _figure(10, 4.4)
+    figure = _figure(10.0, 4.4)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     x, y = frame["predicted"], frame["realised"]
