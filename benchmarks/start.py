@@ -1,7 +1,7 @@
 """Processor seconds until a stage begins: what a fresh process spends on imports, best of three.
 
 Of every stage, what `pipeline/__main__.py` imports for it; of `status` the whole command. `of_torch` is what
-`import torch` alone takes, 0 for what does without. Threads as by default, bytecode from an earlier run.
+`import torch` alone takes, 0 for what does without (tests/test_start.py). Threads as by default.
 
     python -m benchmarks.start
 """
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import results
-from pipeline.__main__ import STAGES
+from pipeline.__main__ import NETWORK, STAGES
 
 RUNS = 3
 
 
 def seconds(words: Sequence[str], folder: Path) -> float:
-    """User and system seconds of `python WORDS` in a folder: the least of RUNS, after one that is not counted."""
+    """User and system seconds of `python WORDS` in a folder: the least of RUNS."""
 
     def once() -> float:
         process = subprocess.Popen(
@@ -35,7 +35,6 @@ def seconds(words: Sequence[str], folder: Path) -> float:
             raise subprocess.CalledProcessError(process.returncode, words)
         return used.ru_utime + used.ru_stime
 
-    once()
     return min(once() for _ in range(RUNS))
 
 
@@ -48,11 +47,9 @@ def main() -> None:
         rows = {"status": {"cpu_seconds": round(seconds(["-m", "pipeline", "status"], folder), 2), "of_torch": 0.0}}
         for stage in STAGES:
             code = f"import sys, pipeline.__main__, pipeline.{stage}"
-            asks = [sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"]
-            has = subprocess.run(asks, cwd=results.ROOT, check=False).returncode
             rows[stage] = {
                 "cpu_seconds": round(seconds(["-c", code], folder), 2),
-                "of_torch": round(torch if has else 0.0, 2),
+                "of_torch": round(torch if stage in NETWORK else 0.0, 2),
             }
             print(stage, rows[stage])
     results.save("start", rows, [{"command": name, **row} for name, row in rows.items()])
