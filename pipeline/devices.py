@@ -29,7 +29,9 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PATIENCE = timedelta(minutes=30)
 """So long one process waits for the others, which may be reading or writing."""
 GRACE_SECONDS = 5.0
-"""So long the other processes may end by themselves once one has."""
+"""So long the other processes may end by themselves once one has failed."""
+ENDING_SECONDS = 60.0
+"""So long the first process, once it is done, waits for another; on a busy machine, to end takes seconds."""
 
 
 CPU = torch.device("cpu")
@@ -159,9 +161,10 @@ def _join(device: torch.device, place: int, here: int) -> None:
 
 def _start_others(here: int, port: int) -> None:
     others: list[subprocess.Popen[bytes]] = []
+    over = threading.Event()
 
     def watch(place: int, process: "subprocess.Popen[bytes]") -> None:
-        if status := process.wait():  # the rest would wait for it
+        if (status := process.wait()) and not over.is_set():  # the rest would wait for it
             time.sleep(GRACE_SECONDS)  # what all of them have met, each says itself, and ends
             print(f"process {place} of {here} has ended with status {status}, so all do", file=sys.stderr)
             for other in others:
@@ -171,8 +174,9 @@ def _start_others(here: int, port: int) -> None:
     def end() -> None:
         for process in others:
             try:
-                process.wait(GRACE_SECONDS)
+                process.wait(ENDING_SECONDS)
             except subprocess.TimeoutExpired:
+                over.set()
                 process.kill()
 
     for place in range(1, here):
