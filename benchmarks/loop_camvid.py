@@ -45,6 +45,7 @@ from pipeline import (
     tune,
 )
 from pipeline.__main__ import sections
+from pipeline.devices import Devices
 from pipeline.params import BudgetLine, Params
 
 NAME = "loop_camvid"
@@ -169,7 +170,7 @@ def look_up(p: Params, round_name: str, line: BudgetLine) -> None:
     pool = artifacts.load_images(round_name, p.roots.pool).set_index("key", drop=False).loc[scores["key"]]
     items = batches.items(pool, datasets.table(p.prepare.pool.dataset, Path(p.prepare.pool.root), classes))
     network, _ = training.open_network(line.after, p.model, classes)
-    outputs = inference.outputs(training.start(p.compute), network, items, p.model.size, p.compute, "oracle")
+    outputs = inference.outputs(Devices.start(p.compute), network, items, p.model.size, p.compute, "oracle")
     rows = [
         acquisitions.observe_truth(
             out.logits.argmax(1), inference.small_masks(out.batch, p.model.size), len(classes.names)

@@ -27,6 +27,7 @@ from pipeline import (
 )
 from pipeline.calibration import of_temperature
 from pipeline.datasets import reading
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.rewards import REWARDS, Settings
 from tests import fakes, repo
@@ -76,7 +77,7 @@ def probabilities(split: str) -> list[torch.Tensor]:
     table = datasets.table("cityscapes", Path("test"), CLASSES)
     given = repo.params()
     items = batches.items(artifacts.load_manifest(split, Path(split)).assign(mask=""), table)
-    results = inference.outputs(training.start(given.compute), network, items, given.model.size, given.compute, split)
+    results = inference.outputs(Devices.start(given.compute), network, items, given.model.size, given.compute, split)
     return [one for out in results for one in out.logits]
 
 

@@ -8,6 +8,7 @@ import torch
 from pipeline import artifacts, batches, datasets, inference, paths, pretrain, training
 from pipeline.__main__ import sections
 from pipeline.calibration import NONE
+from pipeline.devices import Devices
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_SETS
 from tests import fakes, repo
@@ -42,7 +43,7 @@ def test_the_stage_calibrates_on_what_it_is_told(start: str) -> None:
     expected = {
         "none": lambda: NONE,
         "source": lambda: inference.labelled(
-            training.start(of.compute), network, held_out, of.model.size, of.compute
+            Devices.start(of.compute), network, held_out, of.model.size, of.compute
         ).fit("vector"),
     }
     assert fitted == expected[start]()
