@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import NoReturn
 
 PACKAGES = (
-    *("albumentations", "dvc.cli.parser", "httpx", "matplotlib.pyplot", "pandas", "pydantic", "ruamel.yaml"),
-    *("scipy.optimize", "scipy.stats", "segmentation_models_pytorch", "torch._dynamo", "torchvision"),
+    *("albumentations", "dvc.cli.parser", "dvc.repo", "httpx", "matplotlib.pyplot", "networkx", "pandas", "pydantic"),
+    *("ruamel.yaml", "scipy.optimize", "scipy.stats", "segmentation_models_pytorch", "torch._dynamo", "torchvision"),
 )
 """What takes long to import."""
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import project
+from tests.forks import Forks
 from tests.project import Project, Run
 from tests.server.studio import free_port
 
@@ -27,11 +28,11 @@ sys.addaudithook(note)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def tiny(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Project:
     """Bought, not tuned yet: 15 images in the pool and 5 in the test, which two processes cannot share evenly."""
-    made = project.make(tmp_path_factory.mktemp("processes") / "tiny")
+    made = project.make(tmp_path_factory.mktemp("processes") / "tiny", forks=forks)
     made.repro("annotate@r01")
-    return made
+    return made._replace(forks=None)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pipeline.annotators import client, interface
 from pipeline.errors import WaitingForPeople
 from pipeline.labels import CLASS_SETS, IGNORE
 from tests import project, repo, sdk
+from tests.forks import Forks
 from tests.project import Project
 from tests.server import browser
 from tests.server.browser import Editor, Point
@@ -44,9 +45,9 @@ def screenshots(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loop(tmp_path: Path, studio: Studio) -> Project:
+def loop(tmp_path: Path, studio: Studio, forks: Forks) -> Project:
     """A throw-away project with a town of larger images."""
-    made = project.make(tmp_path / "project", steps=30)
+    made = project.make(tmp_path / "project", steps=30, forks=forks)
     made.edit("size: [32, 64], seed: 3", f"size: {list(SIZE)}, seed: 3")
     made.edit("annotator: oracle", f"annotator: label_studio, url: '{studio.url}', project: {TITLE}")
     return made._replace(variables={"LABEL_STUDIO_API_KEY": studio.token})

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import project
+from tests.forks import Forks
 from tests.server.studio import Studio
 
 pytestmark = pytest.mark.dvc
@@ -12,11 +13,13 @@ pytestmark = pytest.mark.dvc
 BUDGET = ("{after: r00, images: 3}", "{after: r01, images: 2}")
 
 
-def test_two_rounds_with_a_perfect_annotator_end_where_the_oracle_ends(tmp_path: Path, studio: Studio) -> None:
-    with_oracle = project.make(tmp_path / "oracle", budget=BUDGET)
+def test_two_rounds_with_a_perfect_annotator_end_where_the_oracle_ends(
+    tmp_path: Path, studio: Studio, forks: Forks
+) -> None:
+    with_oracle = project.make(tmp_path / "oracle", budget=BUDGET, forks=forks)
     with_oracle.repro()
 
-    with_people = project.make(tmp_path / "people", budget=BUDGET)
+    with_people = project.make(tmp_path / "people", budget=BUDGET, forks=forks)
     with_people.edit("annotator: oracle", f"annotator: label_studio, url: '{studio.url}', project: Two rounds")
     with_people = with_people._replace(variables={"LABEL_STUDIO_API_KEY": studio.token})
     for number, images in enumerate((3, 2), start=1):
