@@ -93,9 +93,8 @@ class Forks:
 
     def stop(self) -> None:
         """End the server when all that it has started has ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes its standard input
+            pass
 
 
 def serve(address: str) -> None:
