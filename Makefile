@@ -33,7 +33,7 @@ bench: .venv/installed .venv-label-studio/installed ## scoring against the bare 
 	touch $@
 
 .venv-label-studio/installed: requirements-label-studio.txt | .venv/installed
-	python -c 'from pipeline.label_studio_server import install; install()'
+	python -c 'from pipeline.annotators.label_studio.server import install; install()'
 
 lock: ## resolve pyproject.toml anew; hashes, and no registry's host
 	echo uv | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -o requirements-uv.txt -

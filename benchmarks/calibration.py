@@ -30,16 +30,18 @@ from torch import Tensor
 
 from benchmarks import loop_camvid, results
 from benchmarks import reward_camvid as base
-from pipeline import acquisitions, artifacts, batches, datasets, inference, metrics, params_file, training
-from pipeline.acquisitions import shortfall
-from pipeline.batches import Item
-from pipeline.calibration import CALIBRATIONS, NONE, SHRINKAGE, Calibration, Fit, fit_vector
-from pipeline.devices import Devices
-from pipeline.inference import Pixels
-from pipeline.labels import IGNORE
-from pipeline.models import Network
+from pipeline import artifacts, datasets, gain, params_file
+from pipeline.evaluation import metrics
+from pipeline.gain import shortfall
+from pipeline.images.classes import IGNORE
+from pipeline.images.items import Item, items_of
+from pipeline.networks import inference, saved
+from pipeline.networks.calibration import CALIBRATIONS, NONE, SHRINKAGE, Calibration, Fit, fit_vector
+from pipeline.networks.devices import Devices
+from pipeline.networks.inference import Pixels
+from pipeline.networks.network import Network
 from pipeline.params import Params
-from pipeline.pretrain import HELD_OUT
+from pipeline.stages.pretrain import HELD_OUT
 
 NAME = "calibration"
 BINS = 15
@@ -78,11 +80,11 @@ def town(here: Path) -> Setup:
     settings = params_file.parse(params_file.read_yaml(results.ROOT / "params.yaml"), "params.yaml")
     loop_camvid.source_model(settings)
     classes = datasets.class_set(settings.prepare.classes)
-    network, _ = training.open_network("r00", settings.model, classes)
+    network, _ = saved.open_network("r00", settings.model, classes)
     found = []
     for split, data in (("source", settings.prepare.source), ("pool", settings.prepare.pool)):
         table = datasets.table(data.dataset, Path(data.root), classes)
-        items = batches.items(artifacts.load_manifest(split, Path(data.root)), table)
+        items = items_of(artifacts.load_manifest(split, Path(data.root)), table)
         found.append([item._replace(image=here / item.image, mask=here / str(item.mask)) for item in items])
     source, pool = found
     devices = Devices.start(settings.compute)
@@ -91,7 +93,7 @@ def town(here: Path) -> Setup:
 
 def camvid(study: base.Study) -> Setup:
     """CamVid from the rendered town; runs in the source model's folder."""
-    network, _ = training.open_network("r00", study.settings.model, base.CLASSES)
+    network, _ = saved.open_network("r00", study.settings.model, base.CLASSES)
     held_out = study.source[HELD_OUT - 1 :: HELD_OUT]
     return Setup("camvid", study.devices, study.settings, base.CLASSES.names, network, held_out, study.pool)
 
@@ -124,10 +126,10 @@ def measured(setup: Setup, seen: Sequence[Seen], calibration: Calibration) -> di
         loss -= float(log_p.gather(1, labels[:, None].long()).sum())
         reliability += metrics.reliability(p, labels, BINS)
         expected.append(shortfall.observe(p))
-        facts.append(acquisitions.observe_truth(p.argmax(1), labels, len(setup.classes)))
+        facts.append(gain.observe_truth(p.argmax(1), labels, len(setup.classes)))
     sums, real = torch.cat(expected), torch.cat(facts)
     predicted = shortfall.gain(sums, sums.sum(0), smooth).sum(1)
-    true = acquisitions.oracle(real, smooth).sum(1)
+    true = gain.oracle(real, smooth).sum(1)
     claimed, wrong, missed = real.sum(0).unbind(1)
     present = claimed - wrong + missed > 0
     return {
@@ -182,9 +184,9 @@ def mixed(setup: Setup) -> Pixels:
         with torch.inference_mode():
             said = setup.network(blend.round().to(torch.uint8)).float()
         for one, claim, against in zip(said, out.logits.argmax(1), partner.logits.argmax(1), strict=True):
-            differ = inference.spread(claim) != inference.spread(against)
-            logits.append(inference.spread(one).T[differ].cpu())
-            claims.append(inference.spread(claim)[differ].cpu())
+            differ = inference.every_nth(claim) != inference.every_nth(against)
+            logits.append(inference.every_nth(one).T[differ].cpu())
+            claims.append(inference.every_nth(claim)[differ].cpu())
     return Pixels(torch.cat(logits), torch.cat(claims), torch.ones(sum(map(len, claims))))
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import results
-from pipeline import policy, rewards
-from pipeline.policy import ESTIMATORS, Problem, units
+from pipeline import estimators, rewards
+from pipeline.estimators import ESTIMATORS, Problem, units
 from pipeline.rewards import REWARDS
 
 CLASSES, SIZE = 11, (60, 80)
@@ -71,7 +71,7 @@ def main() -> None:
     def gradient(reward: str, estimator: str, how: dict[str, Any]) -> Callable[[], Tensor]:
         made = REWARDS[reward].make(SETTINGS)
         memory = 20 * made.statistics(units.sample(logits, rng), truth).sum(0)
-        member = ESTIMATORS[estimator].make(policy.Settings(**{k: v for k, v in how.items() if k != "unit"}))
+        member = ESTIMATORS[estimator].make(estimators.Settings(**{k: v for k, v in how.items() if k != "unit"}))
         segments = None
         if how.get("unit"):
             segments = units.patches(truth, 5) if how["unit"] == "patch" else units.superpixels(image, 5)

@@ -37,8 +37,9 @@ from scipy.stats import ttest_rel
 
 from benchmarks import loop_camvid, results
 from benchmarks.reward_camvid import interval
-from pipeline import artifacts, datasets, params_file, transforms
-from pipeline.datasets import reading
+from pipeline import datasets, params_file, storage
+from pipeline.images import reading, resizing
+from pipeline.images.masks import load_mask
 from pipeline.params import BudgetLine, Params
 
 SHARES = (0.9, 0.95, 0.99)
@@ -129,7 +130,7 @@ def main() -> None:
             if mine and not (work / f"{name}-{seed}.json").is_file():
                 print(f"seed {seed}: {name}", flush=True)
                 rows = run(parameters(given, work, seed), name, start, work / f"{name}-{seed}", pool)
-                artifacts.save_json(work / f"{name}-{seed}.json", rows)
+                storage.save_json(work / f"{name}-{seed}.json", rows)
                 shutil.rmtree(work / f"{name}-{seed}")
     done = [path for seed, name in runs if (path := work / f"{name}-{seed}.json").is_file()]
     save(given.setup, source["miou"], [row for path in done for row in json.loads(path.read_text())])
@@ -195,8 +196,8 @@ def shrunk(root: Path, size: tuple[int, int], work: Path) -> Path:
             if sample.mask is None:
                 raise SystemExit(f"{sample.image} has no mask in {split}annot")
             for path, made in (
-                (sample.image, transforms.resize(reading.read_image(sample.image), size)[..., ::-1]),
-                (sample.mask, transforms.resize_mask(artifacts.load_mask(sample.mask), size)),
+                (sample.image, resizing.resize(reading.read_image(sample.image), size)[..., ::-1]),
+                (sample.mask, resizing.resize_mask(load_mask(sample.mask), size)),
             ):
                 where = small.with_suffix(".part") / path.parent.name / path.name
                 where.parent.mkdir(parents=True, exist_ok=True)

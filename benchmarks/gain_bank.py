@@ -32,17 +32,21 @@ from benchmarks import results
 from benchmarks import reward_camvid as base
 from benchmarks.loop_camvid import folder
 from benchmarks.reward_camvid import CLASSES, SIZE, Study
-from pipeline import acquisitions, batches, inference, metrics, scoring, training
-from pipeline.acquisitions import ACQUISITIONS
+from pipeline import gain
 from pipeline.artifacts import Features
-from pipeline.calibration import Calibration
-from pipeline.datasets import reading
-from pipeline.models import Network
+from pipeline.evaluation import metrics
+from pipeline.gain import ACQUISITIONS
+from pipeline.gain.scorer import Scored, score_pool, start_scorer
+from pipeline.images import reading
+from pipeline.images.items import id_table_of_labels
+from pipeline.networks import inference, saved
+from pipeline.networks.calibration import Calibration
+from pipeline.networks.network import Network
 from pipeline.params import Score
-from pipeline.scoring import Scored
 from pipeline.selection import Candidates, Settings
 from pipeline.selection.coverage import Covering
 from pipeline.selection.learning import LearningCurves, worth
+from pipeline.training.likelihood import likelihood_loss
 
 STEPS, LR = 30, 1e-3
 REPEATED = 10
@@ -100,14 +104,14 @@ def entry(study: Study, images: int, number: int, again: int) -> dict[str, Any]:
 def source(study: Study) -> tuple[Network, Calibration]:
     """The source model and its calibration."""
     with folder(study.work / "start"):
-        return training.open_network("r00", study.settings.model, CLASSES)
+        return saved.open_network("r00", study.settings.model, CLASSES)
 
 
 def trained(study: Study, places: Int64[np.ndarray, " k"], seed: int) -> dict[str, Any]:
     """What the source model becomes by the labels of a subset, measured at the network's size."""
     network, _ = source(study)
     items = [study.pool[place] for place in places]
-    loss = training.likelihood(base.weights_of(study, items), study.settings.tune.likelihood)
+    loss = likelihood_loss(base.weights_of(study, items), study.settings.tune.likelihood)
     base.fit(study, network, [(items, 6), (study.source, 2)], loss, base.plan(study, f"bank {seed}", STEPS, LR, seed))
     table = torch.zeros((len(CLASSES.names),) * 2, dtype=torch.int64)
     for out in inference.outputs(study.devices, network, study.test, SIZE, study.settings.compute, "measure"):
@@ -233,7 +237,7 @@ def scores(study: Study) -> dict[str, SetScore]:
         "learning curves": functools.partial(learnt, candidates_of(found["shortfall"])),
     }
     labels = truth(study)
-    oracle = acquisitions.oracle(labels, study.settings.score.smooth).numpy()
+    oracle = gain.oracle(labels, study.settings.score.smooth).numpy()
     made["truth: sum of the real shortfall"] = functools.partial(total, oracle.sum(1))
     shares = true_shares(study)
     made["truth: learning curves"] = functools.partial(learnt, true_curves(found["shortfall"], shares))
@@ -287,17 +291,17 @@ def scored(
     first, temperature = source(study)
     network, temperature = network or first, calibration or temperature
     settings = Score(acquisition=acquisition, smooth=study.settings.score.smooth)
-    scorer = scoring.start("r01", "r00", network, temperature, settings, seed=1, rounds=0)
+    scorer = start_scorer("r01", "r00", network, temperature, settings, seed=1, rounds=0)
     model = study.settings.model
     with_features = 1 if acquisition == "shortfall" else None
-    return scoring.run(study.devices, scorer, study.pool, len(study.pool), model, study.settings.compute, with_features)
+    return score_pool(study.devices, scorer, study.pool, len(study.pool), model, study.settings.compute, with_features)
 
 
 def truth(study: Study) -> torch.Tensor:
     """Statistics of the shortfall with the labels in place of probabilities."""
     network, _ = source(study)
     rows = [
-        acquisitions.observe_truth(out.logits.argmax(1), inference.small_masks(out.batch, SIZE), len(CLASSES.names))
+        gain.observe_truth(out.logits.argmax(1), inference.small_masks(out.batch, SIZE), len(CLASSES.names))
         for out in inference.outputs(study.devices, network, study.pool, SIZE, study.settings.compute, "truth")
     ]
     return torch.cat(rows)
@@ -305,7 +309,7 @@ def truth(study: Study) -> torch.Tensor:
 
 def true_shares(study: Study) -> Float64[np.ndarray, "m c"]:
     """Labelled pixels of every image by class."""
-    table = batches.stored(len(CLASSES.names))
+    table = id_table_of_labels(len(CLASSES.names))
     masks = [reading.read_mask(item.mask, table) for item in study.pool if item.mask]
     return np.array([np.bincount(mask.ravel(), minlength=256)[: len(CLASSES.names)] for mask in masks], float)
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks import results
 from tests import project
+from tests.forks import Forks
 from tests.project import Project
 
 ROUNDS = ("{after: r00, images: 6}", "{after: r01, images: 3}")
@@ -64,9 +65,9 @@ class Study(NamedTuple):
     """Trainings that went on from a checkpoint."""
 
 
-def undisturbed(folder: Path, rounds: int, *, threads: int | None = 1) -> Undisturbed:
+def undisturbed(folder: Path, rounds: int, *, threads: int | None = 1, forks: Forks | None = None) -> Undisturbed:
     """Make a project and run it once."""
-    made = project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=threads)
+    made = project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=threads, forks=forks)
     process, log = start(made)
     seen: dict[str, float] = {}
     while process.poll() is None:
@@ -83,7 +84,9 @@ def equal(reference: Undisturbed, folder: Path) -> Project:
     """A project equal to the reference, its code included, that has not run yet."""
     same = reference.project
     rounds = sum(stage.startswith("score@") for stage in reference.seconds)
-    return project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=same.threads, code=same.folder)
+    return project.make(
+        folder, budget=ROUNDS[:rounds], steps=STEPS, threads=same.threads, code=same.folder, forks=same.forks
+    )
 
 
 def start(made: Project) -> tuple["subprocess.Popen[bytes]", Path]:

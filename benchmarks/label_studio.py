@@ -4,11 +4,11 @@
 
 *Codec*: all classes of one mask to brush RLE and back, alternating. *End to end*: a project is made and the tasks are
 sent with their pictures and predictions; every task is answered through the API; the answers are collected as masks.
-*Ours* is `pipeline.annotators.label_studio.answers`, answered through its client; the *SDK*'s is what its documentation
-shows. Both have the same files, upload the same pictures, post the same corrections, and end with the same masks, which
-is checked. One server, fresh projects, alternating; what counts is the median. *Server* is the time within httpx, of
-both: what no client can save. The peak memory is that of fresh processes which send and collect, `--tasks` and a
-quarter of that.
+*Ours* is `pipeline.annotators.label_studio.annotator.answers`, answered through its client; the *SDK*'s is what its
+documentation shows. Both have the same files, upload the same pictures, post the same corrections, and end with the
+same masks, which is checked. One server, fresh projects, alternating; what counts is the median. *Server* is the time
+within httpx, of both: what no client can save. The peak memory is that of fresh processes which send and collect,
+`--tasks` and a quarter of that.
 """
 
 import argparse
@@ -34,15 +34,17 @@ from jaxtyping import UInt8
 
 from benchmarks import results
 from benchmarks.label_studio_by_sdk import CLASSES, ROUND, SECONDS, Masks, Phase, by_sdk
-from pipeline import artifacts, datasets, paths
-from pipeline.annotators import brush, client, label_studio, regions
-from pipeline.annotators.client import Client
+from pipeline import artifacts, datasets, paths, storage
 from pipeline.annotators.contract import Answer, Request
-from pipeline.datasets import reading
-from pipeline.datasets.town import draw_town
-from pipeline.labels import IGNORE
-from pipeline.ledger import Order
+from pipeline.annotators.label_studio import annotator, brush, client, regions
+from pipeline.annotators.label_studio.client import Client
+from pipeline.annotators.label_studio.tasks import all_tasks
+from pipeline.images import reading
+from pipeline.images.classes import IGNORE
+from pipeline.images.masks import load_mask, save_mask
+from pipeline.ledger.entries import Order
 from pipeline.params import Annotate
+from pipeline.town.draw import draw_town
 
 NAME = "label_studio"
 SIZE = (1024, 2048)
@@ -128,7 +130,7 @@ def key(number: int) -> str:
 
 def draw(tasks: int) -> None:
     """Pool, predictions, gain pictures, and the labels that people will give, in the working directory."""
-    from pipeline.pictures import gain_overlay  # matplotlib
+    from pipeline.evaluation.pictures import gain_overlay  # matplotlib
 
     root = Path("town")
     draw_town(root, source=1, pool=SCENES, test=1, size=SIZE, seed=0)
@@ -139,10 +141,10 @@ def draw(tasks: int) -> None:
     for number, (sample, truth) in zip(range(tasks), itertools.cycle(zip(samples, truths, strict=True))):
         rng = np.random.default_rng(number)
         prediction = predicted(truth, rng)
-        artifacts.save_mask(paths.prediction(ROUND, key(number)), prediction)
-        artifacts.save_mask(paths.mask(key(number)), corrected(prediction, truth, rng))
+        save_mask(paths.prediction(ROUND, key(number)), prediction)
+        save_mask(paths.mask(key(number)), corrected(prediction, truth, rng))
         gain = cv2.GaussianBlur(rng.random((SIZE[0] // 8, SIZE[1] // 8), np.float32), (0, 0), 8)
-        artifacts.write(paths.gain_picture(ROUND, key(number)), gain_overlay(reading.read_image(sample.image), gain))
+        storage.write(paths.gain_picture(ROUND, key(number)), gain_overlay(reading.read_image(sample.image), gain))
         row = {"key": key(number), "image": str(sample.image), "mask": "", "height": SIZE[0], "width": SIZE[1]}
         rows.append(row | {"sha256": f"{number:064x}", "mask_sha256": ""})
     frame = pd.DataFrame(rows)
@@ -276,7 +278,7 @@ def end_to_end(tasks: int, repeats: int, url: str) -> dict[str, list[dict[str, f
             clock = Clock()
             masks = way(ask(tasks, url, f"{side} {repeat}"), clock.phase)
             for number in range(tasks):
-                if not np.array_equal(masks.pop(key(number)), artifacts.load_mask(paths.mask(key(number)))):
+                if not np.array_equal(masks.pop(key(number)), load_mask(paths.mask(key(number)))):
                     raise AssertionError(f"{side}: another mask came back for {key(number)}")
             runs[side].append(clock.parts)
             print(side, {name: round(value, 1) for name, value in clock.parts.items()}, flush=True)
@@ -286,20 +288,20 @@ def end_to_end(tasks: int, repeats: int, url: str) -> dict[str, list[dict[str, f
 def by_us(request: Request, phase: Phase) -> Masks:
     """All of it by our code."""
     with phase("send"):
-        if list(label_studio.answers(request)):
+        if list(annotator.answers(request)):
             raise AssertionError("there are answers before anybody answered")
     with phase("answer"):
         answer(request)
     with phase("collect"):
-        return {said.key: said.mask for said in label_studio.answers(request) if isinstance(said, Answer)}
+        return {said.key: said.mask for said in annotator.answers(request) if isinstance(said, Answer)}
 
 
 def answer(request: Request) -> None:
     """Annotate every task through our client."""
     server = Client(request.annotate.url)
     [project] = server.get("/api/projects", title=request.annotate.project)["results"]
-    for task in label_studio.all_tasks(server, project["id"]):
-        mask = artifacts.load_mask(paths.mask(task.key.removeprefix(f"{ROUND}/")))
+    for task in all_tasks(server, project["id"]):
+        mask = load_mask(paths.mask(task.key.removeprefix(f"{ROUND}/")))
         body = {"result": regions.prediction(mask, CLASSES), "lead_time": SECONDS}
         server.send("POST", f"/api/tasks/{task.id}/annotations/", body)
     server.close()
@@ -330,11 +332,11 @@ def peak(tasks: int, url: str) -> float:
 
 def send_and_collect(request: Request) -> None:
     """Send, wait for a line on stdin, collect, and print this process's peak resident MiB."""
-    for _ in label_studio.answers(request):
+    for _ in annotator.answers(request):
         raise AssertionError("there are answers before anybody answered")
     print("sent", flush=True)
     sys.stdin.readline()
-    if sum(isinstance(said, Answer) for said in label_studio.answers(request)) != len(request.orders):
+    if sum(isinstance(said, Answer) for said in annotator.answers(request)) != len(request.orders):
         raise AssertionError("not all answers came back")
     print(results.peak_mib())
 

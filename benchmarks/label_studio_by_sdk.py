@@ -12,9 +12,10 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from pipeline import artifacts, paths
-from pipeline.annotators import brush, client, interface
 from pipeline.annotators.contract import Request
-from pipeline.labels import CLASS_SETS, IGNORE
+from pipeline.annotators.label_studio import brush, client, editor
+from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.masks import load_mask
 
 CLASSES = CLASS_SETS["cityscapes19"]
 ROUND = "r01"
@@ -36,7 +37,7 @@ def by_sdk(request: Request, phase: Phase) -> Masks:
         ls = LabelStudio(base_url=url, api_key=token, timeout=client.TIMEOUT)
         project = ls.projects.create(
             title=request.annotate.project,
-            label_config=interface.label_config(CLASSES),
+            label_config=editor.label_config(CLASSES),
             show_instruction=True,
             expert_instruction="please correct",
             show_collab_predictions=True,
@@ -54,7 +55,7 @@ def by_sdk(request: Request, phase: Phase) -> Masks:
             ids += ls.projects.import_tasks(project, request=body, return_task_ids=True).task_ids
     with phase("answer"):
         for name, task in zip(keys, ids, strict=True):
-            result = sdk_regions(artifacts.load_mask(paths.mask(name)))
+            result = sdk_regions(load_mask(paths.mask(name)))
             ls.annotations.create(id=task, result=result, lead_time=SECONDS)
     with phase("collect"):
         collected = {}

@@ -25,28 +25,13 @@ from typing import Any
 import torch
 
 from benchmarks import results
-from pipeline import (
-    acquisitions,
-    annotate,
-    artifacts,
-    audit,
-    batches,
-    datasets,
-    evaluate,
-    forecast,
-    inference,
-    params_file,
-    paths,
-    prepare,
-    pretrain,
-    score,
-    select,
-    training,
-    tune,
-)
-from pipeline.__main__ import sections
-from pipeline.devices import Devices
+from pipeline import artifacts, datasets, gain, params_file, paths, storage
+from pipeline.images.items import items_of
+from pipeline.networks import inference, saved
+from pipeline.networks.devices import Devices
 from pipeline.params import BudgetLine, Params
+from pipeline.stages import annotate, audit, evaluate, forecast, prepare, pretrain, score, select, tune
+from pipeline.stages.running import sections
 
 NAME = "loop_camvid"
 
@@ -81,10 +66,10 @@ def main() -> None:
                     "select": settings.select.model_copy(update={"start": None, "method": "draw"}),
                 }
             )
-            rows += loop(changed, start, work / f"{acquisition}-{seed}", settings.budget, acquisition)
+            rows += rounds(changed, start, work / f"{acquisition}-{seed}", settings.budget, acquisition)
             save(rows)
         everything = {"all": BudgetLine(after="r00", images=pool)}
-        rows += loop(longer(settings), start, work / f"all-{seed}", everything, "all")
+        rows += rounds(longer(settings), start, work / f"all-{seed}", everything, "all")
         save(rows)
 
 
@@ -130,7 +115,7 @@ def pool_size() -> int:
     return len(artifacts.load_manifest("pool"))
 
 
-def loop(
+def rounds(
     p: Params, start: Path, here: Path, budget: dict[str, BudgetLine], name: str, oracle: bool = False
 ) -> list[dict[str, Any]]:
     """All rounds of one run, from the source model in `start`; an oracle's gains are those of the pool's own masks."""
@@ -146,13 +131,13 @@ def loop(
                 if oracle:
                     look_up(p, round_name, line)
                 select.run(round_name, line, **sections(select.run, p))
-                artifacts.save_json(seconds(round_name), time.perf_counter() - began)
+                storage.save_json(seconds(round_name), time.perf_counter() - began)
                 forecast.run(round_name, line, **sections(forecast.run, p))
                 annotate.run(round_name, line, **sections(annotate.run, p))
                 if p.select.fallback:
                     audit.run(round_name, line, **sections(audit.run, p))
                 else:  # nobody heeds it
-                    artifacts.save_json(paths.audit(round_name), {"signal": None})
+                    storage.save_json(paths.audit(round_name), {"signal": None})
                 tune.run(round_name, line, **sections(tune.run, p))
                 evaluate.run(round_name, **sections(evaluate.run, p))
         return [row(name, p.seed, round_name) for round_name in budget]
@@ -168,16 +153,14 @@ def look_up(p: Params, round_name: str, line: BudgetLine) -> None:
     classes = datasets.class_set(p.prepare.classes)
     scores = artifacts.load_scores(round_name)
     pool = artifacts.load_images(round_name, p.roots.pool).set_index("key", drop=False).loc[scores["key"]]
-    items = batches.items(pool, datasets.table(p.prepare.pool.dataset, Path(p.prepare.pool.root), classes))
-    network, _ = training.open_network(line.after, p.model, classes)
+    items = items_of(pool, datasets.table(p.prepare.pool.dataset, Path(p.prepare.pool.root), classes))
+    network, _ = saved.open_network(line.after, p.model, classes)
     outputs = inference.outputs(Devices.start(p.compute), network, items, p.model.size, p.compute, "oracle")
     rows = [
-        acquisitions.observe_truth(
-            out.logits.argmax(1), inference.small_masks(out.batch, p.model.size), len(classes.names)
-        )
+        gain.observe_truth(out.logits.argmax(1), inference.small_masks(out.batch, p.model.size), len(classes.names))
         for out in outputs
     ]
-    gains = acquisitions.oracle(torch.cat(rows), p.score.smooth).numpy()
+    gains = gain.oracle(torch.cat(rows), p.score.smooth).numpy()
     parts = {f"gain_{name}": gains[:, number] for number, name in enumerate(classes.names)}
     artifacts.save_scores(round_name, scores.assign(gain=gains.sum(1), **parts))
 

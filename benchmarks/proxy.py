@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.label_studio_server import HOST
+from pipeline.annotators.label_studio.server import HOST
 from tests.server.studio import Studio
 
 TIMEOUT = 5.0

@@ -31,26 +31,19 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.loop_camvid import folder, source_model
-from pipeline import (
-    artifacts,
-    batches,
-    datasets,
-    decoding,
-    inference,
-    losses,
-    metrics,
-    params_file,
-    reward_tuning,
-    training,
-    transforms,
-)
-from pipeline.batches import Item
-from pipeline.datasets import reading
-from pipeline.devices import Devices
-from pipeline.labels import CLASS_SETS, IGNORE
-from pipeline.models import Network
+from pipeline import artifacts, datasets, params_file, storage
+from pipeline.evaluation import metrics
+from pipeline.images import reading, resizing
+from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.items import Item, id_table_of_labels, items_of
+from pipeline.images.masks import load_mask
+from pipeline.networks import decoding, inference, saved
+from pipeline.networks.devices import Devices
+from pipeline.networks.network import Network
 from pipeline.params import Params, Reward
 from pipeline.rewards import RewardFunction
+from pipeline.training import batches, loop, losses, reward_tuning
+from pipeline.training.likelihood import likelihood_loss, likelihood_plan
 
 SIZE = (120, 160)
 LIKELIHOOD_STEPS, STEPS = 150, 60
@@ -131,13 +124,12 @@ def prepare(given: argparse.Namespace) -> Study:
     with folder(start):
         source_model(settings)
         table = datasets.table("camvid", given.camvid, CLASSES)
-        pool = _small(batches.items(artifacts.load_manifest("pool", settings.roots.pool), table), start / "pool")
-        test = batches.items(artifacts.load_manifest("test", settings.roots.test), table)
+        pool = _small(items_of(artifacts.load_manifest("pool", settings.roots.pool), table), start / "pool")
+        test = items_of(artifacts.load_manifest("test", settings.roots.test), table)
         manifest = artifacts.load_manifest("source", settings.roots.source)
         town = datasets.table("gta5", Path(settings.prepare.source.root), CLASSES)
         absolute = [
-            item._replace(image=start / item.image, mask=start / str(item.mask))
-            for item in batches.items(manifest, town)
+            item._replace(image=start / item.image, mask=start / str(item.mask)) for item in items_of(manifest, town)
         ]
         source = _small(absolute, start / "source")
     counts = manifest[[f"n_{name}" for name in CLASSES.names]].sum().to_numpy(dtype=float)
@@ -157,10 +149,10 @@ def _small(items: Sequence[Item], where: Path) -> list[Item]:
     for item in items:
         image, mask = where / f"{item.key}.png", where / f"{item.key}.mask.png"
         if not mask.is_file() and item.mask is not None:
-            picture = transforms.resize(reading.read_image(item.image), SIZE)
+            picture = resizing.resize(reading.read_image(item.image), SIZE)
             cv2.imwrite(str(image), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            cv2.imwrite(str(mask), transforms.resize_mask(reading.read_mask(item.mask, item.table), SIZE))
-        small.append(Item(item.key, image, mask, batches.stored(len(CLASSES.names))))
+            cv2.imwrite(str(mask), resizing.resize_mask(reading.read_mask(item.mask, item.table), SIZE))
+        small.append(Item(item.key, image, mask, id_table_of_labels(len(CLASSES.names))))
     return small
 
 
@@ -179,7 +171,7 @@ def tuning_images(study: Study) -> list[int]:
 
 def weights_of(study: Study, items: Sequence[Item]) -> Tensor:
     """Class weights as the stage `tune` has them."""
-    masks = [artifacts.load_mask(item.mask) for item in items if item.mask]
+    masks = [load_mask(item.mask) for item in items if item.mask]
     counts = sum(np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(CLASSES.names)].astype(float) for mask in masks)
     share = study.settings.tune.source_share
     mixed = (1 - share) * counts / np.sum(counts) + share * study.source_counts / study.source_counts.sum()
@@ -190,7 +182,7 @@ def start_of(study: Study, labels: int, seed: int) -> Network:
     """The source model after weighted cross-entropy on the labels."""
     path = study.work / f"likelihood-{labels}-{seed}.pt"
     with folder(study.work / "start"):
-        network, _ = training.open_network("r00", study.settings.model, CLASSES)
+        network, _ = saved.open_network("r00", study.settings.model, CLASSES)
     if not path.is_file():
         items = bought(study, labels, seed)
         groups = [(items, 6), (study.source, 2)]
@@ -199,7 +191,7 @@ def start_of(study: Study, labels: int, seed: int) -> Network:
             study,
             network,
             groups,
-            training.likelihood(weights_of(study, items), study.settings.tune.likelihood),
+            likelihood_loss(weights_of(study, items), study.settings.tune.likelihood),
             schedule,
         )
         torch.save(network.state_dict(), path)
@@ -207,20 +199,20 @@ def start_of(study: Study, labels: int, seed: int) -> Network:
     return network
 
 
-def plan(study: Study, name: str, steps: int, lr: float, seed: int, **more: Any) -> training.Plan:
+def plan(study: Study, name: str, steps: int, lr: float, seed: int, **more: Any) -> loop.Plan:
     """Of a training by likelihood, or of one that goes on from it."""
     settings = study.settings.tune.likelihood.model_copy(update={"steps": steps, "lr": lr})
-    schedule = training.likelihood_plan(settings, name, seed, study.settings.compute, name)
+    schedule = likelihood_plan(settings, name, seed, study.settings.compute, name)
     return schedule._replace(checkpoint=study.work / f"training {name}.pt", checkpoint_seconds=1e9, **more)
 
 
-def fit(study: Study, network: Network, groups: Any, loss: Any, plan: training.Plan, times: int = 1) -> None:
+def fit(study: Study, network: Network, groups: Any, loss: Any, plan: loop.Plan, times: int = 1) -> None:
     """Train without a trace on the disk."""
     augment = study.settings.tune.likelihood.augment
-    fresh = batches.training(
+    fresh = batches.training_batches(
         study.devices, groups, SIZE, augment, seed=plan.seed, steps=-(-plan.steps // times), workers=1
     )
-    training.fit(study.devices, network, batches.repeated(fresh, times), loss, plan)
+    loop.fit(study.devices, network, batches.repeated(fresh, times), loss, plan)
     plan.checkpoint.unlink(missing_ok=True)
 
 
@@ -237,7 +229,7 @@ def go_on(study: Study, method: Method, setting: Setting, labels: int, seed: int
     if method.weighted is not None:
         schedule = schedule._replace(frozen=not setting.anchor)
         wanted = weights if method.weighted else torch.ones_like(weights)
-        loss = training.likelihood(wanted, study.settings.tune.likelihood)
+        loss = likelihood_loss(wanted, study.settings.tune.likelihood)
         fit(study, network, [(items, 8)], loss, schedule)
         return network
     reward = _reward(method, setting)
@@ -325,7 +317,7 @@ def tried(study: Study, method: Method, setting: Setting, held_out: Sequence[Ite
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was made before, or is made now."""
     if not path.is_file():
-        artifacts.save_json(path, make())
+        storage.save_json(path, make())
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.scoring import timed
-from pipeline import reward_tuning, training
-from pipeline.batches import Batch
-from pipeline.devices import Devices
-from pipeline.labels import CLASS_SETS
+from pipeline.images.classes import CLASS_SETS
+from pipeline.networks import saved
+from pipeline.networks.devices import Devices
 from pipeline.params import Compute, Model, Reward, Training
-from pipeline.training import State
+from pipeline.training import reward_tuning
+from pipeline.training.batches import Batch
+from pipeline.training.likelihood import likelihood_loss
+from pipeline.training.loop import State
 
 CLASSES = CLASS_SETS["cityscapes19"]
 KINDS = {
@@ -40,7 +42,7 @@ def stepper(kind: str, model: str, size: tuple[int, int], images: int) -> Callab
     """One optimiser step, to be called again and again."""
     devices = Devices.start(Compute(accelerator="cpu"))
     rng = torch.Generator().manual_seed(0)
-    network = training.new_network(Model(name=model, size=size), CLASSES, rng).train()
+    network = saved.new_network(Model(name=model, size=size), CLASSES, rng).train()
     weights = torch.ones(len(CLASSES.names))
     areas = torch.randint(0, len(CLASSES.names), (images, 1, size[0] // 32, size[1] // 32), generator=rng)
     masks = torch.nn.functional.interpolate(areas.float(), size)[:, 0].to(torch.uint8)
@@ -48,11 +50,11 @@ def stepper(kind: str, model: str, size: tuple[int, int], images: int) -> Callab
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
     fields = KINDS[kind]
     if fields is None:
-        loss = training.likelihood(weights, Training(steps=1, batch=images, lr=1e-5))
+        loss = likelihood_loss(weights, Training(steps=1, batch=images, lr=1e-5))
     else:
         settings = Reward.model_validate({"steps": 1, "lr": 1e-5} | fields)
         reward = reward_tuning.reward_function(settings, weights, CLASSES)
-        anchor = training.new_network(Model(name=model, size=size), CLASSES, rng).eval() if settings.kl else None
+        anchor = saved.new_network(Model(name=model, size=size), CLASSES, rng).eval() if settings.kl else None
         loss = reward_tuning.loss_function(settings, reward, weights, network, anchor, devices)
     state: State = {}
 

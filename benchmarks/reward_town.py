@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import results
-from pipeline import evaluate, params_file, paths, tune
-from pipeline.__main__ import sections
+from pipeline import params_file, paths
+from pipeline.stages import evaluate, tune
+from pipeline.stages.running import sections
 
 COPIED = ("data", "params.yaml")
 

@@ -24,15 +24,17 @@ from pathlib import Path
 import torch
 
 from benchmarks import results
-from pipeline import datasets, scoring, training, transforms
-from pipeline.batches import Item, stored
-from pipeline.calibration import NONE
-from pipeline.datasets import reading
-from pipeline.datasets.town import draw_town
-from pipeline.devices import Devices
-from pipeline.labels import CLASS_SETS
-from pipeline.models import Network
+from pipeline import datasets
+from pipeline.gain.scorer import score_pool, start_scorer
+from pipeline.images import reading, resizing
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.items import Item, id_table_of_labels
+from pipeline.networks import saved
+from pipeline.networks.calibration import NONE
+from pipeline.networks.devices import Devices
+from pipeline.networks.network import Network
 from pipeline.params import Compute, Model, Score
+from pipeline.town.draw import draw_town
 
 NAME = "scoring"
 REPEATS = 5
@@ -55,12 +57,12 @@ def main() -> None:
     compute = Compute(accelerator="cpu", batch=8, workers=1)
     devices = Devices.start(compute)
     model = Model(name=given.model, size=size)
-    network = training.new_network(model, CLASS_SETS["cityscapes19"], torch.Generator().manual_seed(0)).eval()
+    network = saved.new_network(model, CLASS_SETS["cityscapes19"], torch.Generator().manual_seed(0)).eval()
 
-    scorer = scoring.start("r01", "r00", network, NONE, Score(), seed=0, rounds=0)
+    scorer = start_scorer("r01", "r00", network, NONE, Score(), seed=0, rounds=0)
 
     def score(items: list[Item]) -> None:
-        found = scoring.run(devices, scorer, items, len(items), model, compute, features_seed=0)
+        found = score_pool(devices, scorer, items, len(items), model, compute, features_seed=0)
         assert len(found.gains) == len(found.features.keys) == len(items)
 
     if given.peak:
@@ -118,7 +120,7 @@ def main() -> None:
 
 def pool(root: Path) -> list[Item]:
     """The town's pool as items."""
-    table = stored(19)
+    table = id_table_of_labels(19)
     return [Item(s.key, s.image, None, table) for s in datasets.find("cityscapes", root / "cityscapes", "train")]
 
 
@@ -134,7 +136,7 @@ def bald_by_baal(installed: Path, network: Network, items: list[Item], size: tup
             return len(items)
 
         def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
-            image = transforms.resize(reading.read_image(items[place].image), size)
+            image = resizing.resize(reading.read_image(items[place].image), size)
             return torch.from_numpy(image).movedim(2, 0), 0
 
     wrapper = ModelWrapper(patch_module(network, inplace=False), TrainingArgs(batch_size=1, workers=1))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import results
-from pipeline.__main__ import NETWORK, STAGES
+from pipeline.stages import NETWORK, STAGES
 
 RUNS = 3
 
@@ -46,7 +46,7 @@ def main() -> None:
         torch = seconds(["-c", "import torch"], folder)
         rows = {"status": {"cpu_seconds": round(seconds(["-m", "pipeline", "status"], folder), 2), "of_torch": 0.0}}
         for stage in STAGES:
-            code = f"import sys, pipeline.__main__, pipeline.{stage}"
+            code = f"import sys, pipeline.__main__, pipeline.stages.{stage}"
             rows[stage] = {
                 "cpu_seconds": round(seconds(["-c", code], folder), 2),
                 "of_torch": round(torch if stage in NETWORK else 0.0, 2),

@@ -26,10 +26,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from benchmarks.proxy import KILLS, SILENT, TIMEOUT, Fault, Proxy
-from pipeline import annotate, artifacts, paths
-from pipeline.annotators import client
+from pipeline import artifacts, paths
+from pipeline.annotators.label_studio import client
 from pipeline.errors import UserError, WaitingForPeople
-from pipeline.labels import CLASS_SETS
+from pipeline.images.classes import CLASS_SETS
+from pipeline.stages import annotate
 from tests import fakes, repo
 from tests.project import ROOT, Project
 from tests.server.people import Person, regions

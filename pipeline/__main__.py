@@ -1,44 +1,26 @@
-"""`python -m pipeline <command>`: gives a stage the sections of params.yaml that its signature names, nothing else."""
+"""`python -m pipeline <command>`: the command line."""
 
 import argparse
 import contextlib
 import fcntl
 import importlib
-import inspect
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from pipeline import environment, paths, repository
 from pipeline.errors import UserError, WaitingForPeople, choose
 
 with environment.explained():
-    from pipeline import faults, inputs, ledger, params_file
-    from pipeline.params import ANY, BudgetLine, Params
+    from pipeline import faults, params_file
+    from pipeline.params import ANY, Params
+    from pipeline.stages import NETWORK, ONCE, STAGES, running
 
 # Read by torch, which the stages import: threads that spin while they wait would stall the readers.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-STAGES = (
-    "settings",
-    "prepare",
-    "pretrain",
-    "snapshot",
-    "score",
-    "select",
-    "forecast",
-    "predict",
-    "annotate",
-    "audit",
-    "tune",
-    "evaluate",
-    "report",
-)
-NETWORK = ("pretrain", "score", "predict", "audit", "tune", "evaluate", "report")
-"""Stages that run the network: they are started by `launch`."""
 LAUNCHED = "REGAIN_LAUNCHED"
 """Set for what `launch` has started."""
 WAITING = 75
@@ -52,7 +34,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for stage in STAGES:
         command = commands.add_parser(stage, help=f"the stage `{stage}` of dvc.yaml; `dvc repro` calls it")
-        if stage not in ("settings", "prepare", "pretrain", "report"):
+        if stage not in ONCE:
             command.add_argument("round", help="r00, r01, ...")
             command.add_argument("--after", help="the round before, as the budget table says")
             command.add_argument("--images", type=_whole, help="images to buy, as the budget table says")
@@ -96,7 +78,7 @@ def main(argv: list[str]) -> int:
             repository.check()
         if given.command == "join":
             with environment.explained(), _alone("join"):
-                importlib.import_module("pipeline.join").run()
+                importlib.import_module("pipeline.commands.join").run()
             return 0
         settings = params_file.load()
         _check_costs(settings)
@@ -104,11 +86,11 @@ def main(argv: list[str]) -> int:
             if given.command in NETWORK:
                 _launch(settings.launch, argv)
             with _alone(given.command):
-                _stage(given, settings)
+                of_round = {k: v for k, v in vars(given).items() if k in ("after", "images", "minutes")}
+                running.run(given.command, settings, getattr(given, "round", ""), **of_round)
             return 0
-        module = "label_studio_server" if given.command == "label-studio" else given.command
         with environment.explained():
-            command = importlib.import_module(f"pipeline.{module}")
+            command = importlib.import_module(f"pipeline.commands.{given.command.replace('-', '_')}")
         if given.command == "doctor":
             return int(command.run(settings))
         if given.command == "status":
@@ -181,46 +163,6 @@ def _check_costs(settings: Params) -> None:
     for true, by_label in costs.items():
         for name in (true, *(label for label in by_label if label != ANY)):
             choose("class in tune.reward.costs", known, name)
-
-
-def sections(run: Callable[..., None], settings: Params) -> dict[str, Any]:
-    """What of params.yaml a stage's signature names; `settings` are all of it."""
-    wanted = inspect.signature(run).parameters
-    named = {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line", "settings")}
-    return named | {"settings": settings} if "settings" in wanted else named
-
-
-def _stage(given: argparse.Namespace, settings: Params) -> None:
-    for sentence in inputs.class_lists(settings.prepare) if given.command not in ("settings", "prepare") else ():
-        raise UserError(sentence)
-    with environment.explained():
-        run = importlib.import_module(f"pipeline.{given.command}").run
-    wanted, values = inspect.signature(run).parameters, sections(run, settings)
-    if "round_name" in wanted:
-        line = None if given.command == "evaluate" and given.round == paths.SOURCE_ROUND else _line(given, settings)
-        values |= {"round_name": given.round, "line": line} if "line" in wanted else {"round_name": given.round}
-    run(**values)
-
-
-def _line(given: argparse.Namespace, settings: Params) -> BudgetLine:
-    """The round's line of the budget table; what dvc.yaml wrote into the command must agree with it."""
-    if given.round not in settings.budget:
-        known = ", ".join(settings.budget)
-        raise UserError(f"unknown round {given.round!r}: the budget table in {paths.PARAMS} has {known}")
-    replaced = ledger.load().replaced(list(settings.budget))
-    if replaced and replaced[1] == given.round:
-        raise UserError(
-            f"{replaced[0]} has bought, but the budget table in {paths.PARAMS} has {given.round} in its place, which "
-            f"would buy again: rename {given.round} to {replaced[0]}, or put the line of {replaced[0]} back before it"
-        )
-    line = settings.budget[given.round]
-    for name in ("after", "images", "minutes"):
-        if getattr(given, name) not in (None, getattr(line, name)):
-            raise UserError(
-                f"--{name} {getattr(given, name)} is not what {paths.PARAMS} says of {given.round} "
-                f"({getattr(line, name)}): edit the budget table, then `dvc repro`"
-            )
-    return line
 
 
 @contextlib.contextmanager

@@ -5,25 +5,20 @@ and renamed. torch, pandas and OpenCV are imported by the functions that need th
 once.
 """
 
-import contextlib
-import csv
-import errno
-import hashlib
 import io
-import json
-import os
 import pickle
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float16, Float32, Float64, Int64, UInt8
 
-from pipeline import paths
+from pipeline import paths, storage
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN, ClassSet
+from pipeline.images.classes import CLASS_SETS, IGNORE, UNKNOWN, ClassSet
+from pipeline.images.masks import read_grey
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +31,7 @@ SCORE_COLUMNS = ("key", "gain", "minutes")
 SELECTION_COLUMNS = ("key", "gain", "minutes", "probability", "method")
 COST_COLUMNS = ("key", "regions", "boundary", "corrections")
 AUDIT_COLUMNS = ("key", "probability", "predicted")
-TEXT_COLUMNS = ("key", "name", "image", "mask", "sha256", "mask_sha256", "method")
+
 
 FILES = ("image", "mask")
 """Columns of a manifest that are paths."""
@@ -44,116 +39,9 @@ IGNORED = "ignore"
 """Stands for IGNORE where ids have names."""
 
 
-def write(path: Path, data: bytes) -> None:
-    """Put `data` at `path` whole or not at all.
-
-    Raises:
-        UserError: the disk is full or the place cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")  # always the same: the next run takes over what a killed one left
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)  # noqa: PTH105
-            folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must outlive a power cut
-            os.fsync(folder)
-            os.close(folder)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left on the disk for {path} ({len(data)} bytes): free some and run again"
-            ) from None
-        raise UserError(f"{path} cannot be written ({error.strerror}): mend that and run again") from error
-
-
-def _missing(path: Path, maker: str) -> UserError:
-    return UserError(f"{path} not found: run `dvc pull` if it was made elsewhere, or `dvc repro {maker}` to make it")
-
-
-def _damaged(path: Path, reason: str, maker: str) -> UserError:
-    reason = reason.replace("`", "'")  # some libraries' words; in ours, what stands in these marks can be run
-    return UserError(
-        f"{path} is not whole ({reason}): run `dvc repro -s -f {maker}` to make it again, then `dvc repro`"
-    )
-
-
-def _save_table(path: Path, frame: "pd.DataFrame", columns: Sequence[str]) -> None:
-    _check_table(path, frame, columns)
-    text = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g")
-    write(path, text.encode())
-
-
-def _load_table(path: Path, columns: Sequence[str], maker: str) -> "pd.DataFrame":
-    if not path.is_file():
-        raise _missing(path, maker)
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values={})
-    except ValueError as error:  # pandas' errors of parsing are ValueErrors
-        raise _damaged(path, " ".join(str(error).split()), maker) from None
-    _check_table(path, frame, columns, maker)
-    return frame
-
-
-def _check_table(path: Path, frame: "pd.DataFrame", columns: Sequence[str], maker: str = "") -> None:
-    """See that a table has what it should; its first column names the rows."""
-    import pandas as pd
-
-    _check_columns(path, frame.columns, columns, maker)
-    keys = frame[columns[0]]
-    if keys.duplicated().any():
-        twice = keys[keys.duplicated()].iloc[0]
-        raise UserError(f"{path}: the key {twice!r} stands twice")
-    for column in columns:
-        if column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(frame[column]):
-            raise UserError(f"{path}: the column {column} holds something that is no number")
-    numbers = frame.select_dtypes("number").to_numpy(dtype=float)
-    if not np.isfinite(numbers).all():
-        row = int(np.argwhere(~np.isfinite(numbers))[0][0])
-        raise UserError(f"{path}: a value of {keys.iloc[row]!r} is not finite")
-
-
-def _check_columns(path: Path, has: Collection[str], columns: Sequence[str], maker: str) -> None:
-    if lacking := [column for column in columns if column not in has]:
-        how = f"run `dvc repro -s -f {maker}` to make it again, then `dvc repro`" if maker else "make it again"
-        raise UserError(f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; {how}")
-
-
-def _load_class_table(path: Path, columns: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
-    """Rows by their first column; all columns but `name` are whole numbers.
-
-    Every command reads such a table, also those that otherwise need no pandas, which takes long to import.
-    """
-    if not path.is_file():
-        raise _missing(path, "prepare")
-    rows: dict[Any, tuple[Any, ...]] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_columns(path, reader.fieldnames or (), columns, "prepare")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"line {reader.line_num} has another number of columns")
-                values = tuple(row[column] if column == "name" else int(row[column]) for column in columns)
-                if values[0] in rows:
-                    raise UserError(f"{path}: the key {values[0]!r} stands twice")
-                rows[values[0]] = values[1:]
-    except (ValueError, csv.Error) as error:
-        raise _damaged(path, str(error), "prepare") from None
-    return rows
-
-
 def save_manifest(split: str, frame: "pd.DataFrame") -> None:
     """Write the manifest of `source`, `pool` or `test`: one row per image, files by their paths below the root."""
-    _save_table(paths.manifest(split), frame, MANIFEST_COLUMNS)
+    storage.save_table(paths.manifest(split), frame, MANIFEST_COLUMNS)
 
 
 def load_manifest(split: str, root: Path = Path()) -> "pd.DataFrame":
@@ -161,12 +49,12 @@ def load_manifest(split: str, root: Path = Path()) -> "pd.DataFrame":
 
     The source also `n_<class>`. With the root of the data, image and mask are paths that can be opened.
     """
-    return _below(root, _load_table(paths.manifest(split), MANIFEST_COLUMNS, "prepare"))
+    return _below(root, storage.load_table(paths.manifest(split), MANIFEST_COLUMNS, "prepare"))
 
 
 def save_images(round_name: str, frame: "pd.DataFrame") -> None:
     """Write the pool as a round has it: rows of the pool's manifest."""
-    _save_table(paths.images(round_name), frame, MANIFEST_COLUMNS)
+    storage.save_table(paths.images(round_name), frame, MANIFEST_COLUMNS)
 
 
 def load_images(round_name: str, root: Path = Path()) -> "pd.DataFrame":
@@ -174,7 +62,7 @@ def load_images(round_name: str, root: Path = Path()) -> "pd.DataFrame":
     path = paths.images(round_name)
     if not path.is_file():
         return load_manifest("pool", root)
-    return _below(root, _load_table(path, MANIFEST_COLUMNS, paths.maker("snapshot", round_name)))
+    return _below(root, storage.load_table(path, MANIFEST_COLUMNS, paths.maker("snapshot", round_name)))
 
 
 def _below(root: Path, frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -186,16 +74,16 @@ def save_classes(classes: ClassSet) -> None:
     import pandas as pd
 
     frame = pd.DataFrame({"id": range(len(classes.names)), "name": classes.names})
-    _save_table(paths.CLASSES, frame, CLASS_COLUMNS)
+    storage.save_table(paths.CLASSES, frame, CLASS_COLUMNS)
     colours = pd.DataFrame(classes.colours, columns=list(COLOUR_COLUMNS[1:]))
     colours.insert(0, "name", classes.names)
-    _save_table(paths.COLOURS, colours, COLOUR_COLUMNS)
+    storage.save_table(paths.COLOURS, colours, COLOUR_COLUMNS)
 
 
 def load_classes() -> ClassSet:
     """The class set that everything is made with; it is called like a set of ours where it has its names."""
-    names = tuple(name for _, (name,) in sorted(_load_class_table(paths.CLASSES, CLASS_COLUMNS).items()))
-    colours = _load_class_table(paths.COLOURS, COLOUR_COLUMNS)
+    names = tuple(name for _, (name,) in sorted(storage.load_class_table(paths.CLASSES, CLASS_COLUMNS).items()))
+    colours = storage.load_class_table(paths.COLOURS, COLOUR_COLUMNS)
     name = next((name for name, of in CLASS_SETS.items() if of.names == names), paths.CLASSES.as_posix())
     return ClassSet(name, names, tuple(colours[each] for each in names))
 
@@ -206,13 +94,13 @@ def save_ids(split: str, table: UInt8[np.ndarray, "256"], classes: ClassSet) -> 
 
     known = np.flatnonzero(table != UNKNOWN)
     names = [IGNORED if table[number] == IGNORE else classes.names[table[number]] for number in known]
-    _save_table(paths.ids(split), pd.DataFrame({"id": known, "name": names}), CLASS_COLUMNS)
+    storage.save_table(paths.ids(split), pd.DataFrame({"id": known, "name": names}), CLASS_COLUMNS)
 
 
 def load_ids(split: str, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
     """Table from the ids that the masks of a set store to class ids, IGNORE or UNKNOWN."""
     path, table = paths.ids(split), np.full(256, UNKNOWN, np.uint8)
-    for number, (name,) in _load_class_table(path, CLASS_COLUMNS).items():
+    for number, (name,) in storage.load_class_table(path, CLASS_COLUMNS).items():
         if name not in (*classes.names, IGNORED):
             raise UserError(f"{path} has the class {name!r}, which {paths.CLASSES} has not: run `dvc repro -f prepare`")
         table[number] = IGNORE if name == IGNORED else classes.names.index(name)
@@ -221,12 +109,12 @@ def load_ids(split: str, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
 
 def save_scores(round_name: str, frame: "pd.DataFrame") -> None:
     """Write gain and predicted minutes, one row per pool image that is not labelled yet."""
-    _save_table(paths.scores(round_name), frame, SCORE_COLUMNS)
+    storage.save_table(paths.scores(round_name), frame, SCORE_COLUMNS)
 
 
 def load_scores(round_name: str) -> "pd.DataFrame":
     """Columns key, gain, minutes, `gain_<class>`, and what the minutes are predicted from."""
-    return _load_table(paths.scores(round_name), SCORE_COLUMNS, paths.maker("score", round_name))
+    return storage.load_table(paths.scores(round_name), SCORE_COLUMNS, paths.maker("score", round_name))
 
 
 class Features(NamedTuple):
@@ -256,21 +144,21 @@ def save_features(round_name: str, features: Features) -> None:
     _check_features(paths.features(round_name), features)
     buffer = io.BytesIO()
     np.savez(buffer, **{**features._asdict(), "keys": np.array(features.keys, dtype=str)})
-    write(paths.features(round_name), buffer.getvalue())
+    storage.write(paths.features(round_name), buffer.getvalue())
 
 
 def load_features(round_name: str) -> Features:
     """Features of the images that a round scored and of those bought before."""
     path, maker = paths.features(round_name), paths.maker("score", round_name)
     if not path.is_file():
-        raise _missing(path, maker)
+        raise storage.missing(path, maker)
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
             arrays = [content[name] for name in Features._fields]
         features = Features(arrays[0].tolist(), *arrays[1:])
     except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, " ".join(str(error).split())[:80], maker) from None
+        raise storage.damaged(path, " ".join(str(error).split())[:80], maker) from None
     _check_features(path, features)
     return features
 
@@ -293,18 +181,18 @@ def _check_features(path: Path, features: Features) -> None:
 
 def load_costs(round_name: str) -> "pd.DataFrame":
     """The scores' columns key, regions, boundary and corrections."""
-    frame = _load_table(paths.scores(round_name), COST_COLUMNS, paths.maker("score", round_name))
+    frame = storage.load_table(paths.scores(round_name), COST_COLUMNS, paths.maker("score", round_name))
     return frame[list(COST_COLUMNS)]
 
 
 def save_selection(round_name: str, frame: "pd.DataFrame") -> None:
     """Write the images that a round buys."""
-    _save_table(paths.selection(round_name), frame, SELECTION_COLUMNS)
+    storage.save_table(paths.selection(round_name), frame, SELECTION_COLUMNS)
 
 
 def load_selection(round_name: str) -> "pd.DataFrame":
     """Columns key, gain, minutes, probability, and the method that chose the image (empty: not on record)."""
-    return _load_table(paths.selection(round_name), SELECTION_COLUMNS, paths.maker("select", round_name))
+    return storage.load_table(paths.selection(round_name), SELECTION_COLUMNS, paths.maker("select", round_name))
 
 
 def save_pool(
@@ -315,30 +203,30 @@ def save_pool(
 
     frame = pd.DataFrame(sums, columns=list(statistics))
     frame.insert(0, "key", list(names))
-    _save_table(paths.pool(round_name), frame, ("key",))
+    storage.save_table(paths.pool(round_name), frame, ("key",))
 
 
 def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
     """Statistics of the scored pool, per class."""
-    frame = _load_table(paths.pool(round_name), ("key",), paths.maker("score", round_name))
+    frame = storage.load_table(paths.pool(round_name), ("key",), paths.maker("score", round_name))
     sums: np.ndarray = frame.drop(columns="key").to_numpy(dtype=float)
     return sums
 
 
 def save_audit(round_name: str, frame: "pd.DataFrame", content: Mapping[str, Any]) -> None:
     """Write what a round's labels say of its score: one row per image that came back, and the conclusion."""
-    _save_table(paths.audit_table(round_name), frame, AUDIT_COLUMNS)
-    save_json(paths.audit(round_name), content)
+    storage.save_table(paths.audit_table(round_name), frame, AUDIT_COLUMNS)
+    storage.save_json(paths.audit(round_name), content)
 
 
 def load_audit_table(round_name: str) -> "pd.DataFrame":
     """Columns key, probability, predicted and `predicted_<class>`; also realised ones where they can be computed."""
-    return _load_table(paths.audit_table(round_name), AUDIT_COLUMNS, paths.maker("audit", round_name))
+    return storage.load_table(paths.audit_table(round_name), AUDIT_COLUMNS, paths.maker("audit", round_name))
 
 
 def load_audit(round_name: str) -> dict[str, Any]:
     """The conclusion; `signal` is null where there is no verdict. That of r00 comes from the stage `prepare`."""
-    content: dict[str, Any] = load_json(paths.audit(round_name), paths.maker("audit", round_name))
+    content: dict[str, Any] = storage.load_json(paths.audit(round_name), paths.maker("audit", round_name))
     return content
 
 
@@ -350,7 +238,7 @@ def load_judged(round_name: str) -> list[list[list[float]]]:
 
 def load_forecast(round_name: str) -> dict[str, Any]:
     """The mIoU that the round may be expected to end with, and its interval: expected, low, high, in [0, 1]."""
-    content: dict[str, Any] = load_json(paths.forecast(round_name), paths.maker("forecast", round_name))
+    content: dict[str, Any] = storage.load_json(paths.forecast(round_name), paths.maker("forecast", round_name))
     return content
 
 
@@ -367,13 +255,15 @@ def save_metrics(
     """Write a round's measures, and its confusion matrix (rows: truth, columns: prediction, in pixels)."""
     import pandas as pd
 
-    write(paths.confusion(round_name), pd.DataFrame(confusion, names, names).to_csv(index_label="truth").encode())
-    save_json(paths.metrics(round_name), content)
+    storage.write(
+        paths.confusion(round_name), pd.DataFrame(confusion, names, names).to_csv(index_label="truth").encode()
+    )
+    storage.save_json(paths.metrics(round_name), content)
 
 
 def load_metrics(round_name: str) -> dict[str, Any]:
     """A round's measures on the test set."""
-    content: dict[str, Any] = load_json(paths.metrics(round_name), paths.maker("evaluate", round_name))
+    content: dict[str, Any] = storage.load_json(paths.metrics(round_name), paths.maker("evaluate", round_name))
     return content
 
 
@@ -384,7 +274,7 @@ def load_miou_share(round_name: str) -> float:
 
 def save_report(rounds: "pd.DataFrame") -> None:
     """Write the table of all rounds, and the first and last of it as a metrics file."""
-    write(paths.ROUNDS_TABLE, rounds.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())
+    storage.write(paths.ROUNDS_TABLE, rounds.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())
     first, last = rounds.iloc[0], rounds.iloc[-1]
     summary = {
         "round": str(last["round"]),
@@ -393,38 +283,25 @@ def save_report(rounds: "pd.DataFrame") -> None:
         "miou": float(last["miou"]),
         "miou_gained": float(last["miou"] - first["miou"]),
     }
-    save_json(paths.SUMMARY, summary)
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Write indented JSON; a number that is not finite is an error."""
-    write(path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
-
-
-def load_json(path: Path, maker: str) -> Any:
-    """Read JSON; `maker` is the DVC stage that makes the file."""
-    if not path.is_file():
-        raise _missing(path, maker)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path, str(error), maker) from None
+    storage.save_json(paths.SUMMARY, summary)
 
 
 def _field(content: Mapping[str, Any], name: str, path: Path, stage: str) -> Any:
     if name not in content:
-        raise _damaged(path, f"it lacks {name!r}, as one of an earlier version", paths.maker(stage, path.parent.name))
+        raise storage.damaged(
+            path, f"it lacks {name!r}, as one of an earlier version", paths.maker(stage, path.parent.name)
+        )
     return content[name]
 
 
 def save_labels(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write which labels exist after a round; each row has key, round, minutes and sha256 of the mask."""
-    save_json(paths.labels(round_name), list(rows))
+    storage.save_json(paths.labels(round_name), list(rows))
 
 
 def save_purchases(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write what later rounds need to know of every label bought up to and including a round."""
-    save_json(paths.purchases(round_name), list(rows))
+    storage.save_json(paths.purchases(round_name), list(rows))
 
 
 def load_purchases(round_name: str) -> dict[str, dict[str, Any]]:
@@ -432,60 +309,25 @@ def load_purchases(round_name: str) -> dict[str, dict[str, Any]]:
 
     And COST_COLUMNS, as the scores of its own round have them; without them where they lack it.
     """
-    rows: list[dict[str, Any]] = load_json(paths.purchases(round_name), paths.maker("annotate", round_name))
+    rows: list[dict[str, Any]] = storage.load_json(paths.purchases(round_name), paths.maker("annotate", round_name))
     return {row["key"]: row for row in rows}
 
 
 def load_labels(round_name: str) -> list[dict[str, Any]]:
     """All labels bought up to and including a round, in order of delivery."""
-    rows: list[dict[str, Any]] = load_json(paths.labels(round_name), paths.maker("annotate", round_name))
+    rows: list[dict[str, Any]] = storage.load_json(paths.labels(round_name), paths.maker("annotate", round_name))
     return rows
-
-
-def save_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> str:
-    """Write a mask as an 8-bit greyscale PNG of class ids and return the file's sha256."""
-    import cv2
-
-    data = cv2.imencode(".png", mask)[1].tobytes()
-    write(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def load_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """Read a delivered mask."""
-    if not path.is_file():
-        raise UserError(f"the label {path} is not here: run `python -m pipeline join`, which brings it from DVC")
-    mask = _read_grey(path)
-    if mask is None:
-        raise UserError(f"the label {path} is damaged: run `rm {path}`, then `python -m pipeline join`")
-    return mask
 
 
 def load_prediction(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
     """Read the class ids that the model of the round before gives an image which the round buys, at its own size."""
     path, maker = paths.prediction(round_name, key), paths.maker("predict", round_name)
     if not path.is_file():
-        raise _missing(path, maker)
-    mask = _read_grey(path)
+        raise storage.missing(path, maker)
+    mask = read_grey(path)
     if mask is None:
-        raise _damaged(path, "it is no 8-bit greyscale PNG", maker)
+        raise storage.damaged(path, "it is no 8-bit greyscale PNG", maker)
     return mask
-
-
-def _read_grey(path: Path) -> UInt8[np.ndarray, "h w"] | None:
-    """An 8-bit greyscale picture; None if the file is anything else."""
-    import cv2
-
-    picture: np.ndarray | None = None
-    with contextlib.suppress(cv2.error):  # raised instead of None for no bytes
-        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    return None if picture is None or picture.ndim != 2 or picture.dtype != np.uint8 else picture
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_model(round_name: str, state: Mapping[str, "Tensor"], about: Mapping[str, Any]) -> None:
@@ -494,7 +336,7 @@ def save_model(round_name: str, state: Mapping[str, "Tensor"], about: Mapping[st
 
     buffer = io.BytesIO()  # straight to a path, torch would write the temporary file's name into the archive
     torch.save({"about": dict(about), "state": {k: v.detach().cpu() for k, v in state.items()}}, buffer)
-    write(paths.model(round_name) / "model.pt", buffer.getvalue())
+    storage.write(paths.model(round_name) / "model.pt", buffer.getvalue())
 
 
 def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
@@ -504,12 +346,12 @@ def load_model(round_name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     path = paths.model(round_name) / "model.pt"
     maker = paths.maker("tune", round_name)
     if not path.is_file():
-        raise _missing(path, maker)
+        raise storage.missing(path, maker)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return content["state"], content["about"]
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise _damaged(path, " ".join(str(error).split())[:80], maker) from None
+        raise storage.damaged(path, " ".join(str(error).split())[:80], maker) from None
 
 
 def save_log(round_name: str, rows: Sequence[Mapping[str, float]]) -> None:
@@ -517,14 +359,14 @@ def save_log(round_name: str, rows: Sequence[Mapping[str, float]]) -> None:
     import pandas as pd
 
     text = pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n", float_format="%.9g")
-    write(paths.log(round_name), text.encode())
+    storage.write(paths.log(round_name), text.encode())
 
 
 def load_log(round_name: str) -> list[dict[str, float]]:
     """The rows of the training log, each with the signals that it has a value of; none if nothing was trained."""
     path, maker = paths.log(round_name), paths.maker("tune", round_name)
     if not path.is_file():
-        raise _missing(path, maker)
+        raise storage.missing(path, maker)
     import pandas as pd
 
     try:
@@ -532,7 +374,7 @@ def load_log(round_name: str) -> list[dict[str, float]]:
     except pd.errors.EmptyDataError:  # no step was asked for
         return []
     except ValueError as error:
-        raise _damaged(path, " ".join(str(error).split()), maker) from None
+        raise storage.damaged(path, " ".join(str(error).split()), maker) from None
     if "step" not in frame.columns or np.isinf(frame.to_numpy()).any():
-        raise _damaged(path, "it has no column step, or a value that is not finite", maker)
+        raise storage.damaged(path, "it has no column step, or a value that is not finite", maker)
     return [{str(name): value for name, value in row.items() if value == value} for row in frame.to_dict("records")]

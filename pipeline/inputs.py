@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import artifacts, datasets, ledger, paths
+from pipeline import artifacts, datasets, ledger, paths, storage
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, UNKNOWN
+from pipeline.images.classes import IGNORE, UNKNOWN
 from pipeline.params import Model, Params, Prepare
 
 SPLITS = ("source", "pool", "test")
@@ -64,7 +64,7 @@ def weights(model: Model) -> list[str]:
     recorded, file = paths.weights(paths.SOURCE_ROUND), Path(model.weights or "")
     if not recorded.is_file() or not file.is_file():
         return []
-    if artifacts.load_json(recorded, "pretrain")["sha256"] == artifacts.sha256(file):
+    if storage.load_json(recorded, "pretrain")["sha256"] == storage.sha256(file):
         return []
     return [
         f"model.weights ({file}) is not the file that the source model was trained from: put it back, or run "

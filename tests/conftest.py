@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import os
 import shutil
 import tempfile
@@ -39,14 +40,21 @@ def shared_data() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """Starts Python programs in no time."""
+@contextlib.contextmanager
+def forking() -> Iterator[Forks]:
+    """A server of forks."""
     folder = Path(tempfile.mkdtemp(prefix="regain-"))  # pytest's own paths are too long for a socket's address
     started = Forks(folder)
     yield started
     started.stop()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts Python programs in no time."""
+    with forking() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.labels import CLASS_SETS
+from pipeline.images.classes import CLASS_SETS
 
 SIZE = (24, 32)
 """Height and width."""

@@ -2,18 +2,21 @@
 
 Most of what a loop of small stages costs is imports, the same ones again and again. A program started here is a process
 of its own with its own folder, environment, output and modules of the project: only what is installed is there at the
-start. All forks hash strings alike; what must not depend on that is held by processes started afresh (test_kill.py).
+start. Who starts it, starts a client: a `python3` that asks the server, waits and ends as the program ended. When the
+client is killed, the program is. Forks of one server hash strings alike; those of another one do not. For Linux.
 
-Run as a file, this is the server; `Forks` starts it and asks it.
+Run as a file, this is the server.
 """
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -21,7 +24,6 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,61 +37,45 @@ CLIENT = """\
 #!{python} -IS
 import json, os, socket, sys
 words = sys.argv[1:]
-if words[:2] != ["-m", "pipeline"]:
+if words[:2] not in (["-m", "pipeline"], ["-m", "dvc"]):
     os.execv({python!r}, [{python!r}, *words])
+watched, mine = os.pipe()
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     request = {{"module": words[1], "words": words[2:], "folder": os.getcwd(), "environment": dict(os.environ)}}
-    socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2])
+    socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2, watched])
     said = b""
     while part := server.recv(16):
         said += part
-sys.exit(int(said.split()[1]) if len(said.split()) == 2 else "the process was killed")
+sys.exit(int(said) if said else "the process was killed")
 """
-"""`python` and `python3` of the stages: asks the server for `-m pipeline`; anything else is the real one's."""
+"""A program other than these two is the real python's."""
 
 
 class Forks:
     """A running server.
 
     Attributes:
-        bin: A folder with a `python` and a `python3` that ask this server, for PATH.
+        bin: A folder with its clients, `python` and `python3`, for PATH.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.bin, self.address = folder / "bin", str(folder / "socket")
+        self.bin, address = folder / "bin", str(folder / "socket")
         self.bin.mkdir(parents=True)
         for name in ("python", "python3"):
             client = self.bin / name
-            client.write_text(CLIENT.format(python=sys.executable, address=self.address))
+            client.write_text(CLIENT.format(python=sys.executable, address=address))
             client.chmod(0o755)
-        words = [sys.executable, __file__, self.address]
         own = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            words, env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, __file__, address],
+            env=os.environ | own,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
-
-    def run(
-        self, module: str, words: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path, timeout: float
-    ) -> int | None:
-        """Run `python -m MODULE WORDS` to its end; its exit status, or None if it did not end in `timeout` seconds."""
-        request = {"module": module, "words": words, "folder": str(folder), "environment": dict(environment)}
-        with socket.socket(socket.AF_UNIX) as server, log.open("wb") as out, Path(os.devnull).open() as nothing:
-            server.settimeout(timeout)
-            server.connect(self.address)
-            descriptors = [nothing.fileno(), out.fileno(), out.fileno()]
-            socket.send_fds(server, [json.dumps(request).encode() + b"\n"], descriptors)
-            said = b""
-            try:
-                while part := server.recv(16):
-                    said += part
-            except TimeoutError:
-                os.killpg(int(said.split()[0]), signal.SIGKILL)
-                return None
-        assert len(said.split()) == 2, f"python -m {module} was killed: {log.read_text()[-3000:]}"
-        return int(said.split()[1])
 
     def stop(self) -> None:
         """End the server when all that it has started has ended."""
@@ -131,13 +117,13 @@ def reap(how: int) -> None:
 def program(connection: socket.socket) -> NoReturn:
     """Be what is asked for, to the end; the client is told the exit status."""
     os.setsid()
-    text, descriptors, *_ = socket.recv_fds(connection, 1 << 16, 3)
+    text, (*standard, watched), *_ = socket.recv_fds(connection, 1 << 16, 4)
+    die_with(watched)
     while not text.endswith(b"\n"):
         text += connection.recv(1 << 16)
-    for number, descriptor in enumerate(descriptors):
+    for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    connection.sendall(f"{os.getpid()} ".encode())
     request = json.loads(text)
     os.chdir(request["folder"])
     os.environ.clear()
@@ -160,6 +146,15 @@ def program(connection: socket.socket) -> NoReturn:
     sys.stderr.flush()
     connection.sendall(str(status).encode())
     os._exit(status)
+
+
+def die_with(watched: int) -> None:
+    """Have the system kill this process and all of its group when nobody holds the other end of a pipe any more."""
+    fcntl.fcntl(watched, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([watched], [], [], 0)[0]:  # it was gone before
+        os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

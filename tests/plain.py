@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipeline.labels import IGNORE
+from pipeline.images.classes import IGNORE
 
 Pixel = tuple[int, int]
 Box = tuple[float, float, float, float]

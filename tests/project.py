@@ -76,7 +76,7 @@ class Project(NamedTuple):
     variables: Mapping[str, str] = {}
     """More of the environment."""
     forks: Forks | None = None
-    """What starts DVC, our commands and the stages in no time; None for processes started afresh."""
+    """What runs the stages and what `run` starts, in no time; None for processes started afresh."""
 
     def environment(self) -> dict[str, str]:
         """This process's environment without what would leak into the project, and with caches of its own."""
@@ -113,18 +113,16 @@ class Project(NamedTuple):
     def run(self, *words: str, timeout: float = 1200) -> Run:
         """Run a command to its end."""
         log = self.folder.parent / f"{self.folder.name}-{time.monotonic_ns()}.log"
-        if self.forks and words[:2] == (sys.executable, "-m"):
-            status = self.forks.run(words[2], words[3:], self.folder, self.environment(), log, timeout)
-        else:
-            process = self.start(*words, log=log)
-            try:
-                status = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                status = None
-        assert status is not None, f"{words} did not end in {timeout:g} s: {log.read_text()[-3000:]}"
-        return Run(status, log.read_text())
+        if self.forks and words[0] == sys.executable:
+            words = (str(self.forks.bin / "python3"), *words[1:])
+        process = self.start(*words, log=log)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise AssertionError(f"{words} did not end in {timeout:g} s: {log.read_text()[-3000:]}") from None
+        return Run(process.returncode, log.read_text())
 
     def dvc(self, *words: str) -> Run:
         """Run `dvc WORDS`."""

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import annotate, artifacts, datasets, paths, prepare
-from pipeline.datasets import reading
-from pipeline.labels import CLASS_SETS
+from pipeline import artifacts, datasets, paths, storage
+from pipeline.images import reading
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.masks import save_mask
 from pipeline.params import BudgetLine, Params
 from pipeline.params_file import parse, read_yaml
+from pipeline.stages import annotate, prepare
 from tests import fakes
 from tests.project import ROOT
 
@@ -52,7 +54,7 @@ def write(folder: Path, *, pool: int = 8, second: str = "minutes: 20") -> None:
         artifacts.save_classes(CLASSES)
         frame = manifest("pool", "cityscapes")
         prepare.save_start()
-        artifacts.save_json(paths.audit("r01"), {"signal": None, "judged": []})
+        storage.save_json(paths.audit("r01"), {"signal": None, "judged": []})
         select("r01", list(frame["key"][:3]))
         select("r02", list(frame["key"][3:5]))
         for name in ("r01", "r02"):
@@ -66,10 +68,10 @@ def manifest(split: str, dataset: str, **more: object) -> pd.DataFrame:
     for key, image, mask in datasets.find(dataset, root, "train"):
         height, width = reading.read_image(image).shape[:2]
         row = {"key": key, "image": image.relative_to(root).as_posix(), "height": height, "width": width}
-        row |= {"mask": "", "sha256": artifacts.sha256(image), "mask_sha256": ""}
+        row |= {"mask": "", "sha256": storage.sha256(image), "mask_sha256": ""}
         if mask is not None:
             row["mask"] = mask.relative_to(root).as_posix()
-            row["mask_sha256"] = "" if split == "pool" else artifacts.sha256(mask)
+            row["mask_sha256"] = "" if split == "pool" else storage.sha256(mask)
         rows.append(row)
     frame = pd.DataFrame(rows).assign(**more)
     artifacts.save_manifest(split, frame)
@@ -97,7 +99,7 @@ def predict(round_name: str) -> None:
     score(round_name, keys, gain=0.003, **{f"gain_{name}": 0.0001 * n for n, name in enumerate(CLASSES.names)})
     for key in artifacts.load_selection(round_name)["key"]:
         coarse = rng.integers(0, 19, (fakes.SIZE[0] // 4, fakes.SIZE[1] // 4), np.uint8)
-        artifacts.save_mask(paths.prediction(round_name, key), coarse.repeat(4, 0).repeat(4, 1))
+        save_mask(paths.prediction(round_name, key), coarse.repeat(4, 0).repeat(4, 1))
         fakes.image(paths.gain_picture(round_name, key), rng)
 
 

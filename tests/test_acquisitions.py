@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import metrics
-from pipeline.acquisitions import (
+from pipeline.evaluation import metrics
+from pipeline.gain import (
     ACQUISITIONS,
     Acquisition,
     Posterior,
@@ -20,7 +20,7 @@ from pipeline.acquisitions import (
     shortfall,
     worth,
 )
-from pipeline.labels import IGNORE
+from pipeline.images.classes import IGNORE
 
 QUICK = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)

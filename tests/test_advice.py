@@ -17,6 +17,7 @@ from dvc.repo import Repo
 
 from pipeline import __main__, artifacts, environment, ledger, paths, repository
 from pipeline.errors import UserError
+from pipeline.images.masks import load_mask
 from tests import repo
 from tests.conftest import ROOT
 from tests.repo import commands, commit, git, run
@@ -233,7 +234,7 @@ def test_lacking_label_is_brought_again(bought: Path) -> None:
     whole = path.read_bytes()
     path.unlink()
     with pytest.raises(UserError) as raised:
-        artifacts.load_mask(path)
+        load_mask(path)
     for command in commands(str(raised.value)):
         do(command)
     assert path.read_bytes() == whole

@@ -11,13 +11,18 @@ import pytest
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline import __main__, annotate, artifacts, blocks, datasets, label_store, ledger, paths, remove, report, select
+from pipeline import __main__, artifacts, datasets, ledger, paths, storage
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Annotator, Answer, Request
-from pipeline.datasets import reading
+from pipeline.commands import remove
 from pipeline.errors import UserError, WaitingForPeople
-from pipeline.labels import CLASS_SETS
+from pipeline.images import blocks, reading
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.masks import load_mask, save_mask
+from pipeline.ledger import label_store
+from pipeline.ledger.entries import Ledger
 from pipeline.params import BudgetLine, Select
+from pipeline.stages import annotate, report, select
 from tests import fakes, repo
 
 TABLE = datasets.table("cityscapes", Path(), CLASS_SETS["cityscapes19"])
@@ -79,8 +84,8 @@ def test_oracle_delivers_and_a_second_run_orders_nothing(bought: Path, monkeypat
         assert (order.round, order.annotator, order.classes) == ("r01", "oracle", "cityscapes19")
     rows = artifacts.load_labels("r01")
     for delivery, row in zip(book.deliveries, rows, strict=True):
-        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(delivery.key)), truth(delivery.key))
-        assert delivery.sha256 == artifacts.sha256(paths.mask(delivery.key))
+        np.testing.assert_array_equal(load_mask(paths.mask(delivery.key)), truth(delivery.key))
+        assert delivery.sha256 == storage.sha256(paths.mask(delivery.key))
         assert row == {"key": delivery.key, "round": "r01", "minutes": 4.0, "sha256": delivery.sha256}
     assert len(list(Path(".dvc/cache/files").rglob("*/*/*"))) == 3 + 3  # three masks, and the folder after each
 
@@ -141,7 +146,7 @@ def test_missing_masks_are_to_be_pulled_not_bought_again(bought: Path) -> None:
 
 
 def test_mask_that_the_ledger_does_not_know_is_refused(bought: Path) -> None:
-    artifacts.save_mask(paths.mask("stranger"), truth(keys("r01")[0]))
+    save_mask(paths.mask("stranger"), truth(keys("r01")[0]))
     with pytest.raises(UserError, match=r"holds 1 label that data/ledger\.jsonl does not know, 'stranger'"):
         run("r02")
     assert not ledger.load().ordered("r02")
@@ -298,7 +303,7 @@ def test_label_without_a_labelled_pixel_is_held_back(
 def test_label_that_is_erased_by_hand_is_a_sentence(bought: Path) -> None:
     key = keys("r01")[1]
     for mask, says in ((void(key), "has no labelled pixel left"), (np.full_like(truth(key), 77), "holds the ids 77")):
-        artifacts.save_mask(paths.mask(key), mask)
+        save_mask(paths.mask(key), mask)
         with pytest.raises(UserError, match=f"{key}.* {says}"):
             run("r01")
     assert len(ledger.load().deliveries) == 3
@@ -428,11 +433,11 @@ def test_mask_changed_by_hand_is_taken_for_no_further_minutes(bought: Path) -> N
     key = keys("r01")[1]
     mask = truth(key)
     mask[5, 5] = 3 if mask[5, 5] != 3 else 4
-    artifacts.save_mask(paths.mask(key), mask)
+    save_mask(paths.mask(key), mask)
     run("r01")
     latest = ledger.load().deliveries[-1]
     assert (latest.key, latest.annotator, latest.minutes) == (key, "hand", 4.0)
-    assert artifacts.load_labels("r01")[1]["sha256"] == latest.sha256 == artifacts.sha256(paths.mask(key))
+    assert artifacts.load_labels("r01")[1]["sha256"] == latest.sha256 == storage.sha256(paths.mask(key))
     assert ledger.load().spent("r01") == (3, 12.0)
 
 
@@ -443,7 +448,7 @@ def test_change_by_hand_is_on_record_before_a_newer_answer_takes_its_place(
     by_hand, newer = truth(key), truth(key)
     by_hand[5, 5] = 3 if by_hand[5, 5] != 3 else 4
     newer[0, 0] = 3 if newer[0, 0] != 3 else 4
-    artifacts.save_mask(paths.mask(key), by_hand)
+    save_mask(paths.mask(key), by_hand)
     kept = hashlib.md5(paths.mask(key).read_bytes()).hexdigest()
 
     def corrected(request: Request) -> Iterator[Answer]:
@@ -452,7 +457,7 @@ def test_change_by_hand_is_on_record_before_a_newer_answer_takes_its_place(
 
     monkeypatch.setitem(ANNOTATORS, "corrected", corrected)
     run("r01", annotator="corrected")
-    np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), newer)
+    np.testing.assert_array_equal(load_mask(paths.mask(key)), newer)
     assert [d.annotator for d in ledger.load().deliveries if d.key == key] == ["oracle", "hand", "ann@example.org"]
     assert Path(".dvc/cache/files/md5", kept[:2], kept[2:]).is_file()  # what was painted by hand can be had again
 
@@ -463,7 +468,7 @@ def test_correction_that_was_killed_before_it_was_on_record_is_nobodys_handwork(
     key, *_ = keys("r01")
     newer = truth(key)
     newer[0, 0] = 3 if newer[0, 0] != 3 else 4
-    artifacts.save_mask(paths.mask(key), newer)
+    save_mask(paths.mask(key), newer)
 
     def corrected(request: Request) -> Iterator[Answer]:
         yield Answer(key, newer, 5.0, "ann@example.org", version="1@later")
@@ -475,7 +480,7 @@ def test_correction_that_was_killed_before_it_was_on_record_is_nobodys_handwork(
 
 def test_mask_changed_by_hand_to_another_size_is_refused(bought: Path) -> None:
     key = keys("r01")[1]
-    artifacts.save_mask(paths.mask(key), truth(key)[:-1])
+    save_mask(paths.mask(key), truth(key)[:-1])
     with pytest.raises(UserError, match=f"{key}.* is 23x32, its image 24x32"):
         run("r01")
     assert len(ledger.load().deliveries) == 3
@@ -501,7 +506,7 @@ def test_masks_that_dvc_cannot_take_are_a_sentence(project: Path) -> None:
     Path(".dvc/config").write_text("[core\n")
     with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*config.*\): mend that"):
         run("r01")
-    assert ledger.load() == ledger.Ledger()  # nothing is bought that could not be kept
+    assert ledger.load() == Ledger()  # nothing is bought that could not be kept
     Path(".dvc/config").write_text("")
     paths.LABELS_DVC.write_text("outs: [")
     with pytest.raises(UserError, match=r"`dvc add data/labels` failed \(.*labels.dvc.*\): mend that"):
@@ -588,7 +593,7 @@ def test_killed_run_on_blocks_goes_on_without_ordering_again(of_blocks: list[str
     run("r01", annotator="scripted")
     assert paths.LEDGER.read_bytes() == before
     for key in of_blocks:
-        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), crop(key))
+        np.testing.assert_array_equal(load_mask(paths.mask(key)), crop(key))
 
 
 def test_more_blocks_than_the_line_says_are_not_ordered(of_blocks: list[str]) -> None:
@@ -624,7 +629,7 @@ def test_answer_for_a_block_is_of_the_block_and_is_corrected_by_hand_as_one(
     assert not ledger.load().deliveries
     scripted(each=3, masks=crop)
     run("r01", annotator="scripted")
-    artifacts.save_mask(paths.mask(of_blocks[1]), np.full((12, 16), 7, np.uint8))
+    save_mask(paths.mask(of_blocks[1]), np.full((12, 16), 7, np.uint8))
     run("r01", annotator="scripted")
     latest = ledger.load().deliveries[-1]
     assert (latest.key, latest.annotator) == (of_blocks[1], "hand")

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.annotators import annotations, regions
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped
-from pipeline.labels import CLASS_SETS
+from pipeline.annotators.label_studio import annotations, regions
+from pipeline.images.classes import CLASS_SETS
 from pipeline.params import Annotate
 
 CLASSES = CLASS_SETS["camvid11"]

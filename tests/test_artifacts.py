@@ -15,9 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifacts, paths
+from pipeline import artifacts, paths, storage
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, UNKNOWN, ClassSet
+from pipeline.images.classes import IGNORE, UNKNOWN, ClassSet
+from pipeline.images.masks import load_mask, save_mask
 from tests.conftest import ROOT
 
 
@@ -33,8 +34,8 @@ def files(folder: Path) -> list[str]:
 
 def test_write_makes_folders_and_replaces_what_was_there(folder: Path) -> None:
     path = folder / "a/b/file"
-    artifacts.write(path, b"old")
-    artifacts.write(path, b"new")
+    storage.write(path, b"old")
+    storage.write(path, b"new")
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o644
     assert files(folder) == ["file"]
@@ -44,23 +45,23 @@ def test_write_makes_folders_and_replaces_what_was_there(folder: Path) -> None:
 def test_a_failure_in_the_middle_leaves_the_old_file_and_no_litter(
     broken: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifacts.write(folder / "file", b"old")
+    storage.write(folder / "file", b"old")
 
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, broken, fail)
     with pytest.raises(KeyboardInterrupt):
-        artifacts.write(folder / "file", b"new")
+        storage.write(folder / "file", b"new")
     assert (folder / "file").read_bytes() == b"old"
     assert files(folder) == ["file"]
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(folder: Path) -> None:
-    artifacts.write(folder / "file", b"old")
+    storage.write(folder / "file", b"old")
     (folder / ".file.part").symlink_to("/dev/full")  # the kernel answers every write with ENOSPC
     with pytest.raises(UserError, match=r"no space left on the disk for .*file \(3 bytes\): free some and run again"):
-        artifacts.write(folder / "file", b"new")
+        storage.write(folder / "file", b"new")
     assert (folder / "file").read_bytes() == b"old"
     assert files(folder) == ["file"]
 
@@ -90,7 +91,7 @@ except UserError as error:
 def test_a_file_where_a_folder_should_be_is_a_sentence(folder: Path) -> None:
     (folder / "data").write_text("")
     with pytest.raises(UserError, match=r"data/metrics/r01\.json cannot be written"):
-        artifacts.save_json(paths.metrics("r01"), {})
+        storage.save_json(paths.metrics("r01"), {})
 
 
 def manifest(keys: list[str]) -> pd.DataFrame:
@@ -210,7 +211,7 @@ def test_pool_statistics_survive() -> None:
 def test_metrics_and_confusion_survive() -> None:
     confusion = np.array([[3, 1], [0, 10**12]], np.int64)
     artifacts.save_metrics("r01", {"miou": 0.1 + 0.2}, ["NA", "road"], confusion)
-    assert artifacts.load_json(paths.metrics("r01"), "evaluate@r01") == {"miou": 0.1 + 0.2}
+    assert storage.load_json(paths.metrics("r01"), "evaluate@r01") == {"miou": 0.1 + 0.2}
     read = pd.read_csv(paths.confusion("r01"), index_col="truth", keep_default_na=False)
     assert list(read.columns) == list(read.index) == ["NA", "road"]
     np.testing.assert_array_equal(read.to_numpy(), confusion)
@@ -218,7 +219,7 @@ def test_metrics_and_confusion_survive() -> None:
 
 def test_metric_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        artifacts.save_json(paths.metrics("r01"), {"miou": float("nan")})
+        storage.save_json(paths.metrics("r01"), {"miou": float("nan")})
     assert not paths.metrics("r01").exists()
 
 
@@ -237,7 +238,7 @@ def test_missing_json_says_what_makes_it() -> None:
 def test_report_survives_and_is_summed_up() -> None:
     rows = pd.DataFrame({"round": ["r00", "r01"], "labels": [0, 20], "minutes": [0.0, 61.5], "miou": [0.25, 0.375]})
     artifacts.save_report(rows.assign(gain_predicted=[None, 0.1]))
-    assert artifacts.load_json(paths.SUMMARY, "report") == {
+    assert storage.load_json(paths.SUMMARY, "report") == {
         "round": "r01",
         "labels": 20,
         "minutes": 61.5,
@@ -255,24 +256,24 @@ def test_labels_survive() -> None:
 
 def test_mask_survives_and_its_hash_is_that_of_the_file() -> None:
     mask = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    digest = artifacts.save_mask(paths.mask("a"), mask)
-    assert digest == artifacts.sha256(paths.mask("a"))
-    np.testing.assert_array_equal(artifacts.load_mask(paths.mask("a")), mask)
-    assert artifacts.save_mask(paths.mask("b"), mask) == digest
+    digest = save_mask(paths.mask("a"), mask)
+    assert digest == storage.sha256(paths.mask("a"))
+    np.testing.assert_array_equal(load_mask(paths.mask("a")), mask)
+    assert save_mask(paths.mask("b"), mask) == digest
 
 
 def test_missing_and_damaged_masks_say_how_to_get_them_back() -> None:
     with pytest.raises(UserError, match=r"data/labels/a\.png is not here: run `python -m pipeline join`"):
-        artifacts.load_mask(paths.mask("a"))
-    artifacts.save_mask(paths.mask("a"), np.zeros((40, 50), np.uint8))
+        load_mask(paths.mask("a"))
+    save_mask(paths.mask("a"), np.zeros((40, 50), np.uint8))
     paths.mask("a").write_bytes(paths.mask("a").read_bytes()[:30])
     with pytest.raises(UserError, match=r"data/labels/a\.png is damaged"):
-        artifacts.load_mask(paths.mask("a"))
+        load_mask(paths.mask("a"))
 
 
 def test_prediction_survives() -> None:
     mask = np.arange(200, dtype=np.uint8).reshape(8, 25)
-    artifacts.save_mask(paths.prediction("r01", "é"), mask)
+    save_mask(paths.prediction("r01", "é"), mask)
     np.testing.assert_array_equal(artifacts.load_prediction("r01", "é"), mask)
 
 
@@ -280,7 +281,7 @@ def test_missing_and_damaged_predictions_say_what_makes_them() -> None:
     with pytest.raises(UserError, match=r"predictions/a\.png not found: run `dvc pull` .* or `dvc repro predict@r01`"):
         artifacts.load_prediction("r01", "a")
     path = paths.prediction("r01", "a")
-    artifacts.save_mask(path, np.zeros((40, 50), np.uint8))
+    save_mask(path, np.zeros((40, 50), np.uint8))
     colour = cv2.imencode(".png", np.zeros((40, 50, 3), np.uint8))[1].tobytes()
     for damaged in (b"", path.read_bytes()[:30], colour):
         path.write_bytes(damaged)

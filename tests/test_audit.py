@@ -9,16 +9,21 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, audit, auditing, inference, labels, paths, score, select, training, tune
-from pipeline.acquisitions import ACQUISITIONS, shortfall
-from pipeline.batches import Item, stored
-from pipeline.calibration import of_temperature
-from pipeline.devices import Devices
+from pipeline import artifacts, paths, storage
 from pipeline.errors import UserError
+from pipeline.evaluation import verdict
+from pipeline.gain import ACQUISITIONS, shortfall
+from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.items import Item, id_table_of_labels
+from pipeline.images.masks import save_mask
+from pipeline.networks import inference, saved
+from pipeline.networks.calibration import of_temperature
+from pipeline.networks.devices import Devices
 from pipeline.params import Params
+from pipeline.stages import audit, score, select, tune
 from tests import repo
 
-CLASSES = labels.CLASS_SETS["cityscapes19"]
+CLASSES = CLASS_SETS["cityscapes19"]
 SIZE = (16, 32)
 TEMPERATURE = 0.5
 
@@ -39,11 +44,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cv2.imwrite(path, cv2.resize(coarse.astype(np.uint8), SIZE[::-1], interpolation=cv2.INTER_CUBIC))
         repo.select("r01", list(repo.manifest("pool", "cityscapes")["key"][:8]))
         of = settings()
-        network = training.new_network(of.model, CLASSES, torch.Generator().manual_seed(3))
+        network = saved.new_network(of.model, CLASSES, torch.Generator().manual_seed(3))
         last = [weight for weight in network.parameters() if weight.dim() == 4][-1]
         last.data *= 8  # an untrained network says nearly the same of every class
         artifacts.save_model(
-            "r00", network.state_dict(), training.describe(of.model, CLASSES, of_temperature(TEMPERATURE))
+            "r00", network.state_dict(), saved.describe(of.model, CLASSES, of_temperature(TEMPERATURE))
         )
     return folder
 
@@ -72,10 +77,10 @@ def predicted() -> dict[str, torch.Tensor]:
     """Calibrated probabilities of the round's images."""
     of = settings()
     devices = Devices.start(of.compute)
-    network, _ = training.open_network("r00", of.model, CLASSES)
+    network, _ = saved.open_network("r00", of.model, CLASSES)
     pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
     keys = artifacts.load_selection("r01")["key"]
-    items = [Item(key, Path(pool.at[key, "image"]), None, stored(19)) for key in keys]
+    items = [Item(key, Path(pool.at[key, "image"]), None, id_table_of_labels(19)) for key in keys]
     outputs = inference.outputs(devices, network, items, SIZE, of.compute, "test")
     logits = torch.cat([out.logits for out in outputs])
     return dict(zip(keys, (logits / TEMPERATURE).softmax(1), strict=True))
@@ -83,7 +88,7 @@ def predicted() -> dict[str, torch.Tensor]:
 
 def deliver(masks: dict[str, np.ndarray], round_name: str = "r01") -> None:
     rows = [
-        {"key": key, "round": round_name, "minutes": 4.0, "sha256": artifacts.save_mask(paths.mask(key), mask)}
+        {"key": key, "round": round_name, "minutes": 4.0, "sha256": save_mask(paths.mask(key), mask)}
         for key, mask in masks.items()
     ]
     artifacts.save_labels("r01", rows)
@@ -113,7 +118,7 @@ def test_an_image_without_a_labelled_pixel_has_no_say(acquisition: str) -> None:
     void = next(iter(masks))
     deliver({key: mask for key, mask in masks.items() if key != void})
     frame, content = audited(acquisition)
-    deliver(masks | {void: np.full(SIZE, labels.IGNORE, np.uint8)})
+    deliver(masks | {void: np.full(SIZE, IGNORE, np.uint8)})
     again, said = audited(acquisition)
     assert said == content
     assert content["images"] == len(masks) - 1
@@ -123,7 +128,7 @@ def test_an_image_without_a_labelled_pixel_has_no_say(acquisition: str) -> None:
 def test_gains_are_those_of_labelled_pixels_by_plain_loops() -> None:
     masks = truth(shares(descending=False))
     for number, mask in enumerate(masks.values()):
-        mask[:number] = labels.IGNORE
+        mask[:number] = IGNORE
     deliver(masks)
     frame, content = audited()
     pool = artifacts.load_pool("r01")
@@ -132,7 +137,7 @@ def test_gains_are_those_of_labelled_pixels_by_plain_loops() -> None:
     iou = (pool[:, 0] - pool[:, 1]) / union
     for row, (key, p) in zip(frame.to_dict("records"), predicted().items(), strict=True):
         mask, claim = masks[key], p.argmax(0).numpy()
-        known = mask != labels.IGNORE
+        known = mask != IGNORE
         wrong = known & (claim != mask)
         by_class = np.zeros(19)
         np.add.at(by_class, claim[wrong], iou[claim[wrong]] / union[claim[wrong]])
@@ -167,7 +172,7 @@ def test_an_adversary_triggers_the_fallback(capsys: pytest.CaptureFixture[str]) 
     assert content["signal"] is False
     assert content["spearman"] < -0.5
     assert "no signal in shortfall" in content["conclusion"]
-    assert next_method() == {auditing.FALLBACK}
+    assert next_method() == {verdict.FALLBACK}
     assert "r02: drawn by class_stratified instead of draw" in capsys.readouterr().out
 
 
@@ -184,7 +189,7 @@ def test_few_images_wait_for_a_verdict_with_the_rounds_before_them() -> None:
     deliver(some)
     assert audited()[1]["signal"] is None
     before = [[[0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 4.0, 3.0, 2.0, 1.0]]]
-    artifacts.save_json(paths.audit("r00"), {"signal": None, "judged": before})
+    storage.save_json(paths.audit("r00"), {"signal": None, "judged": before})
     rows = artifacts.load_labels("r01")
     artifacts.save_labels("r01", [{**rows[0], "key": "a", "round": "r00b"}, *rows])
     frame, content = audited()
@@ -201,7 +206,7 @@ def test_few_images_wait_for_a_verdict_with_the_rounds_before_them() -> None:
 
 def test_audit_of_an_earlier_version_is_made_again() -> None:
     deliver(truth(shares(descending=False)))
-    artifacts.save_json(paths.audit("r00"), {"signal": None})
+    storage.save_json(paths.audit("r00"), {"signal": None})
     with pytest.raises(
         UserError, match=r"r00/audit\.json is not whole \(it lacks 'judged', .*`dvc repro -s -f prepare`"
     ):
@@ -222,12 +227,12 @@ def test_what_cannot_be_realised_is_said_and_not_invented(acquisition: str) -> N
 
 
 def test_labels_without_a_class_are_a_sentence() -> None:
-    deliver({key: np.full(SIZE, labels.IGNORE, np.uint8) for key in predicted()})
+    deliver({key: np.full(SIZE, IGNORE, np.uint8) for key in predicted()})
     with pytest.raises(
         UserError, match=r"r01: no pixel of its labels is of a class: .* `dvc repro -s -f annotate@r01`"
     ):
         audited()
-    items = [Item(key, Path(), paths.mask(key), stored(len(CLASSES.names))) for key in predicted()]
+    items = [Item(key, Path(), paths.mask(key), id_table_of_labels(len(CLASSES.names))) for key in predicted()]
     source = pd.DataFrame({f"n_{name}": [1] for name in CLASSES.names})
     with pytest.raises(UserError, match="no pixel of the 8 labels to learn from is of a class"):
-        tune.class_weights(items, source, CLASSES, settings().tune)
+        tune.weights_of_both(items, source, CLASSES, settings().tune)

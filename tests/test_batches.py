@@ -10,13 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifacts, batches, datasets, faults, params_file, transforms
-from pipeline.batches import Batch, Item
-from pipeline.datasets import reading
-from pipeline.devices import Devices
+from pipeline import datasets, faults, params_file, storage
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS, IGNORE, UNKNOWN
+from pipeline.images import reading, resizing
+from pipeline.images.classes import CLASS_SETS, IGNORE, UNKNOWN
+from pipeline.images.items import Item, id_table_of_labels, items_of
+from pipeline.networks import inference, loading
+from pipeline.networks.devices import Devices
 from pipeline.params import Augment
+from pipeline.training import batches
+from pipeline.training.batches import Batch
 from tests import fakes
 from tests.conftest import ROOT
 
@@ -34,7 +37,7 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
     root = fakes.write("cityscapes", tmp_path_factory.mktemp("data"), count=5)
     samples = datasets.find("cityscapes", root, "train")
     frame = pd.DataFrame(samples).astype(str).assign(sha256="", mask_sha256="")
-    return batches.items(frame, datasets.table("cityscapes", root, CLASSES))
+    return items_of(frame, datasets.table("cityscapes", root, CLASSES))
 
 
 groups = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 5)), min_size=1, max_size=3)
@@ -80,7 +83,9 @@ def collect(
     devices: Devices, items: list[Item], first: int = 0, workers: int = 0, augment: Augment | None = None
 ) -> list[Batch]:
     of = [(items[:3], 2), (items[3:], 1)]
-    start = batches.training(devices, of, fakes.SIZE, augment or Augment(noise=1.0), seed=3, steps=6, workers=workers)
+    start = batches.training_batches(
+        devices, of, fakes.SIZE, augment or Augment(noise=1.0), seed=3, steps=6, workers=workers
+    )
     return list(start(first))
 
 
@@ -109,31 +114,31 @@ def test_batches_hold_the_planned_items(devices: Devices, items: list[Item]) -> 
 def test_a_file_that_is_not_what_it_was_is_not_read(devices: Devices, tmp_path: Path, part: str) -> None:
     image = fakes.image(tmp_path / "a.png", np.random.default_rng(0))
     mask = fakes.mask(tmp_path / "m.png", np.zeros(fakes.SIZE))
-    hashes = {"sha256": artifacts.sha256(image), "mask_sha256": artifacts.sha256(mask)}
-    item = Item("a", image, mask, batches.stored(19), **hashes)
-    assert len(list(batches.whole(devices, [item], (8, 8), batch=1, workers=0))) == 1
+    hashes = {"sha256": storage.sha256(image), "mask_sha256": storage.sha256(mask)}
+    item = Item("a", image, mask, id_table_of_labels(19), **hashes)
+    assert len(list(inference.whole(devices, [item], (8, 8), batch=1, workers=0))) == 1
     other = np.random.default_rng(1)
     changed = fakes.image(image, other) if part == "image" else fakes.mask(mask, np.ones(fakes.SIZE))
-    start = batches.training(devices, [([item], 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
-    for read in (lambda: start(0), lambda: batches.whole(devices, [item], (8, 8), batch=1, workers=0)):
+    start = batches.training_batches(devices, [([item], 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
+    for read in (lambda: start(0), lambda: inference.whole(devices, [item], (8, 8), batch=1, workers=0)):
         with pytest.raises(UserError, match=f"{changed.name} was changed since `prepare` looked at it: put it back"):
             list(read())
 
 
 def test_a_group_without_a_share_is_not_touched(devices: Devices, items: list[Item]) -> None:
     nowhere = [Item("x", Path("nowhere.png"), Path("nowhere.png"), items[0].table)]
-    start = batches.training(devices, [(items, 2), (nowhere, 0)], (8, 8), STILL, seed=1, steps=9, workers=0)
+    start = batches.training_batches(devices, [(items, 2), (nowhere, 0)], (8, 8), STILL, seed=1, steps=9, workers=0)
     assert [len(batch.images) for batch in start(0)] == [2] * 9
 
 
 def test_whole_gives_all_in_order_masks_at_their_own_size(devices: Devices, items: list[Item]) -> None:
     given = [*items[:2], items[2]._replace(mask=None), *items[3:]]
-    loaded = list(batches.whole(devices, given, (12, 16), batch=2, workers=0))
+    loaded = list(inference.whole(devices, given, (12, 16), batch=2, workers=0))
     assert [batch.indices for batch in loaded] == [[0, 1], [2, 3], [4]]
     images = torch.cat([batch.images for batch in loaded])
     masks = [mask for batch in loaded for mask in batch.masks]
     for item, image, mask in zip(given, images, masks, strict=True):
-        expected = transforms.resize(reading.read_image(item.image), (12, 16))
+        expected = resizing.resize(reading.read_image(item.image), (12, 16))
         np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
         if item.mask is None:
             assert mask is None
@@ -148,7 +153,7 @@ def test_gather_of_one_process_is_what_it_has(devices: Devices) -> None:
 
 
 def test_table_of_delivered_masks_takes_classes_and_ignore_only() -> None:
-    table = batches.stored(3)
+    table = id_table_of_labels(3)
     assert table[:3].tolist() == [0, 1, 2]
     assert table[IGNORE] == IGNORE
     assert set(table[3:IGNORE].tolist()) == {UNKNOWN}
@@ -156,8 +161,8 @@ def test_table_of_delivered_masks_takes_classes_and_ignore_only() -> None:
 
 def test_delivered_mask_with_another_id_is_named(devices: Devices, items: list[Item], tmp_path: Path) -> None:
     path = fakes.mask(tmp_path / "odd.png", np.full(fakes.SIZE, 19, np.uint8))
-    odd = [Item("odd", items[0].image, path, batches.stored(19))]
-    start = batches.training(devices, [(odd, 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
+    odd = [Item("odd", items[0].image, path, id_table_of_labels(19))]
+    start = batches.training_batches(devices, [(odd, 1)], (8, 8), STILL, seed=1, steps=1, workers=0)
     with pytest.raises(UserError, match=r"odd\.png holds .*19"):
         list(start(0))
 
@@ -170,7 +175,7 @@ def test_the_sentence_of_a_reader_comes_without_its_traceback(
     damaged.write_bytes(items[1].image.read_bytes()[:50])
     of = [items[0], items[1]._replace(image=damaged)]
     with pytest.raises(UserError) as error:
-        list(batches.whole(devices, of, (8, 8), batch=2, workers=workers))
+        list(inference.whole(devices, of, (8, 8), batch=2, workers=workers))
     assert str(damaged) in str(error.value)
     assert "\n" not in str(error.value)
     assert "Traceback" not in str(error.value)
@@ -182,9 +187,9 @@ def test_a_killed_reader_is_known_for_what_it_is(
     def out_of_memory(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does
 
-    monkeypatch.setattr(batches.reading, "read_image", out_of_memory)
+    monkeypatch.setattr(loading.reading, "read_image", out_of_memory)
     with pytest.raises(RuntimeError) as error:
-        list(batches.whole(devices, items, (8, 8), batch=2, workers=1))
+        list(inference.whole(devices, items, (8, 8), batch=2, workers=1))
     said = faults.sentence(error.value, "score", params_file.load(ROOT / "params.yaml"))
     assert said is not None
     assert "a process that reads images was killed" in said
@@ -197,13 +202,13 @@ def test_a_killed_reader_is_known_for_what_it_is(
 def test_a_reader_killed_while_it_hands_a_batch_over_is_a_killed_reader(
     broken: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "SIGNAL_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "SIGNAL_SECONDS", 0.0)
 
     def loader() -> Iterator[int]:
         yield 1
         raise broken
 
-    passed = batches._passed_on(loader(), 1)
+    passed = loading.passed_on(loader(), 1)
     assert next(passed) == 1
     with pytest.raises(RuntimeError) as raised:
         next(passed)
@@ -221,4 +226,4 @@ def test_what_reading_itself_meets_is_left_as_it_is(workers: int, said: str) -> 
         yield
 
     with pytest.raises(FileNotFoundError, match=said):
-        next(batches._passed_on(loader(), workers))
+        next(loading.passed_on(loader(), workers))

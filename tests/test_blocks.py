@@ -10,16 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import __main__, artifacts, batches, blocks, datasets, ledger, paths, scoring, transforms, tune
+from pipeline import __main__, artifacts, datasets, ledger, paths
 from pipeline.annotators.oracle import known_label
-from pipeline.batches import Item
-from pipeline.blocks import Block, Box
-from pipeline.datasets import reading
+from pipeline.commands.rehearse import _is_ours
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS, IGNORE
+from pipeline.images import blocks, reading, resizing
+from pipeline.images.blocks import Block, Box
+from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.items import Item, by_image, id_table_of_labels, labelled_items
+from pipeline.images.masks import load_mask, save_mask
+from pipeline.images.seen import seen_boxes, seen_crop
 from pipeline.params import Augment
 from pipeline.params_file import load
-from pipeline.rehearse import _is_ours
+from pipeline.stages import tune
+from pipeline.training import batches
 from tests import fakes, repo
 
 CLASSES = CLASS_SETS["cityscapes19"]
@@ -88,14 +92,14 @@ def test_network_sees_a_pixel_in_the_block_whose_label_it_gets(
 ) -> None:
     names = blocks.keys("a", grid)
     crops = [(name, blocks.crop(np.full(size, number, np.uint8), name)) for number, name in enumerate(names)]
-    labels = transforms.resize_mask(blocks.paste(crops, size), seen)
-    boxes = scoring.seen_boxes(grid, size, seen)
+    labels = resizing.resize_mask(blocks.paste(crops, size), seen)
+    boxes = seen_boxes(grid, size, seen)
     found = np.full(seen, IGNORE, np.uint8)
     for number, (top, left, bottom, right) in enumerate(boxes):
         found[top:bottom, left:right] = number
     np.testing.assert_array_equal(found, labels)
     for name, box in zip(names, boxes, strict=True):
-        assert scoring.seen_crop(np.zeros(seen, np.float32), name, size).shape == box.size
+        assert seen_crop(np.zeros(seen, np.float32), name, size).shape == box.size
 
 
 @pytest.mark.parametrize(
@@ -107,11 +111,11 @@ def test_they_are_counted_in_words(keys: list[str], said: str) -> None:
 
 
 def test_blocks_without_a_pixel_are_a_sentence() -> None:
-    assert scoring.seen_boxes((1, 1), (24, 32), (16, 32)) == [Box(0, 0, 16, 32)]
+    assert seen_boxes((1, 1), (24, 32), (16, 32)) == [Box(0, 0, 16, 32)]
     with pytest.raises(
         UserError, match=r"score.blocks is \[17, 2\], but an image of 24x32.*16x32.*: cut it into fewer"
     ):
-        scoring.seen_boxes((17, 2), (24, 32), (16, 32))
+        seen_boxes((17, 2), (24, 32), (16, 32))
 
 
 def test_pasting_refuses_a_crop_of_another_size() -> None:
@@ -123,13 +127,13 @@ def test_pasting_refuses_a_crop_of_another_size() -> None:
 
 
 def item(*keys: str) -> Item:
-    return Item("a", Path("a.png"), None, batches.stored(19), tuple((key, Path(f"{key}.png")) for key in keys))
+    return Item("a", Path("a.png"), None, id_table_of_labels(19), tuple((key, Path(f"{key}.png")) for key in keys))
 
 
 @pytest.mark.parametrize(
     ("share", "target", "replayed"),
     [
-        (0.25, [Item("a", Path(), Path(), batches.stored(19))] * 3, 2),  # whole images: of 8 in a batch
+        (0.25, [Item("a", Path(), Path(), id_table_of_labels(19))] * 3, 2),  # whole images: of 8 in a batch
         (0.25, [item(*blocks.keys("a", (2, 2)))], 2),  # all of it is whole as well
         (0.25, [item("a@2x2-0-0")], 1),  # 0.6, but one at least
         (0.5, [item("a@2x2-0-0", "a@2x2-0-1")] * 2, 3),  # 2.7 of 8: 2.7 / (2.7 + 5.3 / 2) = 0.5
@@ -146,7 +150,7 @@ def test_source_keeps_its_share_of_the_labelled_pixels(share: float, target: lis
 def test_every_process_learns_from_a_bought_label(share: float, processes: int, replayed: int) -> None:
     of = {"likelihood": {"steps": 1, "batch": 8, "lr": 1.0}, "reward": {"steps": 0, "lr": 1.0}, "source_share": share}
     settings = tune.Tune.model_validate(of)
-    whole = [Item("a", Path(), Path(), batches.stored(19))] * 3
+    whole = [Item("a", Path(), Path(), id_table_of_labels(19))] * 3
     assert tune.replayed_images(settings, whole, processes) == replayed
     bought = 8 - replayed
     batch = batches.plan([(len(whole), bought), (20, replayed)], seed=1, step=3)
@@ -158,7 +162,7 @@ def test_a_crop_that_shows_no_label_is_drawn_anew(tmp_path: Path, monkeypatch: p
     image = fakes.image(tmp_path / "a.png", np.random.default_rng(0))
     name = "a@4x4-0-0"
     mask = fakes.mask(tmp_path / f"{name}.png", np.full((6, 8), 3))
-    corner = Item("a", image, None, batches.stored(19), ((name, mask),))
+    corner = Item("a", image, None, id_table_of_labels(19), ((name, mask),))
     augment = Augment(scale=(2.0, 2.0), flip=0.0, colour=0.0, blur=0.0, noise=0.0)
     drawn = batches._Augmented([corner], fakes.SIZE, augment)
 
@@ -279,7 +283,7 @@ def test_every_block_is_scored_once_bought_once_and_stays_the_crop_of_its_label(
         block = blocks.parse(key)
         assert block is not None
         half = truth(key)[12 * block.row : 12 * (block.row + 1), 16 * block.col : 16 * (block.col + 1)]
-        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), half)
+        np.testing.assert_array_equal(load_mask(paths.mask(key)), half)
 
     before = paths.LEDGER.read_bytes(), paths.labels("r02").read_bytes()
     for name in ("select", "annotate"):
@@ -289,9 +293,9 @@ def test_every_block_is_scored_once_bought_once_and_stays_the_crop_of_its_label(
 
 def test_blocks_of_one_image_are_one_to_learn_from(project: Path) -> None:
     keys = [row["key"] for row in artifacts.load_labels("r02")]
-    labels = batches.labelled(keys, artifacts.load_manifest("pool").set_index("key"), 19)
+    labels = labelled_items(keys, artifacts.load_manifest("pool").set_index("key"), 19)
     assert [one.key for one in labels] == keys
-    merged = batches.by_image(labels)
+    merged = by_image(labels)
     assert [one.key for one in merged] == list(dict.fromkeys(map(blocks.image_of, keys)))
     for one in [*labels, *merged]:
         mask, of = one.read_mask(fakes.SIZE), {key for key, _ in one.blocks}
@@ -310,7 +314,7 @@ def test_audit_predicts_of_a_block_what_its_score_said(project: Path) -> None:
     rng = np.random.default_rng(0)
     rows = artifacts.load_labels("r01")
     for row in rows:  # labels without IGNORE
-        row["sha256"] = artifacts.save_mask(paths.mask(row["key"]), rng.integers(0, 19, (12, 16), np.uint8))
+        row["sha256"] = save_mask(paths.mask(row["key"]), rng.integers(0, 19, (12, 16), np.uint8))
     artifacts.save_labels("r01", rows)
     stage("audit", "r01")
     table, scores = artifacts.load_audit_table("r01"), artifacts.load_scores("r01").set_index("key")

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import datasets
-from pipeline.annotators import brush
-from pipeline.datasets import reading
-from pipeline.labels import CLASS_SETS, IGNORE
+from pipeline.annotators.label_studio import brush
+from pipeline.images import reading
+from pipeline.images.classes import CLASS_SETS, IGNORE
 from tests import sdk
 
 QUICK = settings(max_examples=150, deadline=None)

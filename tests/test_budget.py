@@ -4,9 +4,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import budget, ledger, params, params_file, paths
+from pipeline import ledger, params, params_file, paths
+from pipeline.commands import budget
 from pipeline.errors import UserError
-from pipeline.ledger import Order
+from pipeline.ledger.entries import Order
 from tests import repo
 from tests.conftest import ROOT
 

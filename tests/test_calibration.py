@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.calibration import (
+from pipeline.networks.calibration import (
     COLDEST,
     HOTTEST,
     NONE,
@@ -161,7 +161,7 @@ def test_applied_to_maps_as_to_rows_and_in_place_if_asked(calibration: Calibrati
 
 
 def test_fit_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.calibration.STEPS", 1)
+    monkeypatch.setattr("pipeline.networks.calibration.STEPS", 1)
     with pytest.raises(ValueError, match="class-wise scaling of 3000 pixels did not converge"):
         fit_vector(*labelled(3_000, KNOWN), shrinkage=1e-3)
 

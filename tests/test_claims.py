@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.claims import highest
+from pipeline.images.claims import highest
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 255), st.booleans())

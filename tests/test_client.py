@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from pipeline.annotators import client
-from pipeline.annotators.client import Client, NotFound
 from pipeline.annotators.contract import Unreachable
+from pipeline.annotators.label_studio import client, connection
+from pipeline.annotators.label_studio.client import Client, NotFound
 from pipeline.errors import UserError
 
 HTML = b"<html><body>Log in</body></html>"
@@ -281,7 +281,7 @@ def test_other_hosts_are_reached_by_their_own_way(says: Says, monkeypatch: pytes
     """Label Studio is on this machine, a picture is elsewhere, behind the proxy."""
     url = says((200, b"[1]"), (200, b"[2]"))
     monkeypatch.setenv("HTTP_PROXY", url)
-    with client.connections() as http:
+    with connection.connections() as http:
         assert [http.get(f"{url}/api/x").json(), http.get("http://pictures.test/a.png").json()] == [[1], [2]]
     assert [asked[0] for asked in Handler.asked] == ["GET /api/x", "GET http://pictures.test/a.png"]
 
@@ -289,7 +289,7 @@ def test_other_hosts_are_reached_by_their_own_way(says: Says, monkeypatch: pytes
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "http://localhost:8080", "http://127.9.9.9", "http://[::1]:8080"])
 def test_this_machine_is_reached_without_a_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    assert client.proxy(httpx.URL(url)) is None
+    assert connection.proxy(httpx.URL(url)) is None
 
 
 @pytest.mark.parametrize(
@@ -312,5 +312,5 @@ def test_no_proxy_takes_names_networks_and_ports(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", no_proxy)
-    assert [url for url in direct if client.proxy(httpx.URL(url)) is not None] == []
-    assert [url for url in through if client.proxy(httpx.URL(url)) is None] == []
+    assert [url for url in direct if connection.proxy(httpx.URL(url)) is not None] == []
+    assert [url for url in through if connection.proxy(httpx.URL(url)) is None] == []

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline import datasets
-from pipeline.datasets import reading
-from pipeline.datasets.reading import read_native
 from pipeline.datasets.scan import difference_hash, look, near_pairs, scan, shared_images
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS, IGNORE, ClassSet
+from pipeline.images import reading
+from pipeline.images.classes import CLASS_SETS, IGNORE, ClassSet
+from pipeline.images.reading import read_native
 from tests import fakes
 
 CLASSES = CLASS_SETS["camvid11"]

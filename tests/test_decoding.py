@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import decoding, metrics
-from pipeline.decoding import Decoder, decode, expected, fit
+from pipeline.evaluation import metrics
+from pipeline.networks import decoding
+from pipeline.networks.decoding import Decoder, decode, expected, fit
 
 QUICK = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.losses import class_weights
 from pipeline.rewards.detection import THRESHOLDS, DetectionReward, detection_reward
+from pipeline.training.losses import class_weights
 from tests import plain
 
 WEIGHTS = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)

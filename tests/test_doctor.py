@@ -8,10 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import doctor, ledger, paths, prepare, trial
-from pipeline.labels import CLASS_SETS
-from pipeline.ledger import Order
+from pipeline import ledger, paths
+from pipeline.commands import doctor
+from pipeline.images.classes import CLASS_SETS
+from pipeline.ledger.entries import Order
 from pipeline.params import BudgetLine, Compute, Data, Model, Params, Prepare, Reward, Score, Town, Training, Tune
+from pipeline.stages import prepare
+from pipeline.training import trial
 from tests import fakes
 from tests.conftest import ROOT
 
@@ -375,6 +378,6 @@ def test_real_data(
 
 
 def test_it_starts_without_torch() -> None:
-    code = "import sys, pipeline.doctor, pipeline.prepare; print('torch' in sys.modules)"
+    code = "import sys, pipeline.commands.doctor, pipeline.stages.prepare; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"

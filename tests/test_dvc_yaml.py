@@ -15,8 +15,10 @@ import pytest
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from pipeline import __main__, params, params_file, paths, settings
-from pipeline.params import BudgetLine
+from pipeline import __main__, params_file, paths
+from pipeline.params import UNTRACKED, BudgetLine
+from pipeline.stages import STAGES, settings
+from pipeline.stages.running import line_of
 from tests import opened, repo
 from tests import project as tiny_project
 from tests.conftest import ROOT
@@ -83,7 +85,7 @@ def test_stages_are_those_of_the_command_line_once_a_round(stages: list[Stage]) 
     of_a_round = ("snapshot", "score", "select", "forecast", "predict", "annotate", "audit", "tune", "evaluate")
     every = [(stage, name) for name in ("r01", "r02") for stage in of_a_round]
     assert sorted((stage.name, stage.round) for stage in stages) == sorted(once + every)
-    assert {stage.name for stage in stages} == set(__main__.STAGES)
+    assert {stage.name for stage in stages} == set(STAGES)
 
 
 def test_commands_are_understood_and_agree_with_the_table(stages: list[Stage], project: Path) -> None:
@@ -94,22 +96,23 @@ def test_commands_are_understood_and_agree_with_the_table(stages: list[Stage], p
         given = __main__.arguments(stage.command[start:])
         assert given.command == stage.name
         assert getattr(given, "round", stage.round) == stage.round
+        amounts = {name: getattr(given, name, None) for name in ("after", "images", "minutes")}
         if stage.line and "line" in inspect.signature(run_of(stage)).parameters:
-            assert __main__._line(given, loaded) == stage.line
+            assert line_of(given.round, loaded, **amounts) == stage.line
     chosen = [stage.command[-4:] for stage in stages if stage.name == "select"]
     # in the command, so that a changed line of the table runs its own round anew and no other
     assert sorted(chosen) == [["--after", "r00", "--images", "3"], ["--after", "r01", "--minutes", "20"]]
 
 
 def run_of(stage: Stage) -> Any:
-    return importlib.import_module(f"pipeline.{stage.name}").run
+    return importlib.import_module(f"pipeline.stages.{stage.name}").run
 
 
 def test_params_are_the_sections_that_the_stage_is_given(stages: list[Stage]) -> None:
     for stage in stages:
         given = set(inspect.signature(run_of(stage)).parameters) - {"round_name", "line", "settings"}
         sections = {name.partition(".")[0] for name in stage.params}
-        assert sections == given - set(params.UNTRACKED), f"{stage.name}: params: {sorted(given)}"
+        assert sections == given - set(UNTRACKED), f"{stage.name}: params: {sorted(given)}"
         parts = {name for name in stage.params if "." in name}
         # what is measured of `tune.reward`, not how it is learnt: another rate or length measures no round anew
         measured = {f"tune.reward.{name}" for name in ("reward", "costs", "tolerance", "overlap")}
@@ -120,7 +123,7 @@ def test_code_is_everything_that_the_stage_imports(stages: list[Stage]) -> None:
     graph = grimp.build_graph("pipeline", cache_dir=None)
     wrong = []
     for stage in {(stage.name, stage.round == paths.SOURCE_ROUND): stage for stage in stages}.values():
-        modules = {f"pipeline.{stage.name}"} | graph.find_upstream_modules(f"pipeline.{stage.name}")
+        modules = {f"pipeline.stages.{stage.name}"} | graph.find_upstream_modules(f"pipeline.stages.{stage.name}")
         files = {file for module in modules if (file := code(module)) is not None}
         if files != stage.code:
             listed = textwrap.fill(", ".join(sorted(files)), 110, initial_indent="  ", subsequent_indent="  ")

@@ -10,31 +10,24 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import (
-    __main__,
-    artifacts,
-    batches,
-    datasets,
-    decoding,
-    evaluate,
-    inference,
-    labels,
-    losses,
-    metrics,
-    paths,
-    training,
-    transforms,
-)
-from pipeline.calibration import of_temperature
-from pipeline.datasets import reading
-from pipeline.devices import Devices
+from pipeline import artifacts, datasets, paths
 from pipeline.errors import UserError
+from pipeline.evaluation import metrics
+from pipeline.images import reading, resizing
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.items import items_of
+from pipeline.networks import decoding, inference, saved
+from pipeline.networks.calibration import of_temperature
+from pipeline.networks.devices import Devices
 from pipeline.rewards import REWARDS, Settings
+from pipeline.stages import evaluate
+from pipeline.stages.running import sections
+from pipeline.training import losses
 from tests import fakes, repo
 
 TEMPERATURE = 0.1
 """An untrained network says nearly the same of every class."""
-CLASSES = labels.CLASS_SETS["cityscapes19"]
+CLASSES = CLASS_SETS["cityscapes19"]
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fakes.write("cityscapes", Path("test"), count=3)
         repo.manifest("test", "cityscapes")
         settings = repo.params()
-        network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
+        network = saved.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
         artifacts.save_model(
-            "r00", network.state_dict(), training.describe(settings.model, CLASSES, of_temperature(TEMPERATURE))
+            "r00", network.state_dict(), saved.describe(settings.model, CLASSES, of_temperature(TEMPERATURE))
         )
     return folder
 
@@ -62,7 +55,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def run_with(**changed: Any) -> dict[str, Any]:
-    evaluate.run("r00", **__main__.sections(evaluate.run, repo.params(**changed)))
+    evaluate.run("r00", **sections(evaluate.run, repo.params(**changed)))
     found: dict[str, Any] = json.loads(paths.metrics("r00").read_text())
     return found
 
@@ -73,10 +66,10 @@ def run(**changes: Any) -> dict[str, Any]:
 
 def probabilities(split: str) -> list[torch.Tensor]:
     """Of every image of a split on its own, at the network's size."""
-    network, _ = training.open_network("r00", repo.params().model, CLASSES)
+    network, _ = saved.open_network("r00", repo.params().model, CLASSES)
     table = datasets.table("cityscapes", Path("test"), CLASSES)
     given = repo.params()
-    items = batches.items(artifacts.load_manifest(split, Path(split)).assign(mask=""), table)
+    items = items_of(artifacts.load_manifest(split, Path(split)).assign(mask=""), table)
     results = inference.outputs(Devices.start(given.compute), network, items, given.model.size, given.compute, split)
     return [one for out in results for one in out.logits]
 
@@ -146,7 +139,7 @@ def test_the_tuned_reward_is_measured_as_it_is_tuned(name: str) -> None:
     )
     settings.costs[0, 1:] = 5
     reward = REWARDS[name].make(settings)
-    truth = torch.stack([torch.from_numpy(transforms.resize_mask(mask, repo.params().model.size)) for mask in masks])
+    truth = torch.stack([torch.from_numpy(resizing.resize_mask(mask, repo.params().model.size)) for mask in masks])
     labelling = torch.stack([logits.argmax(0) for logits in probabilities("test")])
     expected = reward.value(reward.statistics(labelling, truth).sum(0)).total
     assert found[f"reward_{name}"] == pytest.approx(float(expected), rel=1e-5)
@@ -194,9 +187,9 @@ def test_model_without_probabilities_is_a_sentence() -> None:
 @pytest.mark.parametrize("size", [(16, 32), (96, 192), (180, 240), (512, 1024), (1024, 2048), (40, 1000)])
 def test_pixels_are_spread_over_height_and_width(size: tuple[int, int]) -> None:
     places = torch.arange(size[0] * size[1]).reshape(1, *size)
-    found = inference.spread(places)[0]
+    found = inference.every_nth(places)[0]
     assert min(1024, places.numel()) <= len(found) <= 1700
-    assert found.equal(inference.spread(places[0]))
+    assert found.equal(inference.every_nth(places[0]))
     rows, columns = (np.unique(line) for line in np.divmod(found.numpy(), size[1]))
     assert len(rows) * len(columns) == len(found)
     for line, length in ((rows, size[0]), (columns, size[1])):

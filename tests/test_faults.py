@@ -69,7 +69,7 @@ def test_the_command_ends_with_the_sentence(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "data/x")
 
-    monkeypatch.setattr("pipeline.status.collect", full)
+    monkeypatch.setattr("pipeline.commands.status.collect", full)
     assert __main__.main(["status"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("status: the disk is full (data/x): make room")

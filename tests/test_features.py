@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import features
-from pipeline.acquisitions import expected_iou, shortfall
+from pipeline.gain import expected_iou, features, shortfall
 
 QUICK = settings(max_examples=10, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)

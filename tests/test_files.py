@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
-from pipeline.datasets import files, reading
+from pipeline.datasets import files
 from pipeline.datasets.files import Listing
 from pipeline.errors import UserError
+from pipeline.images import reading
 from tests import fakes
 
 every_layout = pytest.mark.parametrize("name", datasets.DATASETS)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import fingerprints
+from pipeline.training import fingerprints
 from tests.conftest import ROOT
 
 
@@ -31,7 +31,7 @@ def test_values_and_files_count_in_their_order(tmp_path: Path) -> None:
     assert fingerprints.of(1, path) != first
 
 
-@pytest.mark.parametrize("module", ["pipeline.pretrain", "pipeline.tune"])
+@pytest.mark.parametrize("module", ["pipeline.stages.pretrain", "pipeline.stages.tune"])
 def test_code_is_what_the_module_imports(module: str) -> None:
     graph = grimp.build_graph("pipeline", cache_dir=None)
     found = graph.find_upstream_modules(module) | {module}
@@ -43,21 +43,21 @@ def test_code_is_what_the_module_imports(module: str) -> None:
 @pytest.mark.parametrize(
     ("edited", "likelihood", "reward"),
     [
-        ("losses.py", True, True),
-        ("datasets/reading.py", True, True),
-        ("tune.py", True, True),
+        ("training/losses.py", True, True),
+        ("images/reading.py", True, True),
+        ("stages/tune.py", True, True),
         ("rewards/counts.py", False, True),
-        ("policy/exact.py", False, True),
-        ("reward_tuning.py", False, True),
-        ("status.py", False, False),
-        ("annotators/client.py", False, False),
+        ("estimators/counterfactual.py", False, True),
+        ("training/reward_tuning.py", False, True),
+        ("commands/status.py", False, False),
+        ("annotators/label_studio/client.py", False, False),
     ],
 )
 def test_an_edit_counts_where_it_is_used(edited: str, likelihood: bool, reward: bool, package: Path) -> None:
     def codes() -> tuple[str, str]:
-        return fingerprints.code("pipeline.tune", without=("pipeline.reward_tuning",)), fingerprints.code(
-            "pipeline.tune"
-        )
+        return fingerprints.code(
+            "pipeline.stages.tune", without=("pipeline.training.reward_tuning",)
+        ), fingerprints.code("pipeline.stages.tune")
 
     before = codes()
     with (package / edited).open("a") as file:

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline import artifacts, paths
-from pipeline.annotators.client import Client
+from pipeline import paths, storage
 from pipeline.annotators.contract import Request, Unreachable
-from pipeline.annotators.images import address, fault, local_files, picture, upload
-from pipeline.datasets import reading
+from pipeline.annotators.label_studio.addresses import address, fault, local_files, picture, upload
+from pipeline.annotators.label_studio.client import Client
 from pipeline.errors import UserError
+from pipeline.images import reading
 from pipeline.params import Annotate
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
@@ -120,7 +120,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Reques
 
     def request(key: str = "a", **annotate: object) -> Request:
         for path in (Path("image.png"), paths.gain_picture("r01", key)):
-            artifacts.write(path, png())
+            storage.write(path, png())
         pool = pd.DataFrame({"image": ["image.png"], "height": [6], "width": [4]}, index=[key])
         return Request("r01", (), {}, pool, None, Annotate(**annotate), "shortfall")  # type: ignore[arg-type]
 

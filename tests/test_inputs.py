@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import __main__, artifacts, inputs, ledger, params_file, paths, prepare
+from pipeline import __main__, artifacts, inputs, ledger, params_file, paths, storage
 from pipeline.errors import UserError
-from pipeline.ledger import Order
-from pipeline.params import Model, Params
+from pipeline.ledger.entries import Order
+from pipeline.params import SPLITS, Model, Params
+from pipeline.stages import prepare
 from tests import fakes, repo
 
 NAMES = ["Road", "Sky", "Car", "Tree", "Building", "Pole", "Pavement", "SignSymbol", "Fence", "Pedestrian", "Bicyclist"]
@@ -20,7 +21,7 @@ LIST = Path("lists/street.csv")
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three folders of one's own, prepared in the classes of a list of one's own."""
     monkeypatch.chdir(tmp_path)
-    for seed, split in enumerate(prepare.SPLITS):
+    for seed, split in enumerate(SPLITS):
         fakes.write("folder", Path(split), seed=seed)
     LIST.parent.mkdir()
     write(NAMES)
@@ -163,7 +164,7 @@ def test_a_corrected_test_mask_changes_the_tests_manifest_alone() -> None:
 
 def test_the_same_data_under_another_root_is_the_same() -> None:
     before = {path.name: path.read_bytes() for path in paths.MANIFESTS.iterdir()}
-    for split in prepare.SPLITS:
+    for split in SPLITS:
         shutil.move(split, f"moved {split}")
     paths.PARAMS.write_text(paths.PARAMS.read_text().replace("root: ", "root: ./moved "))
     prepare.run(prepare=params().prepare)
@@ -175,7 +176,7 @@ def test_weights_that_were_changed_in_place_are_noticed() -> None:
     file.write_bytes(b"one")
     model = Model(name="unet", size=(32, 64), weights=str(file))
     assert inputs.weights(model) == []  # nothing is trained yet
-    artifacts.save_json(paths.weights("r00"), {"sha256": artifacts.sha256(file)})
+    storage.save_json(paths.weights("r00"), {"sha256": storage.sha256(file)})
     assert inputs.weights(model) == []
     file.write_bytes(b"two")
     (sentence,) = inputs.weights(model)

@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.annotators import interface
-from pipeline.annotators.regions import FROM_NAME, TO_NAME
-from pipeline.labels import CLASS_SETS, ClassSet
+from pipeline.annotators.label_studio import editor
+from pipeline.annotators.label_studio.regions import FROM_NAME, TO_NAME
+from pipeline.images.classes import CLASS_SETS, ClassSet
 
 CITYSCAPES = CLASS_SETS["cityscapes19"]
 ODD = ClassSet("odd", ("a<b", 'the "old" & new', "it's", "straße", "$image"), ((1, 2, 3), (0, 0, 0), *[(9, 9, 9)] * 3))
@@ -15,11 +15,11 @@ MANY = ClassSet("many", tuple(f"class {n}" for n in range(40)), tuple((n, 0, 0) 
 
 
 def labels(classes: ClassSet) -> list[dict[str, str]]:
-    return [label.attrib for label in ElementTree.fromstring(interface.label_config(classes)).iter("Label")]
+    return [label.attrib for label in ElementTree.fromstring(editor.label_config(classes)).iter("Label")]
 
 
 def test_label_config_has_one_brush_per_class_in_its_colour() -> None:
-    view = ElementTree.fromstring(interface.label_config(CITYSCAPES))
+    view = ElementTree.fromstring(editor.label_config(CITYSCAPES))
     [image] = view.iter("Image")
     assert (image.get("name"), image.get("value")) == (TO_NAME, "$image")
     [brushes] = view.iter("BrushLabels")
@@ -31,7 +31,7 @@ def test_label_config_has_one_brush_per_class_in_its_colour() -> None:
 
 
 def test_gain_map_is_shown_and_is_nothing_to_paint_on() -> None:
-    view = ElementTree.fromstring(interface.label_config(CITYSCAPES))
+    view = ElementTree.fromstring(editor.label_config(CITYSCAPES))
     [gain] = [element for element in view.iter() if "$gain" in element.get("value", "")]
     assert gain.tag == "Markdown"
     assert "name" not in gain.attrib
@@ -40,7 +40,7 @@ def test_gain_map_is_shown_and_is_nothing_to_paint_on() -> None:
 
 @pytest.mark.parametrize("classes", [CITYSCAPES, CLASS_SETS["camvid11"], ODD, MANY], ids=lambda classes: classes.name)
 def test_names_come_back_out_of_the_label_config(classes: ClassSet) -> None:
-    assert interface.painted_names(interface.label_config(classes)) == list(classes.names)
+    assert editor.painted_names(editor.label_config(classes)) == list(classes.names)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_names_come_back_out_of_the_label_config(classes: ClassSet) -> None:
     ],
 )
 def test_interface_of_another_kind_has_no_painted_names(config: str) -> None:
-    assert interface.painted_names(config) is None
+    assert editor.painted_names(config) is None
 
 
 def test_hotkeys_are_unique_and_not_the_editors_own() -> None:
@@ -64,7 +64,7 @@ def test_hotkeys_are_unique_and_not_the_editors_own() -> None:
         assert len(set(keys)) == len(keys) == len(classes.names)
         assert not set(keys) & set("behuv"), "brush, eraser, hand, unselect, move"
     assert [label["hotkey"] for label in labels(MANY)][28:33] == ["c", "n", "m", "shift+q", "shift+w"]
-    assert interface.keyless_names(interface.label_config(MANY)) == []
+    assert editor.keyless_names(editor.label_config(MANY)) == []
 
 
 def test_classes_beyond_all_keys_have_one_that_no_keyboard_has_and_the_editor_cannot_give_away() -> None:
@@ -77,20 +77,20 @@ def test_classes_beyond_all_keys_have_one_that_no_keyboard_has_and_the_editor_ca
 
 
 def test_what_a_team_has_added_to_the_interface_is_named() -> None:
-    config = interface.label_config(CITYSCAPES)
-    assert interface.other_controls(config) == []
+    config = editor.label_config(CITYSCAPES)
+    assert editor.other_controls(config) == []
     more = '<View><Choices name="quality" toName="image"><Choice value="sharp"/></Choices></View>'
     more += '<BrushLabels name="doubt" toName="image"><Label value="road"/></BrushLabels><Header value="Hello"/>'
     edited = config.removesuffix("</View>") + more + "</View>"
-    assert interface.other_controls(edited) == ["quality", "doubt"]
-    assert interface.painted_names(edited) == list(CITYSCAPES.names)
-    assert interface.keyless_names(edited) == []
-    assert interface.keyless_names(edited.replace(' hotkey="1"', "").replace('hotkey="2"', "")) == ["road", "sidewalk"]
-    assert interface.other_controls("<View>") == interface.keyless_names("<View>") == []
+    assert editor.other_controls(edited) == ["quality", "doubt"]
+    assert editor.painted_names(edited) == list(CITYSCAPES.names)
+    assert editor.keyless_names(edited) == []
+    assert editor.keyless_names(edited.replace(' hotkey="1"', "").replace('hotkey="2"', "")) == ["road", "sidewalk"]
+    assert editor.other_controls("<View>") == editor.keyless_names("<View>") == []
 
 
 def told(classes: ClassSet, expected_points: float | None, per_class: dict[str, float]) -> str:
-    return interface.instruction("r<1>", 20, expected_points, per_class, classes)
+    return editor.instruction("r<1>", 20, expected_points, per_class, classes)
 
 
 def test_instruction_says_what_the_round_is_worth_and_which_classes_most() -> None:
@@ -119,13 +119,13 @@ def test_instruction_escapes_names_and_lists_classes_without_a_key() -> None:
 
 def test_an_instruction_is_known_again_though_label_studio_writes_it_its_own_way() -> None:
     def first(name: str, images: int) -> str:
-        return interface.instruction(name, images, None, {}, ODD)
+        return editor.instruction(name, images, None, {}, ODD)
 
     kept = first("r01", 3).replace("<br/>", "<br>").replace("&quot;", '"').replace("&#x27;", "'")
-    assert interface.says_the_same(kept, first("r01", 3))
-    assert not interface.is_edited(kept, first("r01", 3))
-    assert not interface.says_the_same(kept, first("r02", 2))
-    assert not interface.is_edited(kept, first("r02", 2))
-    assert not interface.is_edited("", first("r01", 3))
-    assert interface.is_edited("Hurry!", first("r01", 3))
-    assert interface.is_edited(kept + "<br>Mind the kerbs.", first("r01", 3))
+    assert editor.says_the_same(kept, first("r01", 3))
+    assert not editor.is_edited(kept, first("r01", 3))
+    assert not editor.says_the_same(kept, first("r02", 2))
+    assert not editor.is_edited(kept, first("r02", 2))
+    assert not editor.is_edited("", first("r01", 3))
+    assert editor.is_edited("Hurry!", first("r01", 3))
+    assert editor.is_edited(kept + "<br>Mind the kerbs.", first("r01", 3))

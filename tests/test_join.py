@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 from dvc.repo import Repo
 
-from pipeline import __main__, artifacts, join, label_store, ledger, paths, select, status
+from pipeline import __main__, artifacts, ledger, paths, storage
 from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Answer, Request
+from pipeline.commands import join, status
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Order, Removal, Skip
+from pipeline.images.masks import load_mask, save_mask
+from pipeline.ledger import label_store
+from pipeline.ledger.entries import Delivery, Order, Removal, Skip
 from pipeline.params import Select
+from pipeline.stages import select
 from tests import fakes, repo
 from tests.repo import commands, commit, git
 
@@ -137,10 +141,10 @@ def test_merged_branches_go_on_with_all_labels_of_both(
     for name, numbers in stands.items():
         assert [order.key for order in book.ordered(name)] == [keys[number] for number in numbers]
     for delivery in book.deliveries:
-        assert artifacts.sha256(paths.mask(delivery.key)) == delivery.sha256
+        assert storage.sha256(paths.mask(delivery.key)) == delivery.sha256
         first = "a" if delivery.key in [keys[number] for number in of_a[1]] else "b"  # a bought first
         assert delivery.annotator == first
-        assert (artifacts.load_mask(paths.mask(delivery.key)) == CLASS[first]).all()
+        assert (load_mask(paths.mask(delivery.key)) == CLASS[first]).all()
     assert sum(book.spent(name)[1] for name in ("r01", "r02")) == 2.5 * (len(of_a[1]) + len(of_b[1]))
     before = everything()
     assert __main__.main(["join"]) == 0
@@ -186,7 +190,7 @@ def test_two_costs_and_one_label_of_an_image_that_both_bought(project: Path, cap
     assert status.collect(repo.params())["doubled"] == {"r01": (1, 2.5)}
     unused = book.doubled("r01")[0].sha256  # can be had again
     cached = [path for path in Path(".dvc/cache/files/md5").rglob("*") if path.is_file()]
-    assert unused in {artifacts.sha256(path) for path in cached}
+    assert unused in {storage.sha256(path) for path in cached}
 
 
 def test_round_that_loses_an_image_to_another_round_is_filled_anew(project: Path) -> None:
@@ -275,24 +279,24 @@ def test_newest_correction_counts_whichever_side_it_comes_from(project: Path) ->
     newer = np.full(fakes.SIZE, 7, np.uint8)
     older = np.full(fakes.SIZE, 6, np.uint8)
     git("checkout", "-q", "a")
-    artifacts.save_mask(paths.mask(keys[0]), older)
+    save_mask(paths.mask(keys[0]), older)
     run("r01", "oracle")  # on record first, and last in the merged file
     commit("corrected")
     leave("b")
-    artifacts.save_mask(paths.mask(keys[0]), newer)
+    save_mask(paths.mask(keys[0]), newer)
     run("r01", "oracle")
     commit("corrected again")
     bring("a")
-    np.testing.assert_array_equal(artifacts.load_mask(paths.mask(keys[0])), newer)
-    assert ledger.load().deliveries[-1].sha256 == artifacts.sha256(paths.mask(keys[0]))
+    np.testing.assert_array_equal(load_mask(paths.mask(keys[0])), newer)
+    assert ledger.load().deliveries[-1].sha256 == storage.sha256(paths.mask(keys[0]))
 
 
 def test_correction_by_hand_that_is_on_no_record_stays(project: Path) -> None:
     keys = both(project)
     by_hand = np.full(fakes.SIZE, 9, np.uint8)
-    artifacts.save_mask(paths.mask(keys[1]), by_hand)
+    save_mask(paths.mask(keys[1]), by_hand)
     bring("b")
-    np.testing.assert_array_equal(artifacts.load_mask(paths.mask(keys[1])), by_hand)
+    np.testing.assert_array_equal(load_mask(paths.mask(keys[1])), by_hand)
     run("r01", "oracle")
     assert [d.annotator for d in ledger.load().deliveries if d.key == keys[1]] == ["a", "hand"]
 
@@ -303,14 +307,14 @@ def test_label_that_gives_way_can_be_had_again(project: Path) -> None:
     leave("a")
     git("checkout", "-q", "-B", "main2", "a")
     bring("b", "theirs")
-    artifacts.save_mask(paths.mask(keys[1]), np.full(fakes.SIZE, CLASS["b"], np.uint8))
+    save_mask(paths.mask(keys[1]), np.full(fakes.SIZE, CLASS["b"], np.uint8))
     for path in Path(".dvc/cache/files/md5").rglob("*"):
-        if path.is_file() and artifacts.sha256(path) == artifacts.sha256(paths.mask(keys[1])):
+        if path.is_file() and storage.sha256(path) == storage.sha256(paths.mask(keys[1])):
             path.chmod(0o644)
             path.unlink()
     gone = paths.mask(keys[1]).read_bytes()
     assert __main__.main(["join"]) == 0
-    assert (artifacts.load_mask(paths.mask(keys[1])) == CLASS["a"]).all()
+    assert (load_mask(paths.mask(keys[1])) == CLASS["a"]).all()
     assert gone in [path.read_bytes() for path in Path(".dvc/cache/files/md5").rglob("*") if path.is_file()]
 
 
@@ -340,7 +344,7 @@ def test_killed_before_any_write_it_ends_the_same_when_it_is_run_again(
         patch.chdir(tmp_path / "undisturbed")
         assert __main__.main(["join"]) == 0
         wanted = everything()
-    write = artifacts.write
+    write = storage.write
     for allowed in itertools.count():
         shutil.rmtree(tmp_path / "killed", ignore_errors=True)
         shutil.copytree(project, tmp_path / "killed")
@@ -355,7 +359,7 @@ def test_killed_before_any_write_it_ends_the_same_when_it_is_run_again(
             patch.chdir(tmp_path / "killed")
             try:
                 with monkeypatch.context() as inner:
-                    inner.setattr(artifacts, "write", stop)
+                    inner.setattr(storage, "write", stop)
                     assert __main__.main(["join"]) == 0
                 ended = True
             except Killed:
@@ -383,6 +387,7 @@ def places(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
         shutil.copytree(project / "data/manifests", "data/manifests", dirs_exist_ok=True)
         git("checkout", "-q", "-b", "b")
         repo.select("r01", keys[1:3])
+        repo.score("r01", keys)  # git does not have them
         run("r01", "b")
         commit("b bought r01")
     git("pull", "-q", "--no-rebase", "--no-edit", str(other), "b", ok=(0, 1))

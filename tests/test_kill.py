@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 from benchmarks import kill
 from benchmarks.kill import Undisturbed
+from tests.conftest import forking
+from tests.forks import Forks
 
 pytestmark = pytest.mark.dvc
 
@@ -25,12 +28,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(folder: Path) -> Undisturbed:
-    return kill.undisturbed(folder / "undisturbed", 1)
+def reference(folder: Path, forks: Forks) -> Undisturbed:
+    return kill.undisturbed(folder / "undisturbed", 1, forks=forks)
 
 
-def test_killed_ten_times_it_ends_where_an_undisturbed_run_ends(reference: Undisturbed, folder: Path) -> None:
-    done = kill.study(reference, folder / "killed", 10, np.random.default_rng(5))
+@pytest.fixture
+def others() -> Iterator[Forks]:
+    """They hash strings otherwise, so that an order that depends on it makes a difference."""
+    with forking() as started:
+        yield started
+
+
+def test_killed_ten_times_it_ends_where_an_undisturbed_run_ends(
+    reference: Undisturbed, folder: Path, others: Forks
+) -> None:
+    of_others = reference._replace(project=reference.project._replace(forks=others))
+    done = kill.study(of_others, folder / "killed", 10, np.random.default_rng(5))
     assert sum(done.kills.values()) == 10
     assert len(done.kills) >= 5, done.kills  # in so many different stages
     assert done.resumed >= 1

@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, batches, inference, paths, pretrain, training, tune
-from pipeline.batches import Item
-from pipeline.devices import Devices
-from pipeline.labels import CLASS_SETS
+from pipeline import artifacts, paths
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.items import Item, id_table_of_labels
+from pipeline.images.masks import save_mask
+from pipeline.networks import inference, saved
+from pipeline.networks.devices import Devices
 from pipeline.params import BudgetLine, Training
+from pipeline.stages import pretrain, tune
 from tests import fakes, repo
 
 CLASSES = CLASS_SETS["cityscapes19"].names
@@ -40,9 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = []
         for key in artifacts.load_selection("r01")["key"]:
             mask = np.random.default_rng(1).integers(0, 19, fakes.SIZE, np.uint8)
-            rows.append(
-                {"key": key, "round": "r01", "minutes": 4, "sha256": artifacts.save_mask(paths.mask(key), mask)}
-            )
+            rows.append({"key": key, "round": "r01", "minutes": 4, "sha256": save_mask(paths.mask(key), mask)})
         artifacts.save_labels("r01", rows)
         trained("pretrain")
     return made
@@ -99,11 +100,11 @@ def test_calibration_is_fitted_on_the_labels_by_the_method(
     monkeypatch.chdir(folder)
     trained("tune", method)
     settings = repo.params()
-    _, fitted = training.open_network("r01", settings.model, CLASS_SETS["cityscapes19"])
+    _, fitted = saved.open_network("r01", settings.model, CLASS_SETS["cityscapes19"])
     assert (len(fitted.scale), len(fitted.bias)) == numbers
-    before, _ = training.open_network("r00", settings.model, CLASS_SETS["cityscapes19"])
+    before, _ = saved.open_network("r00", settings.model, CLASS_SETS["cityscapes19"])
     pool = artifacts.load_manifest("pool", Path("pool"))[:3]
-    items = [Item(row.key, Path(row.image), paths.mask(row.key), batches.stored(19)) for row in pool.itertuples()]
+    items = [Item(row.key, Path(row.image), paths.mask(row.key), id_table_of_labels(19)) for row in pool.itertuples()]
     devices = Devices.start(settings.compute)
-    pixels = inference.labelled(devices, before, items, settings.model.size, settings.compute, [4.0] * 3)
+    pixels = inference.calibration_pixels(devices, before, items, settings.model.size, settings.compute, [4.0] * 3)
     assert pixels.fit(method) == fitted  # of the model before, whose labels these still are new to

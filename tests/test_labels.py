@@ -5,7 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS, IGNORE, LAYOUTS, MERGED, UNKNOWN, ClassSet, apply_table, colourise, table
+from pipeline.images.classes import (
+    CLASS_SETS,
+    IGNORE,
+    LAYOUTS,
+    MERGED,
+    UNKNOWN,
+    ClassSet,
+    apply_table,
+    colourise,
+    id_table,
+)
 
 # The second implementation: the number tables of ../shared/data/README.md, written out independently of the names.
 TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
@@ -19,15 +29,15 @@ CAMVID |= {**dict.fromkeys(range(26, 32), CAR), **dict.fromkeys((25, 32, 33), BI
 @pytest.mark.parametrize(("name", "ids"), [("cityscapes19", TRAIN_IDS), ("camvid11", CAMVID)])
 def test_labelids_agree_with_the_published_numbers(name: str, ids: dict[int, int]) -> None:
     expected = [ids.get(i, IGNORE) for i in range(35)] + [UNKNOWN] * 220 + [IGNORE]
-    assert table("labelids", CLASS_SETS[name]).tolist() == expected
+    assert id_table("labelids", CLASS_SETS[name]).tolist() == expected
 
 
 def test_camvid_is_itself_with_11_ignored() -> None:
-    assert table("camvid", CLASS_SETS["camvid11"]).tolist() == [*range(11), IGNORE, *[UNKNOWN] * 243, IGNORE]
+    assert id_table("camvid", CLASS_SETS["camvid11"]).tolist() == [*range(11), IGNORE, *[UNKNOWN] * 243, IGNORE]
 
 
 def test_camvid_as_cityscapes_leaves_out_what_would_be_wrong() -> None:
-    mapped = table("camvid", CLASS_SETS["cityscapes19"])
+    mapped = id_table("camvid", CLASS_SETS["cityscapes19"])
     names = [CLASS_SETS["cityscapes19"].names[i] if i != IGNORE else None for i in mapped[:12]]
     expected = "sky,building,pole,road,sidewalk,vegetation,traffic sign,fence,car,person"
     assert names == [*expected.split(","), None, None]
@@ -49,16 +59,16 @@ def test_sets_have_one_name_and_colour_per_class() -> None:
 
 def test_a_set_of_ones_own_takes_the_names_it_shares() -> None:
     own = ClassSet("own.csv", ("car", "lane marking", "road"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
-    mapped = table("labelids", own)
+    mapped = id_table("labelids", own)
     assert (mapped[26], mapped[7], mapped[8]) == (0, 2, IGNORE)
     strange = ClassSet("cells.csv", ("nucleus",), ((1, 2, 3),))
     with pytest.raises(UserError, match=r"cells\.csv \(nucleus\).*cityscapes19 or camvid11"):
-        table("labelids", strange)
+        id_table("labelids", strange)
 
 
 def test_unknown_layout_names_the_known() -> None:
     with pytest.raises(UserError, match=r"unknown layout of ids 'synthia': choose one of labelids, camvid"):
-        table("synthia", CLASS_SETS["camvid11"])
+        id_table("synthia", CLASS_SETS["camvid11"])
 
 
 masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)))
@@ -71,7 +81,7 @@ def test_apply_table_is_the_table_pixel_by_pixel(native: np.ndarray, lookup: np.
 
 @given(masks)
 def test_apply_table_refuses_exactly_the_unknown_ids(native: np.ndarray) -> None:
-    lookup = table("labelids", CLASS_SETS["camvid11"])
+    lookup = id_table("labelids", CLASS_SETS["camvid11"])
     unknown = sorted({i for i in native.ravel().tolist() if 34 < i < 255})
     if unknown:
         with pytest.raises(ValueError, match=f"^unknown ids {', '.join(map(str, unknown))}$"):

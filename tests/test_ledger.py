@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import ledger, paths
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Ledger, Order, Removal, Skip, Spending
+from pipeline.ledger.entries import Delivery, Ledger, Order, Removal, Skip, Spending, accounts
 
 AT = "2025-01-02T03:04:05+00:00"
 
@@ -169,7 +169,7 @@ def test_skip_with_an_open_tab_does_not_count_either() -> None:
     ],
 )
 def test_line_in_minutes_is_accounted_for(took: float, says: str) -> None:
-    assert says in ledger.accounts(30.0, spending(took))
+    assert says in accounts(30.0, spending(took))
 
 
 def test_skipped_image_may_be_ordered_again_elsewhere_and_its_minutes_stay_spent() -> None:

@@ -14,6 +14,7 @@ import torch
 from benchmarks import kill
 from pipeline import artifacts
 from pipeline.errors import UserError
+from pipeline.images.masks import load_mask, save_mask
 from tests import project
 from tests.forks import Forks
 from tests.project import Project, Run
@@ -276,15 +277,15 @@ def test_file_that_is_not_whole_is_made_by_the_stage_that_is_named(tiny: Project
 def test_change_by_hand_is_taken_or_undone_as_tune_says(tiny: Project) -> None:
     now, key = tiny.results(), tiny.ordered("r01")[0]
     path = tiny.folder / f"data/labels/{key}.png"
-    mask = artifacts.load_mask(path)
+    mask = load_mask(path)
     changed = mask.copy()
     changed[0, 0] = (int(mask[0, 0]) + 1) % 19
-    artifacts.save_mask(path, changed)
+    save_mask(path, changed)
     sentence = one_sentence(tiny.pipeline("tune", "r01", "--after", "r00"), "tune")
     taken, undone, *_ = re.findall(r"`dvc ([^`]+)`", sentence)
     assert tiny.dvc(*undone.split()).status == 0
     assert tiny.results() == now
-    artifacts.save_mask(path, changed)
+    save_mask(path, changed)
     assert tiny.dvc(*taken.split()).status == 0
     assert tiny.ledger()[-1]["annotator"] == "hand"
     assert tiny.lost() == []

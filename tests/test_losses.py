@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.labels import IGNORE
-from pipeline.losses import class_weights, cross_entropy, hardest, kept_share, kl
+from pipeline.images.classes import IGNORE
+from pipeline.training.losses import class_weights, cross_entropy, hardest, kept_share, kl
 
 QUICK = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)

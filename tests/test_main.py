@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__, artifacts, ledger, params_file, paths
-from pipeline.ledger import Order
+from pipeline.ledger.entries import Ledger, Order
+from pipeline.stages import STAGES
 from tests import repo
 from tests.conftest import ROOT
 
@@ -106,7 +107,7 @@ def test_help_lists_every_command(capsys: Capture) -> None:
         __main__.main(["--help"])
     assert stopped.value.code == 0
     shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
-    assert [name for name in shown if name in __main__.STAGES] == list(__main__.STAGES)
+    assert [name for name in shown if name in STAGES] == list(STAGES)
     assert {"status", "budget", "doctor"} <= set(shown)
 
 
@@ -131,7 +132,7 @@ def test_what_was_bought_is_removed_from_the_command_line(capsys: Capture) -> No
     key = artifacts.load_manifest("pool")["key"].iloc[0]
     assert __main__.main(["remove", key]) == 1
     assert f"remove: {key!r} is not bought, or removed already" in capsys.readouterr().err
-    ledger.append([ledger.Order("r01", key, "oracle", "cityscapes19", 0.5, 5.0, 0.5, "")])
+    ledger.append([Order("r01", key, "oracle", "cityscapes19", 0.5, 5.0, 0.5, "")])
     assert __main__.main(["remove", key]) == 0
     assert ledger.load().orders == []
     assert not paths.selection("r01").exists()
@@ -141,7 +142,7 @@ def test_ctrl_c_is_a_sentence(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.status.collect", stop)
+    monkeypatch.setattr("pipeline.commands.status.collect", stop)
     assert __main__.main(["status"]) == 130
     assert capsys.readouterr().err == "status: stopped by hand; run it again and it goes on from here\n"
 
@@ -159,7 +160,7 @@ def test_a_round_that_has_bought_and_was_renamed_is_not_bought_again(capsys: Cap
 
 
 def test_a_table_without_its_last_rounds_replaces_none() -> None:
-    book = ledger.Ledger(tuple(Order(f"r0{n}", f"{n}", "oracle", "x", 1.0, 1.0, 1.0, "") for n in (1, 2, 3)))
+    book = Ledger(tuple(Order(f"r0{n}", f"{n}", "oracle", "x", 1.0, 1.0, 1.0, "") for n in (1, 2, 3)))
     assert book.replaced(["r01"]) is None
     assert book.replaced(["r01", "r02", "r03", "r04"]) is None
     assert book.replaced(["r01", "r02", "r04"]) == ("r03", "r04")

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.labels import IGNORE
-from pipeline.metrics import confusion, expected_calibration_error, iou, miou, pixel_accuracy, reliability
+from pipeline.evaluation.metrics import confusion, expected_calibration_error, iou, miou, pixel_accuracy, reliability
+from pipeline.images.classes import IGNORE
 from pipeline.rewards import REWARDS, Settings
 
 QUICK = settings(max_examples=15, deadline=None)

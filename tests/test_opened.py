@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, paths
+from pipeline import paths, storage
+from pipeline.images.masks import load_mask, save_mask
 from tests import opened
 
 
@@ -18,10 +19,10 @@ def test_everything_that_is_opened_is_seen_with_who_opened_it(tmp_path: Path, mo
     monkeypatch.chdir(project)
     table = pd.DataFrame({"key": ["a"]})
     with opened.recorded(project) as files:
-        artifacts.write(Path("whole.bin"), b"a")  # under another name at first
-        artifacts.sha256(project / "whole.bin")
-        artifacts.save_mask(paths.mask("a"), np.zeros((2, 2), np.uint8))
-        artifacts.load_mask(paths.mask("a"))
+        storage.write(Path("whole.bin"), b"a")  # under another name at first
+        storage.sha256(project / "whole.bin")
+        save_mask(paths.mask("a"), np.zeros((2, 2), np.uint8))
+        load_mask(paths.mask("a"))
         table.to_csv("table.csv")
         pd.read_csv("table.csv")
         with Path("weights.pt").open("wb") as file:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.optimiser import AdamW
+from pipeline.training.optimiser import AdamW
 
 
 def network() -> nn.Module:

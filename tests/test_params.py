@@ -7,16 +7,16 @@ import segmentation_models_pytorch as smp
 from pydantic import ValidationError
 
 from pipeline import datasets, params, params_file
-from pipeline.acquisitions import ACQUISITIONS
 from pipeline.annotators import ANNOTATORS
-from pipeline.calibration import CALIBRATIONS
 from pipeline.errors import UserError, choose
-from pipeline.models import MODELS
-from pipeline.params import Params
-from pipeline.policy import ESTIMATORS
+from pipeline.estimators import ESTIMATORS
+from pipeline.gain import ACQUISITIONS
+from pipeline.networks.architectures import MODELS
+from pipeline.networks.calibration import CALIBRATIONS
+from pipeline.params import ENCODERS, PRESETS, UNTRACKED, Params
 from pipeline.rewards import REWARDS
 from pipeline.selection import METHODS
-from pipeline.transforms import MIXES
+from pipeline.training.augmentation import MIXES
 from tests.conftest import ROOT
 
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -56,13 +56,13 @@ def test_names_offered_by_the_types_are_the_names_of_the_dicts() -> None:
         params.Model.model_fields["name"]: MODELS,
         params.Annotate.model_fields["annotator"]: ANNOTATORS,
         params.Data.model_fields["dataset"]: datasets.DATASETS,
-        params.Augment.model_fields["preset"]: params.PRESETS,
+        params.Augment.model_fields["preset"]: PRESETS,
     }
     assert all(set(get_args(field.annotation)) == set(names) for field, names in offered.items())
 
 
 def test_encoders_are_those_of_the_library() -> None:
-    assert set(params.ENCODERS) == set(smp.encoders.get_encoder_names())
+    assert set(ENCODERS) == set(smp.encoders.get_encoder_names())
 
 
 def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
@@ -89,12 +89,12 @@ def test_preset_is_where_augment_starts_from(tmp_path: Path) -> None:
     def augment(text: str) -> params.Augment:
         return load(tmp_path, changed("lr: 2e-3}", f"lr: 2e-3, augment: {{{text}}}}}")).pretrain.augment
 
-    values = {name: augment(f"preset: {name}").model_dump(exclude={"preset"}) for name in params.PRESETS}
+    values = {name: augment(f"preset: {name}").model_dump(exclude={"preset"}) for name in PRESETS}
     assert values["standard"] == augment("").model_dump(exclude={"preset"})
     assert set(values["none"].values()) == {(1.0, 1.0), 0.0}
     assert values["light"]["colour"] < values["standard"]["colour"] < values["strong"]["colour"]
     mine = augment("preset: strong, flip: 0.25, scale: [1, 3]")
-    assert (mine.flip, mine.scale, mine.noise) == (0.25, (1.0, 3.0), params.PRESETS["strong"]["noise"])
+    assert (mine.flip, mine.scale, mine.noise) == (0.25, (1.0, 3.0), PRESETS["strong"]["noise"])
     assert params.Augment(preset="none").flip == 0
 
 
@@ -269,7 +269,7 @@ def test_a_budget_line_is_written_with_its_unit() -> None:
 
 
 def test_untracked_sections_exist() -> None:
-    assert set(params.UNTRACKED) <= {*Params.model_fields, "roots"}
+    assert set(UNTRACKED) <= {*Params.model_fields, "roots"}
     assert isinstance(Params.roots, property)
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import pictures
-from pipeline.labels import CLASS_SETS, IGNORE, colourise
+from pipeline.evaluation import pictures
+from pipeline.images.classes import CLASS_SETS, IGNORE, colourise
 
 CLASSES = CLASS_SETS["camvid11"]
 

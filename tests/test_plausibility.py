@@ -8,7 +8,7 @@ import pytest
 from pipeline import datasets
 from pipeline.datasets import plausibility
 from pipeline.datasets.scan import pixels, scan
-from pipeline.labels import CLASS_SETS, IGNORE, LAYOUTS, UNKNOWN, ClassSet, table
+from pipeline.images.classes import CLASS_SETS, IGNORE, LAYOUTS, UNKNOWN, ClassSet, id_table
 
 CITY, CAMVID = CLASS_SETS["cityscapes19"], CLASS_SETS["camvid11"]
 STREET = {"road": 37, "sidewalk": 6, "building": 22, "vegetation": 16, "sky": 4, "car": 7, "pole": 1, "person": 1}
@@ -30,7 +30,7 @@ def street(position: dict[str, int], void: int, void_share: int = 6) -> np.ndarr
 def told(
     ids: str, counts: np.ndarray, classes: ClassSet = CITY, of: np.ndarray | None = None
 ) -> list[tuple[bool, str]]:
-    of = table(ids, classes) if of is None else of
+    of = id_table(ids, classes) if of is None else of
     return [(doubt.sure, doubt.text) for doubt in plausibility.of_masks(ids, counts, of, classes)]
 
 

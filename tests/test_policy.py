@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pipeline import rewards
-from pipeline.labels import IGNORE
-from pipeline.policy import ESTIMATORS, Estimator, Problem, Settings, surrogates, units
-from pipeline.policy.exact import relabelling_gains
-from pipeline.policy.units import patches, sample, superpixels
+from pipeline.estimators import ESTIMATORS, Estimator, Problem, Settings, surrogates, units
+from pipeline.estimators.counterfactual import relabelling_gains
+from pipeline.estimators.units import patches, sample, superpixels
+from pipeline.images.classes import IGNORE
 from pipeline.rewards import REWARDS, RewardFunction, count
 from pipeline.rewards.counts import pooled_miou
 
@@ -202,7 +202,7 @@ def test_the_loss_does_not_grow_with_the_image_or_the_memory() -> None:
 def test_relabelling_gains_agree_with_counting_again(
     reward: RewardFunction, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.policy.exact.CHUNK", chunk)
+    monkeypatch.setattr("pipeline.estimators.counterfactual.CHUNK", chunk)
     rng = torch.Generator().manual_seed(0)
     labelling, truth = (torch.randint(0, 3, (1, 2, 3), generator=rng).to(torch.uint8) for _ in range(2))
     memory = torch.rand(3, 3, generator=rng, dtype=torch.float64) * 5

@@ -15,18 +15,22 @@ import torch
 from PIL import Image
 from torch.nn.functional import conv2d
 
-from pipeline import __main__, acquisitions, artifacts, labels, paths, pictures, predict, score, streams, training
-from pipeline.calibration import of_temperature
+from pipeline import __main__, artifacts, gain, paths, streams
 from pipeline.errors import UserError
-from pipeline.models import Network
+from pipeline.evaluation import pictures
+from pipeline.images.classes import CLASS_SETS
+from pipeline.networks import saved
+from pipeline.networks.calibration import of_temperature
+from pipeline.networks.network import Network
 from pipeline.params import Compute, Params
+from pipeline.stages import predict, score
 from tests import repo
 from tests.conftest import ROOT
 
 SIZES = [(24, 32), (50, 41), (16, 32), (9, 70), (33, 33), (24, 32), (40, 20), (12, 12)]
 """Of the pool's images; the network works at 16 x 32."""
 TEMPERATURE = 0.25
-CLASSES = labels.CLASS_SETS["cityscapes19"]
+CLASSES = CLASS_SETS["cityscapes19"]
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +46,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)).save(path)
         repo.manifest("pool", "cityscapes")
         settings = repo.params()
-        network = training.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
+        network = saved.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
         last = [weight for weight in network.parameters() if weight.dim() == 4][-1]
         last.data *= 8  # an untrained network says nearly the same of every class
         artifacts.save_model(
-            "r00", network.state_dict(), training.describe(settings.model, CLASSES, of_temperature(TEMPERATURE))
+            "r00", network.state_dict(), saved.describe(settings.model, CLASSES, of_temperature(TEMPERATURE))
         )
         line = settings.budget["r01"]
         score.run(
@@ -106,7 +110,7 @@ class Said(NamedTuple):
     image: np.ndarray
     logits: torch.Tensor
     """(classes, height, width) of the network's size."""
-    posterior: acquisitions.Posterior
+    posterior: gain.Posterior
     """Members, without temperature: their logits."""
 
 
@@ -116,7 +120,7 @@ def independent(key: str) -> Said:
     with Image.open(path) as file:
         image = np.array(file)
     state, _ = artifacts.load_model("r00")
-    network: Network = training.new_network(repo.params().model, CLASSES, torch.Generator())
+    network: Network = saved.new_network(repo.params().model, CLASSES, torch.Generator())
     network.load_state_dict(state)
     flag = cv2.INTER_AREA if image.shape[0] > 16 else cv2.INTER_LINEAR
     small = torch.from_numpy(cv2.resize(image, (32, 16), interpolation=flag))
@@ -125,7 +129,7 @@ def independent(key: str) -> Said:
         seed = streams.seed_of(1, "r01", "members")
         weights = network.thinned(4, 0.5, torch.Generator().manual_seed(seed))
         members = torch.stack([conv2d(grid.features, one, network.last_layer().bias) for one in weights])
-        return Said(image, logits[0], acquisitions.Posterior(members, grid.rows, grid.cols))
+        return Said(image, logits[0], gain.Posterior(members, grid.rows, grid.cols))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -152,7 +156,7 @@ def test_prediction_is_the_most_probable_class_at_the_size_of_the_image(batch: i
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
-@pytest.mark.parametrize("acquisition", acquisitions.ACQUISITIONS)
+@pytest.mark.parametrize("acquisition", gain.ACQUISITIONS)
 def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisition: str, calibrate: bool) -> None:
     settings = repo.params(score={"acquisition": acquisition, "calibrate": calibrate, "dropout": 0.5})
     line = settings.budget["r01"]
@@ -174,10 +178,10 @@ def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisitio
             probabilities = (said.logits[None] / cooled).softmax(1)
             pool = torch.from_numpy(artifacts.load_pool("r01"))
             posterior = said.posterior._replace(members=(said.posterior.members / cooled).softmax(2))
-            entry = acquisitions.ACQUISITIONS[acquisition]
+            entry = gain.ACQUISITIONS[acquisition]
             if entry.needs_worth:
-                posterior = posterior._replace(worth=acquisitions.worth(pool, settings.score.smooth))
-            member = entry.make(acquisitions.Settings(settings.score.smooth))
+                posterior = posterior._replace(worth=gain.worth(pool, settings.score.smooth))
+            member = entry.make(gain.Settings(settings.score.smooth))
             gains[cooled] = member.gain_map(probabilities, pool, posterior)
         right, wrong = (TEMPERATURE, 1.0) if calibrate else (1.0, TEMPERATURE)
         assert float(gains[right].sum()) == pytest.approx(scores[key], rel=1e-3)  # the map is of the score

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, ledger, paths, prepare, remove
+from pipeline import artifacts, ledger, paths, storage
+from pipeline.commands import remove
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS
-from pipeline.ledger import Order
-from pipeline.params import Data, Prepare, Town
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.masks import save_mask
+from pipeline.ledger.entries import Order
+from pipeline.params import SPLITS, Data, Prepare, Town
+from pipeline.stages import prepare
 from tests import fakes
 
 
@@ -35,7 +38,7 @@ def shrink(path: Path) -> None:
 
 def test_manifests_say_what_is_there(settings: Prepare) -> None:
     prepare.run(prepare=settings)
-    source, pool, test = (artifacts.load_manifest(split) for split in prepare.SPLITS)
+    source, pool, test = (artifacts.load_manifest(split) for split in SPLITS)
     assert [len(source), len(pool), len(test)] == [4, 6, 4]
     assert pool["image"].tolist()[0] == "train/0001TP_000000.jpg"  # below the root, posix
     assert pool["mask"].tolist()[0] == "trainannot/0001TP_000000.png"
@@ -43,8 +46,8 @@ def test_manifests_say_what_is_there(settings: Prepare) -> None:
         for row in frame.itertuples():
             root = Path("raw/gta5" if split == "source" else "raw/camvid")
             assert (row.height, row.width) == fakes.SIZE
-            assert artifacts.sha256(root / row.image) == row.sha256
-            assert row.mask_sha256 == ("" if split == "pool" else artifacts.sha256(root / row.mask))
+            assert storage.sha256(root / row.image) == row.sha256
+            assert row.mask_sha256 == ("" if split == "pool" else storage.sha256(root / row.mask))
     assert artifacts.load_images("r00").equals(pool)
     assert artifacts.load_labels("r00") == []
     assert list(paths.TOWN.iterdir()) == []
@@ -173,10 +176,10 @@ def test_the_town_is_drawn_and_prepared(tmp_path: Path, monkeypatch: pytest.Monk
         town=Town(source=3, pool=2, test=1, size=(32, 64), seed=0),
     )
     prepare.run(prepare=town)
-    assert [len(artifacts.load_manifest(split)) for split in prepare.SPLITS] == [3, 2, 1]
-    again = [artifacts.load_manifest(split)["sha256"].tolist() for split in prepare.SPLITS]
+    assert [len(artifacts.load_manifest(split)) for split in SPLITS] == [3, 2, 1]
+    again = [artifacts.load_manifest(split)["sha256"].tolist() for split in SPLITS]
     prepare.run(prepare=town)
-    assert again == [artifacts.load_manifest(split)["sha256"].tolist() for split in prepare.SPLITS]
+    assert again == [artifacts.load_manifest(split)["sha256"].tolist() for split in SPLITS]
 
 
 def test_train_ids_in_a_layout_of_label_ids_are_refused(settings: Prepare) -> None:
@@ -246,7 +249,7 @@ def test_a_bought_image_that_has_to_stay_out_can(settings: Prepare) -> None:
 
 
 def test_a_bought_image_that_was_renamed_is_found_by_its_content(settings: Prepare) -> None:
-    bought("0001TP_000002", artifacts.sha256(POOL / "0001TP_000002.jpg"))
+    bought("0001TP_000002", storage.sha256(POOL / "0001TP_000002.jpg"))
     (POOL / "0001TP_000002.jpg").rename(POOL / "street.jpg")
     with pytest.raises(UserError, match="'0001TP_000002', which r01 has bought: it is called 'street' now, so give"):
         prepare.run(prepare=settings)
@@ -256,8 +259,8 @@ def test_a_bought_image_that_was_changed_is_told_or_refused(
     settings: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = POOL / "0001TP_000002.jpg"
-    bought("0001TP_000002", artifacts.sha256(path))
-    artifacts.save_mask(paths.mask("0001TP_000002"), np.zeros(fakes.SIZE, np.uint8))
+    bought("0001TP_000002", storage.sha256(path))
+    save_mask(paths.mask("0001TP_000002"), np.zeros(fakes.SIZE, np.uint8))
     fakes.image(path, np.random.default_rng(9))
     prepare.run(prepare=settings)
     assert "warning: pool: 1 images were changed after they had been bought, '0001TP_000002'" in capsys.readouterr().out

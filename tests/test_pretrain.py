@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import artifacts, batches, datasets, inference, paths, pretrain, training
-from pipeline.__main__ import sections
-from pipeline.calibration import NONE
-from pipeline.devices import Devices
+from pipeline import artifacts, datasets, paths
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.items import items_of
+from pipeline.networks import inference, saved
+from pipeline.networks.calibration import NONE
+from pipeline.networks.devices import Devices
+from pipeline.stages import pretrain
+from pipeline.stages.running import sections
 from tests import fakes, repo
 
 CLASSES = CLASS_SETS["cityscapes19"]
@@ -35,14 +38,14 @@ def test_logits_that_are_not_finite_are_a_sentence() -> None:
 def test_the_stage_calibrates_on_what_it_is_told(start: str) -> None:
     of = repo.params(calibration={"method": "vector", "start": start})
     pretrain.run(**sections(pretrain.run, of))
-    network, fitted = training.open_network(paths.SOURCE_ROUND, of.model, CLASSES)
+    network, fitted = saved.open_network(paths.SOURCE_ROUND, of.model, CLASSES)
     table = datasets.table("gta5", Path("source"), CLASSES)
-    source = batches.items(artifacts.load_manifest("source", Path("source")), table)
+    source = items_of(artifacts.load_manifest("source", Path("source")), table)
     held_out = source[pretrain.HELD_OUT - 1 :: pretrain.HELD_OUT]
     assert len(held_out) == 1
     expected = {
         "none": lambda: NONE,
-        "source": lambda: inference.labelled(
+        "source": lambda: inference.calibration_pixels(
             Devices.start(of.compute), network, held_out, of.model.size, of.compute
         ).fit("vector"),
     }

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import __main__ as main
-from pipeline.acquisitions import ACQUISITIONS
 from pipeline.annotators import ANNOTATORS
 from pipeline.datasets import DATASETS
-from pipeline.labels import CLASS_SETS
-from pipeline.models import MODELS
+from pipeline.gain import ACQUISITIONS
+from pipeline.images.classes import CLASS_SETS
+from pipeline.networks.architectures import MODELS
 from pipeline.params import Params
+from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((RO
 @pytest.mark.parametrize(
     "name",
     [
-        *main.STAGES,
+        *STAGES,
         "status",
         "budget",
         "doctor",

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotators import brush, regions
-from pipeline.annotators.regions import Refused
-from pipeline.labels import CLASS_SETS, IGNORE, ClassSet
+from pipeline.annotators.label_studio import brush, regions
+from pipeline.annotators.label_studio.regions import Refused
+from pipeline.images.classes import CLASS_SETS, IGNORE, ClassSet
 from tests import sdk
 
 QUICK = settings(max_examples=60, deadline=None)

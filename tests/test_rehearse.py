@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import __main__, paths, rehearse
+from pipeline import __main__, paths
+from pipeline.commands import rehearse
+from pipeline.commands.rehearse import Noise, Work
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE
-from pipeline.rehearse import Noise, Work
+from pipeline.images.classes import IGNORE
 from tests import repo
 
 SIZE = (40, 60)

@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import artifacts, paths, pictures, report
-from pipeline.__main__ import sections
+from pipeline import artifacts, paths, storage
+from pipeline.evaluation import pictures
+from pipeline.images.masks import save_mask
+from pipeline.stages import report
+from pipeline.stages.running import sections
 from tests import repo, test_predict
 
 made = test_predict.made
@@ -25,13 +28,13 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     sizes = artifacts.load_manifest("pool").set_index("key")[["height", "width"]]
     rows = []
     for key in keys:
-        digest = artifacts.save_mask(paths.mask(key), np.zeros(sizes.loc[key].tolist(), np.uint8))
+        digest = save_mask(paths.mask(key), np.zeros(sizes.loc[key].tolist(), np.uint8))
         rows.append({"key": key, "round": "r01", "minutes": 4.0, "sha256": digest})
     artifacts.save_labels("r01", rows)
     artifacts.save_audit("r01", pd.DataFrame({"key": keys, "probability": 1.0, "predicted": 1.0}), {"signal": None})
-    artifacts.save_json(paths.forecast("r01"), {"expected": 0.2, "low": 0.1, "high": 0.3})
+    storage.save_json(paths.forecast("r01"), {"expected": 0.2, "low": 0.1, "high": 0.3})
     for name in ("r00", "r01"):
-        artifacts.save_json(paths.metrics(name), {"miou": 0.1})
+        storage.save_json(paths.metrics(name), {"miou": 0.1})
         artifacts.save_log(name, [])
 
 

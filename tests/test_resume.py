@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import artifacts, fingerprints, losses, params, paths, tune
-from pipeline.__main__ import sections
+from pipeline import artifacts, params, paths, storage
+from pipeline.images.masks import load_mask, save_mask
+from pipeline.stages import tune
+from pipeline.stages.running import sections
+from pipeline.training import fingerprints, losses
 from tests import fakes, repo, test_knobs
 from tests.conftest import ROOT
 
@@ -121,7 +124,7 @@ def test_another_image_or_mask_to_learn_from_starts_anew(capsys: pytest.CaptureF
     def change(split: str, place: int) -> None:
         frame = artifacts.load_manifest(split)
         image = fakes.image(Path(split) / frame.loc[place, "image"], np.random.default_rng(99))
-        frame.loc[place, "sha256"] = artifacts.sha256(image)
+        frame.loc[place, "sha256"] = storage.sha256(image)
         artifacts.save_manifest(split, frame)
 
     tuned()
@@ -134,8 +137,8 @@ def test_another_image_or_mask_to_learn_from_starts_anew(capsys: pytest.CaptureF
     rows = artifacts.load_labels("r01")
     artifacts.save_labels("r01", [row | {"minutes": 99} for row in rows])
     says(KEPT)
-    mask = artifacts.load_mask(paths.mask(rows[0]["key"]))
-    rows[0]["sha256"] = artifacts.save_mask(paths.mask(rows[0]["key"]), mask[::-1].copy())
+    mask = load_mask(paths.mask(rows[0]["key"]))
+    rows[0]["sha256"] = save_mask(paths.mask(rows[0]["key"]), mask[::-1].copy())
     artifacts.save_labels("r01", rows)
     says(ANEW)
 

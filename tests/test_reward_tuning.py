@@ -9,15 +9,19 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, batches, losses, reward_tuning, training, tune
-from pipeline.batches import Batch, Item
-from pipeline.devices import Devices
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, ClassSet
-from pipeline.models import Network
+from pipeline.estimators import ESTIMATORS
+from pipeline.images.classes import IGNORE, ClassSet
+from pipeline.images.items import Item, id_table_of_labels
+from pipeline.images.masks import save_mask
+from pipeline.networks.devices import Devices
+from pipeline.networks.network import Network
 from pipeline.params import Compute, Model, Reward, Tune
-from pipeline.policy import ESTIMATORS
 from pipeline.rewards import REWARDS
+from pipeline.stages import tune
+from pipeline.training import batches, loop, losses, reward_tuning
+from pipeline.training.batches import Batch
+from pipeline.training.likelihood import likelihood_loss
 from tests import fakes
 from tests.test_training import SETTINGS, draw, one_convolution, plan
 
@@ -48,7 +52,7 @@ def tuned(settings: Reward, devices: Devices, network: Network, **changes: Any) 
     anchor = one_convolution().eval() if settings.kl else None
     loss = reward_tuning.loss_function(settings, function, EVEN, network, anchor, devices)
     of = plan(steps=settings.steps, lr=settings.lr, frozen=True, **changes)
-    log = training.fit(devices, network, batches.repeated(stream, settings.epochs), loss, of)
+    log = loop.fit(devices, network, batches.repeated(stream, settings.epochs), loss, of)
     of.checkpoint.unlink()
     return log
 
@@ -175,7 +179,7 @@ def test_first_batches_without_a_label_are_no_fault(name: str, devices: Devices)
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
     network = one_convolution()
     loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
-    log = training.fit(devices, network, void, loss, plan(steps=20, frozen=True))
+    log = loop.fit(devices, network, void, loss, plan(steps=20, frozen=True))
     assert [("reward" in row) for row in log] == [False, True]
     assert all(abs(value) < float("inf") for row in log for value in row.values())
 
@@ -183,12 +187,12 @@ def test_first_batches_without_a_label_are_no_fault(name: str, devices: Devices)
 def test_held_out_images_without_a_label_are_a_sentence(devices: Devices) -> None:
     fakes.mask(Path("m.png"), np.full(fakes.SIZE, IGNORE))
     fakes.image(Path("i.png"), np.random.default_rng(0))
-    of = [Item("one", Path("i.png"), Path("m.png"), batches.stored(3))]
+    of = [Item("one", Path("i.png"), Path("m.png"), id_table_of_labels(3))]
     function = reward_tuning.reward_function(reward(), EVEN, CLASSES)
     compute, model = Compute(accelerator="cpu", workers=0), Model(name="small", size=(6, 5))
     validate = reward_tuning.held_out_reward(devices, function, of, model, compute)
     with pytest.raises(UserError, match=r"tune\.held_out: the labels of the 1 images .*'one'.* hold out more, or 0"):
-        training.fit(devices, one_convolution(), stream, training.likelihood(EVEN, SETTINGS), plan(), validate)
+        loop.fit(devices, one_convolution(), stream, likelihood_loss(EVEN, SETTINGS), plan(), validate)
 
 
 def test_the_anchor_says_what_the_network_says_in_the_same_precision() -> None:
@@ -203,14 +207,14 @@ def test_the_anchor_says_what_the_network_says_in_the_same_precision() -> None:
 def test_labels_without_a_class_and_classes_without_a_label_are_sentences() -> None:
     source = pd.DataFrame({"n_red": [5], "n_green": [7], "n_blue": [0]})
     masks = {"void": np.full((4, 4), IGNORE, np.uint8), "red": np.zeros((4, 4), np.uint8)}
-    items = {name: Item(name, Path(), Path(f"{name}.png"), batches.stored(3)) for name in masks}
+    items = {name: Item(name, Path(), Path(f"{name}.png"), id_table_of_labels(3)) for name in masks}
     for name, mask in masks.items():
-        artifacts.save_mask(Path(f"{name}.png"), mask)
+        save_mask(Path(f"{name}.png"), mask)
 
     def weights(*names: str, class_smooth: float = 0.05) -> torch.Tensor:
         likelihood = {"steps": 1, "batch": 1, "lr": 1.0, "class_smooth": class_smooth}
         of = Tune.model_validate({"likelihood": likelihood, "reward": {"steps": 1, "lr": 1.0}})
-        return tune.class_weights([items[name] for name in names], source, CLASSES, of)
+        return tune.weights_of_both([items[name] for name in names], source, CLASSES, of)
 
     assert torch.equal(weights("red", "void"), weights("red"))
     assert weights("red").isfinite().all()
@@ -234,15 +238,15 @@ def test_a_resumed_sample_is_of_the_process_that_drew_it(
     loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
     seen: list[set[str]] = []
 
-    def dies(network: Any, batch: Batch, rng: torch.Generator, state: training.State) -> training.Loss:
+    def dies(network: Any, batch: Batch, rng: torch.Generator, state: loop.State) -> loop.Loss:
         seen.append(set(state))
         if len(seen) == 2:
             raise KeyboardInterrupt
         return loss(network, batch, rng, state)
 
     with pytest.raises(KeyboardInterrupt):
-        training.fit(devices, network, stream, dies, of)
-    training.fit(Devices(processes=processes), one_convolution(), stream, dies, of)
+        loop.fit(devices, network, stream, dies, of)
+    loop.fit(Devices(processes=processes), one_convolution(), stream, dies, of)
     assert {"step", "memory"} <= seen[2]
     assert ("own_labellings" in seen[1], "own_labellings" in seen[2]) == (True, processes == 1)
 
@@ -303,7 +307,7 @@ def test_small_batches_have_no_gauge_rather_than_no_training(images: int, device
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
     loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
     batch, state = Batch(*(part[:images] for part in draw(0))), dict[str, torch.Tensor]()
-    for _ in range(training.LOG_EVERY):
+    for _ in range(loop.LOG_EVERY):
         result = loss(network, batch, torch.Generator().manual_seed(0), state)
         state = result.state
     assert ("gradient_cosine" in result.terms) == (images == 4)
@@ -329,7 +333,7 @@ def test_batches_are_repeated_from_any_step_on() -> None:
 
 
 def items(count: int) -> list[Item]:
-    return [Item(f"k{n}", Path(f"{n}.png"), Path(f"{n}m.png"), batches.stored(3)) for n in range(count)]
+    return [Item(f"k{n}", Path(f"{n}.png"), Path(f"{n}m.png"), id_table_of_labels(3)) for n in range(count)]
 
 
 def test_held_out_images_are_no_others_training_images() -> None:
@@ -354,8 +358,8 @@ def test_held_out_reward_is_the_reward_of_the_most_probable_labels(name: str, de
         mask[0] = IGNORE
         truth.append(mask)
         fakes.Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"{number}.png")
-        artifacts.save_mask(Path(f"{number}m.png"), mask.numpy())
-        of.append(Item(f"k{number}", Path(f"{number}.png"), Path(f"{number}m.png"), batches.stored(3)))
+        save_mask(Path(f"{number}m.png"), mask.numpy())
+        of.append(Item(f"k{number}", Path(f"{number}.png"), Path(f"{number}m.png"), id_table_of_labels(3)))
     network = one_convolution()
     function = reward_tuning.reward_function(reward(reward=name, estimator="ppo", credit="image"), EVEN, CLASSES)
     compute = Compute(accelerator="cpu", batch=2, workers=0)

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import metrics
-from pipeline.labels import IGNORE
+from pipeline.evaluation import metrics
+from pipeline.images.classes import IGNORE
 from pipeline.rewards import REWARDS, Reward, Settings, count
 from pipeline.rewards.counts import dice, expected_cost, pixel_accuracy, pooled_miou, weighted_iou
 from tests import plain

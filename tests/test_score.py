@@ -8,28 +8,20 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import (
-    acquisitions,
-    artifacts,
-    batches,
-    datasets,
-    features,
-    inference,
-    labels,
-    paths,
-    score,
-    scoring,
-    streams,
-    training,
-)
-from pipeline.acquisitions import ACQUISITIONS, shortfall
-from pipeline.calibration import of_temperature
-from pipeline.devices import Devices
+from pipeline import artifacts, datasets, gain, paths, streams
 from pipeline.errors import UserError
+from pipeline.gain import ACQUISITIONS, features, scorer, shortfall
+from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.items import items_of
+from pipeline.images.masks import save_mask
+from pipeline.networks import inference, saved
+from pipeline.networks.calibration import of_temperature
+from pipeline.networks.devices import Devices
 from pipeline.params import Compute
+from pipeline.stages import score
 from tests import fakes, repo
 
-CLASSES = labels.CLASS_SETS["cityscapes19"]
+CLASSES = CLASS_SETS["cityscapes19"]
 TEMPERATURE = 0.5
 
 
@@ -43,10 +35,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def source_model(name: str = "small") -> None:
     settings = repo.params(model={"name": name, "size": [16, 32], "width": 32}).model
-    network = training.new_network(settings, CLASSES, torch.Generator().manual_seed(3))
+    network = saved.new_network(settings, CLASSES, torch.Generator().manual_seed(3))
     for part in network.parts.head:
         network.body.get_submodule(part).weight.data *= 8  # an untrained network says the same of every class
-    artifacts.save_model("r00", network.state_dict(), training.describe(settings, CLASSES, of_temperature(TEMPERATURE)))
+    artifacts.save_model("r00", network.state_dict(), saved.describe(settings, CLASSES, of_temperature(TEMPERATURE)))
 
 
 def run(round_name: str = "r01", batch: int = 3, model: str = "small", **changes: Any) -> np.ndarray:
@@ -71,7 +63,7 @@ def buy(*rounds: int, mask: np.ndarray | None = None) -> list[str]:
     rows = [{"key": key, "round": name, "minutes": 4, "sha256": ""} for key, name in zip(keys, names, strict=True)]
     artifacts.save_labels("r00", rows)
     for key in keys:
-        artifacts.save_mask(paths.mask(key), np.zeros(fakes.SIZE, np.uint8) if mask is None else mask)
+        save_mask(paths.mask(key), np.zeros(fakes.SIZE, np.uint8) if mask is None else mask)
     return keys
 
 
@@ -83,7 +75,7 @@ def remember(scores: pd.DataFrame) -> None:
 def test_images_hold_expected_pixels_and_labelled_ones() -> None:
     """Every row of the labels has three pixels of class 2 and one to ignore; of 24 x 32, the network sees 16 x 32."""
     mask = np.zeros(fakes.SIZE, np.uint8)
-    mask[:, :3], mask[:, 3] = 2, labels.IGNORE
+    mask[:, :3], mask[:, 3] = 2, IGNORE
     buy(2, 1, mask=mask)
     run(features=True)
     holds = artifacts.load_features("r01").holds
@@ -97,7 +89,7 @@ def test_images_hold_expected_pixels_and_labelled_ones() -> None:
 
 def test_a_class_that_the_pool_does_not_show_has_nothing_to_teach(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = torch.tensor([float("nan")] + [0.25] * 18, dtype=torch.float64)  # intersection and union are 0
-    monkeypatch.setattr(scoring, "expected_iou", lambda pool, smooth: unknown)
+    monkeypatch.setattr(scorer, "expected_iou", lambda pool, smooth: unknown)
     run(features=True)
     assert artifacts.load_features("r01").iou.tolist() == [0.0] + [0.25] * 18
 
@@ -112,10 +104,10 @@ def test_a_label_that_is_not_here_is_a_sentence() -> None:
 def outputs() -> list[inference.Output]:
     """Of every image of the pool on its own."""
     settings = repo.params(model={"name": "small", "size": [16, 32], "width": 32})
-    network, calibration = training.open_network("r00", settings.model, CLASSES)
+    network, calibration = saved.open_network("r00", settings.model, CLASSES)
     assert calibration == of_temperature(TEMPERATURE)
     frame = artifacts.load_manifest("pool", Path("pool")).assign(mask="")
-    items = batches.items(frame, datasets.table("cityscapes", Path("pool"), CLASSES))
+    items = items_of(frame, datasets.table("cityscapes", Path("pool"), CLASSES))
     compute = Compute(accelerator="cpu", workers=0, batch=1)
     devices = Devices.start(compute)
     return list(inference.outputs(devices, network, items, settings.model.size, compute, "all", grid=True))
@@ -157,9 +149,9 @@ def test_worth_comes_from_a_sample_and_the_pool_from_all(monkeypatch: pytest.Mon
     shortfalls = [shortfall.observe((out.logits / TEMPERATURE).softmax(1)) for out in outputs()]
     np.testing.assert_allclose(pool[:, :3], torch.cat(shortfalls).sum(0), rtol=1e-4, atol=1e-3)
     asked = []
-    original = acquisitions.worth
-    monkeypatch.setattr(scoring, "worth", lambda pool, smooth: asked.append(pool) or original(pool, smooth))
-    monkeypatch.setattr(scoring, "SAMPLE", 3)
+    original = gain.worth
+    monkeypatch.setattr(scorer, "worth", lambda pool, smooth: asked.append(pool) or original(pool, smooth))
+    monkeypatch.setattr(scorer, "SAMPLE", 3)
     estimated = run(acquisition="evpi")
     (total,) = asked
     spread = torch.cat([shortfalls[place] for place in (0, 4, 7)]).sum(0) * 8 / 3  # of eight images
@@ -183,7 +175,7 @@ def test_features_are_of_what_is_left_and_of_what_was_bought() -> None:
     features_seed = streams.seed_of(1, "r01", "features")
     projected = features.projection(19, said[0][0].shape[1], torch.Generator().manual_seed(features_seed))
     statistics = torch.cat([shortfall.observe(p) for _, p in said[:5]])  # the pool is what is left
-    iou = acquisitions.expected_iou(statistics.sum(0), 0.01)
+    iou = gain.expected_iou(statistics.sum(0), 0.01)
     for row, (feature, p) in enumerate(said):
         pooled = features.pool(feature, p, torch.full(p.shape[2:], 4.0), projected)  # cells of 2 x 2 pixels
         np.testing.assert_allclose(found.gradient[row], pooled.gradient[0], rtol=1e-3, atol=1e-5)

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifacts, ledger, paths, select
+from pipeline import artifacts, ledger, paths, storage
 from pipeline.errors import UserError
-from pipeline.ledger import Delivery, Order, Removal, Skip
+from pipeline.ledger.entries import Delivery, Order, Removal, Skip
 from pipeline.params import Annotate, BudgetLine, Select
 from pipeline.selection import METHODS
+from pipeline.stages import select
 
 KEYS = [f"{number:03}" for number in range(40)]
 
@@ -18,7 +19,7 @@ KEYS = [f"{number:03}" for number in range(40)]
 @pytest.fixture(autouse=True)
 def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    artifacts.save_json(paths.audit("r00"), {"signal": None})
+    storage.save_json(paths.audit("r00"), {"signal": None})
     pool(KEYS)
     for name in ("r01", "r02"):
         score(name, KEYS)
@@ -229,7 +230,7 @@ def test_classes_are_the_columns_of_the_scores() -> None:
 
 
 def test_the_first_purchase_may_have_a_method_of_its_own() -> None:
-    artifacts.save_json(paths.audit("r01"), {"signal": None})
+    storage.save_json(paths.audit("r01"), {"signal": None})
     ranked = list(artifacts.load_scores("r01").sort_values("gain", ascending=False)["key"])
     assert run(images=5, start="best_first") == ranked[:5]
     assert run("r02", after="r01", images=5, start="best_first") == run("r02", after="r01", images=5) != ranked[:5]
@@ -237,7 +238,7 @@ def test_the_first_purchase_may_have_a_method_of_its_own() -> None:
 
 def test_no_signal_in_the_score_is_not_heeded_by_who_does_not_go_by_it() -> None:
     look("r01", KEYS, np.eye(40))
-    artifacts.save_json(paths.audit("r00"), {"signal": False})
+    storage.save_json(paths.audit("r00"), {"signal": False})
     for method, used in (("coreset", "coreset"), ("clue", "clue"), ("representative", "class_stratified")):
         run(images=3, method=method)
         assert set(artifacts.load_selection("r01")["method"]) == {used}
@@ -272,7 +273,7 @@ def test_score_without_a_signal_no_longer_chooses(
     ledger.append([order("007")])
     scores = artifacts.load_scores("r01")
     artifacts.save_scores("r01", scores.assign(gain_road=scores["gain"]))
-    artifacts.save_json(paths.audit("r00"), {"signal": signal})
+    storage.save_json(paths.audit("r00"), {"signal": signal})
     run(images=5, fallback=fallback)
     assert list(artifacts.load_selection("r01")["method"]) == ["draw"] + [used] * 4  # what is ordered keeps its own
     said = capsys.readouterr().out
@@ -283,7 +284,7 @@ def test_fallback_takes_no_notice_of_the_gains() -> None:
     gains = np.array([1e-9] * 20 + [1.0] * 20)
     artifacts.save_scores("r01", pd.DataFrame({"key": KEYS, "gain": gains, "minutes": 10.0, "gain_road": gains}))
     assert sum(key < "020" for key in run(images=20)) <= 3
-    artifacts.save_json(paths.audit("r00"), {"signal": False})
+    storage.save_json(paths.audit("r00"), {"signal": False})
     assert sum(key < "020" for key in run(images=20)) >= 5
 
 

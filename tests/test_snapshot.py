@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifacts, ledger, paths, snapshot
-from pipeline.ledger import Order, Skip
+from pipeline import artifacts, ledger, paths
+from pipeline.ledger.entries import Order, Skip
+from pipeline.stages import snapshot
 from tests import fakes, repo
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.__main__ import NETWORK, STAGES
+from pipeline.stages import NETWORK, STAGES
 from tests.conftest import ROOT
 
 HEAVY = {
@@ -39,7 +39,8 @@ def test_every_stage_is_held_to_something() -> None:
 
 @pytest.mark.parametrize("command", MAY)
 def test_a_command_begins_without_what_it_may_never_need(command: str) -> None:
-    found = imported(f"import pipeline.__main__, pipeline.{command}")
+    where = "stages" if command in STAGES else "commands"
+    found = imported(f"import pipeline.__main__, pipeline.{where}.{command}")
     assert found <= MAY[command]
     assert ("torch" in found) == (command in NETWORK)
 
@@ -47,9 +48,9 @@ def test_a_command_begins_without_what_it_may_never_need(command: str) -> None:
 STEP = """
 import torch
 from torch import nn
-from pipeline import pretrain, tune
-from pipeline.devices import Devices
-from pipeline.optimiser import AdamW
+from pipeline.networks.devices import Devices
+from pipeline.stages import pretrain, tune
+from pipeline.training.optimiser import AdamW
 
 network, devices = nn.Conv2d(3, 2, 1), Devices(precision="bf16-mixed")
 wrapped, scaler = devices.wrap(network), devices.scaler()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, ledger, paths, status
-from pipeline.ledger import Delivery, Order, Skip
+from pipeline import ledger, paths, storage
+from pipeline.commands import status
+from pipeline.ledger.entries import Delivery, Order, Skip
 from pipeline.params import Params
 from tests import repo
 from tests.conftest import ROOT
@@ -40,7 +41,7 @@ def test_states_from_source_to_done(params: Params) -> None:
     def states() -> list[str]:
         return [row["state"] for row in status.collect(params)["rounds"]]
 
-    artifacts.save_json(paths.metrics("r00"), {"miou": 0.25})
+    storage.save_json(paths.metrics("r00"), {"miou": 0.25})
     assert states() == ["done", "nothing ordered yet", "nothing ordered yet"]
     ledger.append([order("a", "r01"), order("b", "r01"), order("c", "r01")])
     deliver("a")
@@ -54,12 +55,12 @@ def test_states_from_source_to_done(params: Params) -> None:
     )
     deliver("c")
     assert states()[1] == "to be trained and measured"
-    artifacts.save_json(paths.metrics("r01"), {"miou": 0.5})
+    storage.save_json(paths.metrics("r01"), {"miou": 0.5})
     assert states()[1] == "done"
     assert status.collect(params)["next"] == "r02: nothing ordered yet"
     ledger.append([order("d", "r02")])
     deliver("d", round_name="r02")
-    artifacts.save_json(paths.metrics("r02"), {"miou": 0.5})
+    storage.save_json(paths.metrics("r02"), {"miou": 0.5})
     assert status.collect(params)["next"] == "all rounds are done"
 
 
@@ -117,8 +118,8 @@ def test_agreement_of_several_annotators_is_reported(params: Params, capsys: pyt
 
 
 def test_table_shows_rounds_spending_and_what_is_outside(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    artifacts.save_json(paths.metrics("r00"), {"miou": 0.2539})
-    artifacts.save_json(paths.forecast("r01"), {"expected": 0.4, "low": 0.301, "high": 0.5})
+    storage.save_json(paths.metrics("r00"), {"miou": 0.2539})
+    storage.save_json(paths.forecast("r01"), {"expected": 0.4, "low": 0.301, "high": 0.5})
     ledger.append([order("a", "r01"), order("b", "r07")])
     deliver("a")
     status.run(params, as_json=False)

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 from pipeline import datasets
-from pipeline.datasets import reading
-from pipeline.datasets.town import CLIP, GTA5_PALETTE, POOL_CITIES, TEST_CITIES, draw_town
-from pipeline.datasets.town_canvas import SMOOTH, SUPERSAMPLING, Camera, Canvas
-from pipeline.datasets.town_looks import CAMERA, GAME, LOOKS
-from pipeline.datasets.town_plan import plan
-from pipeline.datasets.town_scene import camera_of, paint
-from pipeline.datasets.town_sprites import disc
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS
+from pipeline.images import reading
+from pipeline.images.classes import CLASS_SETS
+from pipeline.town.canvas import SMOOTH, SUPERSAMPLING, Camera, Canvas
+from pipeline.town.domains import CAMERA, GAME, LOOKS
+from pipeline.town.draw import CLIP, GTA5_PALETTE, POOL_CITIES, TEST_CITIES, draw_town
+from pipeline.town.plan import plan
+from pipeline.town.scene import camera_of, paint
+from pipeline.town.sprites import disc
 
 SIZE = (96, 192)
 COUNTS = {"source": 14, "pool": 4 * CLIP, "test": 10}
@@ -105,7 +105,7 @@ def test_another_number_of_workers_or_images_changes_nothing(town, tmp_path):
 
 def test_another_process_draws_the_same(town, tmp_path):
     code = (
-        "from pathlib import Path; from pipeline.datasets.town import draw_town; "
+        "from pathlib import Path; from pipeline.town.draw import draw_town; "
         f"draw_town(Path({str(tmp_path)!r}), source=2, pool=1, test=1, size={SIZE}, seed=7, workers=1)"
     )
     root = Path(__file__).parent.parent

@@ -9,16 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import artifacts, fingerprints, losses, training, transforms
-from pipeline.batches import Batch
-from pipeline.calibration import Calibration, of_temperature
-from pipeline.devices import Devices
+from pipeline import artifacts
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS
-from pipeline.models import Network, Parts
-from pipeline.optimiser import AdamW
+from pipeline.images.classes import CLASS_SETS
+from pipeline.networks import saved
+from pipeline.networks.calibration import Calibration, of_temperature
+from pipeline.networks.devices import Devices
+from pipeline.networks.network import Network, Parts
 from pipeline.params import Compute, Model, Training
-from pipeline.training import Loss, LossFunction, Plan, State, rate
+from pipeline.training import augmentation, fingerprints, loop, losses
+from pipeline.training.batches import Batch
+from pipeline.training.likelihood import likelihood_loss, likelihood_plan, with_auxiliary_head
+from pipeline.training.loop import Loss, LossFunction, Plan, State, rate
+from pipeline.training.optimiser import AdamW
 from tests.conftest import ROOT
 
 STEPS = 24
@@ -67,11 +70,11 @@ Validate = Callable[[Network], float]
 
 
 def fit(network: Network, loss: LossFunction, of: Plan, validate: Validate | None = None) -> list[dict[str, float]]:
-    return training.fit(Devices(), network, batches, loss, of, validate)
+    return loop.fit(Devices(), network, batches, loss, of, validate)
 
 
 SETTINGS = Training(steps=STEPS, batch=4, lr=0.05)
-LIKELIHOOD = training.likelihood(torch.ones(3), SETTINGS)
+LIKELIHOOD = likelihood_loss(torch.ones(3), SETTINGS)
 
 
 def with_memory(network: Callable[[Tensor], Tensor], batch: Batch, rng: torch.Generator, state: State) -> Loss:
@@ -285,7 +288,7 @@ def test_likelihood_mines_mixes_and_bends_the_loss_as_it_is_told() -> None:
     batch.masks[0, :3] = 255
 
     def value(step: int = 0, **changes: Any) -> float:
-        loss = training.likelihood(ones, SETTINGS.model_copy(update=changes))
+        loss = likelihood_loss(ones, SETTINGS.model_copy(update=changes))
         rng = torch.Generator().manual_seed(8)
         return float(loss(network, batch, rng, {"step": torch.tensor(step)}).value.detach())
 
@@ -298,15 +301,15 @@ def test_likelihood_mines_mixes_and_bends_the_loss_as_it_is_told() -> None:
     assert value(hard_pixels=0.25) == expected(*batch, kept=0.25) > value()
     for step, kept in ((0, 1.0), (STEPS // 4, 0.625), (STEPS // 2, 0.25), (STEPS, 0.25)):
         assert value(step, **ramp) == pytest.approx(expected(*batch, kept=kept), rel=1e-6)
-    mixed = transforms.mixup(*batch, torch.Generator().manual_seed(8))
+    mixed = augmentation.mixup(*batch, torch.Generator().manual_seed(8))
     shared = sum(float(share) * expected(mixed.images, masks) for share, masks in mixed.targets)
     assert value(mix="mixup") == pytest.approx(shared, rel=1e-5)
-    mixed = transforms.classmix(*batch, torch.Generator().manual_seed(8))
+    mixed = augmentation.classmix(*batch, torch.Generator().manual_seed(8))
     assert value(mix="classmix") == expected(mixed.images, mixed.targets[0][1]) != value()
 
 
 def test_hard_pixels_ramp_counts_the_steps_of_a_resumed_training() -> None:
-    loss = training.likelihood(torch.ones(3), SETTINGS.model_copy(update={"hard_pixels": 0.2, "hard_pixels_ramp": 1.0}))
+    loss = likelihood_loss(torch.ones(3), SETTINGS.model_copy(update={"hard_pixels": 0.2, "hard_pixels_ramp": 1.0}))
     log = fit(one_convolution(), loss, plan(checkpoint_seconds=0.0, checkpoint=Path("whole.pt")))
     calls = 0
 
@@ -324,8 +327,8 @@ def test_hard_pixels_ramp_counts_the_steps_of_a_resumed_training() -> None:
 
 def test_auxiliary_head_learns_teaches_and_goes() -> None:
     settings = SETTINGS.model_copy(update={"auxiliary": 0.5})
-    loss, network = training.likelihood(torch.ones(3), settings), one_convolution()
-    with training.auxiliary_head(network, settings, seed=1):
+    loss, network = likelihood_loss(torch.ones(3), settings), one_convolution()
+    with with_auxiliary_head(network, settings, seed=1):
         batch = draw(0)
         both = loss(network, batch, torch.Generator(), {})
         main, second = (losses.cross_entropy(z, batch.masks, torch.ones(3)) for z in network(batch.images, True))
@@ -334,13 +337,13 @@ def test_auxiliary_head_learns_teaches_and_goes() -> None:
     assert log[-1]["auxiliary"] < 0.8 * log[1]["auxiliary"]
     assert network.state_dict().keys() == one_convolution().state_dict().keys()
     plain = one_convolution()
-    with training.auxiliary_head(plain, SETTINGS, seed=1):
+    with with_auxiliary_head(plain, SETTINGS, seed=1):
         assert plain.auxiliary is None
 
 
 def test_plan_has_what_the_settings_say() -> None:
     changes = {"lr_encoder": 0.1, "lr_head": 10.0, "decay_norms": False, "clip": 5.0}
-    made = training.likelihood_plan(SETTINGS.model_copy(update=changes), "toy", 5, Compute(), "one")
+    made = likelihood_plan(SETTINGS.model_copy(update=changes), "toy", 5, Compute(), "one")
     assert {name: getattr(made, name) for name in changes} == changes
     assert made._asdict() == made._asdict() | SETTINGS.model_copy(update=changes).model_dump(include=set(made._fields))
 
@@ -423,7 +426,7 @@ def test_fingerprint_is_of_what_is_given_and_of_how_it_is_computed(monkeypatch: 
     devices = Devices()
 
     def made(number: int = 1, **how: Any) -> str:
-        return training.fingerprint(devices, Compute(accelerator="cpu", **how), number)
+        return loop.fingerprint(devices, Compute(accelerator="cpu", **how), number)
 
     first = made()
     # where it runs, and how it is read and kept, changes nothing
@@ -440,19 +443,19 @@ SMALL = Model(name="small", size=(16, 16), width=4)
 
 @pytest.mark.parametrize("calibration", [of_temperature(1.5), Calibration((0.5,) * 11, (0.0, 1.0) + (-0.25,) * 9)])
 def test_a_saved_network_is_opened_again(calibration: Calibration) -> None:
-    network = training.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
-    artifacts.save_model("r01", network.state_dict(), training.describe(SMALL, CAMVID, calibration))
-    opened, found = training.open_network("r01", SMALL, CAMVID)
+    network = saved.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
+    artifacts.save_model("r01", network.state_dict(), saved.describe(SMALL, CAMVID, calibration))
+    opened, found = saved.open_network("r01", SMALL, CAMVID)
     assert found == calibration
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), network.parameters(), strict=True))
 
 
 def test_a_network_of_an_earlier_version_keeps_its_temperature() -> None:
-    network = training.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
-    about = training.describe(SMALL, CAMVID, of_temperature(1.0))
+    network = saved.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
+    about = saved.describe(SMALL, CAMVID, of_temperature(1.0))
     del about["calibration"]
     artifacts.save_model("r01", network.state_dict(), about | {"temperature": 2.5})
-    assert training.open_network("r01", SMALL, CAMVID)[1] == of_temperature(2.5)
+    assert saved.open_network("r01", SMALL, CAMVID)[1] == of_temperature(2.5)
 
 
 @pytest.mark.parametrize(
@@ -464,19 +467,19 @@ def test_a_network_of_an_earlier_version_keeps_its_temperature() -> None:
     ],
 )
 def test_a_network_of_other_settings_is_refused(model: Model, classes: Any, says: str) -> None:
-    network = training.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
-    artifacts.save_model("r01", network.state_dict(), training.describe(SMALL, CAMVID, of_temperature(1.0)))
+    network = saved.new_network(SMALL, CAMVID, torch.Generator().manual_seed(3))
+    artifacts.save_model("r01", network.state_dict(), saved.describe(SMALL, CAMVID, of_temperature(1.0)))
     with pytest.raises(UserError, match=rf"data/models/r01 was made with {says}"):
-        training.open_network("r01", model, classes)
+        saved.open_network("r01", model, classes)
 
 
 def with_everything(devices: Devices, network: Network, share: Callable[[int], Iterator[Batch]]) -> float:
     """A training with a second head, clipping and validation that stops it early; the step at which it did."""
     settings = SETTINGS.model_copy(update={"auxiliary": 0.5, "poly1": 1.0})
     of = plan(frozen=True, clip=0.1, lr_head=2.0, validate_every=2, patience=3, checkpoint=Path("everything.pt"))
-    loss = training.likelihood(torch.ones(3), settings)
-    with training.auxiliary_head(network, settings, seed=1):
-        return training.fit(devices, network, share, loss, of, lambda n: -abs(0.3 + one_weight(n)))[-1]["step"]
+    loss = likelihood_loss(torch.ones(3), settings)
+    with with_auxiliary_head(network, settings, seed=1):
+        return loop.fit(devices, network, share, loss, of, lambda n: -abs(0.3 + one_weight(n)))[-1]["step"]
 
 
 TWO_PROCESSES = """

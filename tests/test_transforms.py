@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline import transforms
-from pipeline.labels import IGNORE
+from pipeline.images import resizing
+from pipeline.images.classes import IGNORE
+from pipeline.training import augmentation
 
 STILL: dict[str, Any] = {"scale": (1.0, 1.0), "flip": 0.0, "colour": 0.0, "blur": 0.0, "noise": 0.0}
 ALL: dict[str, Any] = {"scale": (0.5, 2.0), "flip": 0.5, "colour": 0.3, "blur": 0.5, "noise": 0.5}
@@ -25,7 +26,7 @@ def picture(
 
 
 def change(seed: int, size: tuple[int, int] = (24, 32), **settings: Any) -> tuple[np.ndarray, np.ndarray]:
-    return transforms.augment(transforms.augmentation(size, **(STILL | settings)), *picture(), seed)
+    return augmentation.augment(augmentation.augmentation(size, **(STILL | settings)), *picture(), seed)
 
 
 def test_everything_at_0_changes_nothing() -> None:
@@ -71,10 +72,10 @@ def test_image_and_mask_move_together(seed: int) -> None:
 def test_zoom_stays_within_its_bounds() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     mask = np.zeros((40, 40), np.uint8)
-    transform = transforms.augmentation((100, 100), **(STILL | {"scale": (0.5, 2.0)}))
+    transform = augmentation.augmentation((100, 100), **(STILL | {"scale": (0.5, 2.0)}))
     sides = []
     for seed in range(60):
-        known = transforms.augment(transform, image, mask, seed)[1] != IGNORE
+        known = augmentation.augment(transform, image, mask, seed)[1] != IGNORE
         sides.append(int(known.any(0).sum()))
     assert 20 <= min(sides) < 25
     assert 70 < max(sides) <= 80
@@ -96,11 +97,11 @@ def test_colour_blur_and_noise_leave_the_mask_alone() -> None:
 
 
 def test_same_seed_same_change_whatever_came_before() -> None:
-    transform = transforms.augmentation((24, 32), **ALL)
-    first = transforms.augment(transform, *picture(), 5)
-    other = transforms.augment(transform, *picture(), 6)
-    again = transforms.augment(transform, *picture(), 5)
-    fresh = transforms.augment(transforms.augmentation((24, 32), **ALL), *picture(), 5)
+    transform = augmentation.augmentation((24, 32), **ALL)
+    first = augmentation.augment(transform, *picture(), 5)
+    other = augmentation.augment(transform, *picture(), 6)
+    again = augmentation.augment(transform, *picture(), 5)
+    fresh = augmentation.augment(augmentation.augmentation((24, 32), **ALL), *picture(), 5)
     for one in (again, fresh):
         np.testing.assert_array_equal(one[0], first[0])
         np.testing.assert_array_equal(one[1], first[1])
@@ -110,23 +111,23 @@ def test_same_seed_same_change_whatever_came_before() -> None:
 def test_the_input_is_not_touched() -> None:
     image, mask = picture()
     kept = image.copy(), mask.copy()
-    transforms.augment(transforms.augmentation((24, 32), **ALL), image, mask, 4)
+    augmentation.augment(augmentation.augmentation((24, 32), **ALL), image, mask, 4)
     np.testing.assert_array_equal(image, kept[0])
     np.testing.assert_array_equal(mask, kept[1])
 
 
 def test_resize_averages_what_shrinks_and_keeps_what_fits() -> None:
     image, _ = picture()
-    np.testing.assert_array_equal(transforms.resize(image, (24, 32)), image)
+    np.testing.assert_array_equal(resizing.resize(image, (24, 32)), image)
     blocks = image.reshape(12, 2, 16, 2, 3).mean((1, 3))
-    np.testing.assert_allclose(transforms.resize(image, (12, 16)), blocks, atol=0.5)
-    assert transforms.resize(image, (48, 64)).shape == (48, 64, 3)
+    np.testing.assert_allclose(resizing.resize(image, (12, 16)), blocks, atol=0.5)
+    assert resizing.resize(image, (48, 64)).shape == (48, 64, 3)
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_resized_masks_pick_the_pixel_under_the_centre(height: int, width: int) -> None:
     mask = np.random.default_rng(0).integers(0, 256, (24, 32), np.uint8)
-    resized = transforms.resize_mask(mask, (height, width))
+    resized = resizing.resize_mask(mask, (height, width))
     rows, columns = ((2 * np.arange(new) + 1) * old / (2 * new) for new, old in ((height, 24), (width, 32)))
     inside = np.ix_(rows % 1 != 0, columns % 1 != 0)  # on the border between two pixels either may be picked
     np.testing.assert_array_equal(resized[inside], mask[np.ix_(rows.astype(int), columns.astype(int))][inside])
@@ -146,18 +147,18 @@ def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", transforms.MIXES)
+@pytest.mark.parametrize("name", augmentation.MIXES)
 def test_mixing_keeps_shapes_and_follows_the_generator(name: str) -> None:
     images, masks = batch(0)
     kept = images.clone(), masks.clone()
-    mixed, again = (transforms.MIXES[name](images, masks, rng(4)) for _ in range(2))
+    mixed, again = (augmentation.MIXES[name](images, masks, rng(4)) for _ in range(2))
     assert torch.equal(images, kept[0])
     assert torch.equal(masks, kept[1])
     assert mixed.images.shape == images.shape
     assert mixed.images.dtype == torch.uint8
     assert float(sum(share for share, _ in mixed.targets)) == pytest.approx(1)
     assert torch.equal(mixed.images, again.images)
-    others = [transforms.MIXES[name](images, masks, rng(seed)).images for seed in range(5, 9)]
+    others = [augmentation.MIXES[name](images, masks, rng(seed)).images for seed in range(5, 9)]
     assert any(not torch.equal(mixed.images, other) for other in others) == (name != "none")
 
 
@@ -165,7 +166,7 @@ def test_mixup_blends_images_as_it_shares_the_loss() -> None:
     images, masks = batch(0)
     shares = []
     for seed in range(200):
-        mixed = transforms.mixup(images, masks, rng(seed))
+        mixed = augmentation.mixup(images, masks, rng(seed))
         (m, first), (rest, second) = mixed.targets
         shares.append(float(m))
         assert torch.equal(first, masks)
@@ -181,7 +182,7 @@ def test_mixup_blends_images_as_it_shares_the_loss() -> None:
 @given(st.integers(0, 2**32 - 1))
 def test_classmix_pastes_half_of_the_classes_with_their_masks(seed: int) -> None:
     images, masks = batch(seed)
-    mixed = transforms.classmix(images, masks, rng(seed))
+    mixed = augmentation.classmix(images, masks, rng(seed))
     ((share, labels),) = mixed.targets
     assert share == 1
     assert torch.equal(mixed.images[:, 1], labels)  # image and mask move together
@@ -202,16 +203,16 @@ def test_classmix_draws_every_class_and_pastes_no_image_of_one_class() -> None:
     images, masks = batch(0, count=2)
     drawn = set()
     for seed in range(40):
-        mixed = transforms.classmix(images, masks, rng(seed))
+        mixed = augmentation.classmix(images, masks, rng(seed))
         drawn |= set(mixed.targets[0][1][0][mixed.images[0, 0] == 1].tolist())
     assert drawn == set(range(5))
     same = torch.where(masks == IGNORE, masks, torch.tensor(3, dtype=torch.uint8))
-    assert all(torch.equal(transforms.classmix(images, same, rng(seed)).images, images) for seed in range(5))
+    assert all(torch.equal(augmentation.classmix(images, same, rng(seed)).images, images) for seed in range(5))
 
 
 @pytest.mark.parametrize("name", ["mixup", "classmix"])
 def test_an_image_alone_stays_as_it_is(name: str) -> None:
     images, masks = batch(0, count=1)
-    mixed = transforms.MIXES[name](images, masks, rng(0))
+    mixed = augmentation.MIXES[name](images, masks, rng(0))
     assert torch.equal(mixed.images, images)
     assert all(torch.equal(target, masks) for _, target in mixed.targets)

@@ -1,6 +1,7 @@
 """Where labels come from, by the name in `annotate.annotator`."""
 
-from pipeline.annotators import label_studio, oracle
+from pipeline.annotators import oracle
 from pipeline.annotators.contract import Annotator
+from pipeline.annotators.label_studio import annotator
 
-ANNOTATORS: dict[str, Annotator] = {"label_studio": label_studio.answers, "oracle": oracle.answers}
+ANNOTATORS: dict[str, Annotator] = {"label_studio": annotator.answers, "oracle": oracle.answers}

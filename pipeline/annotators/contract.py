@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.errors import UserError
-from pipeline.labels import ClassSet
-from pipeline.ledger import Order
+from pipeline.images.classes import ClassSet
+from pipeline.ledger.entries import Order
 from pipeline.params import Annotate
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline import artifacts, blocks
+from pipeline import artifacts
 from pipeline.annotators.contract import Answer, Request, Skipped
-from pipeline.datasets import reading
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE
+from pipeline.images import blocks, reading
+from pipeline.images.classes import IGNORE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline import labels
 from pipeline.datasets import camvid, cityscapes, files, folder, gta5
 from pipeline.datasets.files import SUFFIXES, Layout, Listing, Sample, folders_in
 from pipeline.errors import UserError, choose
-from pipeline.labels import CLASS_SETS, ClassSet
+from pipeline.images.classes import CLASS_SETS, ClassSet, id_table
 
 __all__ = ["DATASETS", "Dataset", "Sample", "class_set", "find", "listing", "table"]
 
@@ -27,11 +26,11 @@ class Dataset(NamedTuple):
     expects: str
     """Which files the layout has and where they come from, for errors."""
     ids: str
-    """Which of `labels.LAYOUTS` its masks store; empty where a class list says it."""
+    """Which of `classes.LAYOUTS` its masks store; empty where a class list says it."""
 
 
 def _fixed(layout: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
-    return labels.table(layout, classes)
+    return id_table(layout, classes)
 
 
 DATASETS: dict[str, Dataset] = {

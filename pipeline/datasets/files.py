@@ -25,11 +25,13 @@ INTO = "~"
 LONGEST_KEY = 200
 """Bytes of a key. Files are called like it, with up to 40 bytes more; 255 is what file systems take."""
 
+
 UNREAD = "have a suffix that is not read"
 MISNAMED = "are not called as the layout has it"
 WITHOUT_IMAGE = "are masks without an image"
 OUTSIDE = "lie outside the layout's folders"
 LEFT_BY_SYSTEMS = "are left by systems and editors"
+
 
 _LEFT_BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "$recycle.bin")
 
@@ -211,17 +213,3 @@ def _plain(name: str) -> str:
 
 def _fold(name: str) -> str:
     return _plain(name).casefold()
-
-
-def read_bytes(path: Path) -> bytes:
-    """The file as it is.
-
-    Raises:
-        UserError: there is no such file, or it may not be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link to {path.readlink()}, where nothing is: fetch that file") from None
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

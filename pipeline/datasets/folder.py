@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.datasets.files import Layout, read_bytes
+from pipeline import storage
+from pipeline.datasets.files import Layout
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, UNKNOWN, ClassSet
+from pipeline.images.classes import IGNORE, UNKNOWN, ClassSet
 
 EXPECTS = "images/NAME.png (or .jpg, .webp, ...), masks/NAME.png and classes.csv with the columns id,name"
 LAYOUT = Layout("images", "masks")
@@ -79,7 +80,7 @@ def read_classes(path: Path) -> list[Entry]:
     if not path.is_file():
         raise UserError(f"the class list {path} is missing: write a CSV with the columns id,name[,red,green,blue]")
     try:
-        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig")), skipinitialspace=True))
+        rows = list(csv.DictReader(io.StringIO(storage.read_bytes(path).decode("utf-8-sig")), skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"the class list {path} is no CSV in UTF-8: {error}") from None
     entries: list[Entry] = []

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from pipeline.labels import IGNORE, ClassSet
+from pipeline.images.classes import IGNORE, ClassSet
 
 SMALL = (
     *("pole", "polegroup", "traffic light", "traffic sign", "signsymbol"),
@@ -41,7 +41,7 @@ def of_masks(
     """What is odd about the ids of a set's masks.
 
     Args:
-        ids: the layout of ids that the set should have, of `labels.LAYOUTS`; empty if a class list says it.
+        ids: the layout of ids that the set should have, of `classes.LAYOUTS`; empty if a class list says it.
         stored: pixels of every id, as the masks store them, in all of the set.
         table: from stored ids to class ids.
         classes: the class set.

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8, UInt64
 from tqdm import tqdm
 
+from pipeline import storage
 from pipeline.datasets import plausibility
-from pipeline.datasets.files import Sample, read_bytes
-from pipeline.datasets.reading import decode_image, decode_mask, orientation
+from pipeline.datasets.files import Sample
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, UNKNOWN
+from pipeline.images.classes import IGNORE, UNKNOWN
+from pipeline.images.reading import decode_image, decode_mask, orientation
 
 FaultKind = Literal["unreadable", "no mask", "size mismatch", "unknown ids", "turned apart"]
 
@@ -70,7 +71,7 @@ def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
     height = width = dhash = 0
     sha256, data = "", b""
     try:
-        data = read_bytes(sample.image)
+        data = storage.read_bytes(sample.image)
         image = decode_image(data, sample.image)
         (height, width), dhash, sha256 = image.shape[:2], difference_hash(image), hashlib.sha256(data).hexdigest()
     except UserError as error:
@@ -83,7 +84,7 @@ def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
     counts, mask_sha256 = np.zeros(256, np.int64), ""
     stored, doubt = None, ""
     try:
-        content = read_bytes(sample.mask)
+        content = storage.read_bytes(sample.mask)
         native, mask_sha256 = decode_mask(content, sample.mask), hashlib.sha256(content).hexdigest()
         stored = np.bincount(native.ravel(), minlength=256)
         np.add.at(counts, table, stored)

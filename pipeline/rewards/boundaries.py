@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float64, UInt8
 from torch import Tensor
 
-from pipeline.labels import IGNORE
+from pipeline.images.classes import IGNORE
 from pipeline.rewards.contract import Labels, Reward, RewardFunction, Settings, masked, refuse_nonsense, share
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from pipeline.labels import IGNORE
+from pipeline.images.classes import IGNORE
 
 
 class Reward(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
-from pipeline import metrics
-from pipeline.labels import IGNORE
+from pipeline.evaluation import metrics
+from pipeline.images.classes import IGNORE
 from pipeline.rewards.contract import (
     CountReward,
     Labels,

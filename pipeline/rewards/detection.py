@@ -8,7 +8,7 @@ threshold,
     reward  = sum over matched j of w_class(j)  -  nms_weight * sum over duplicates i of w_class(i)
 
 averaged over the thresholds. The first of equals wins, a box has one j(i) only, and an unmatched box costs nothing.
-The class weights w are those of `pipeline.losses.class_weights` with the boxes of every class as counts.
+The class weights w are those of `pipeline.training.losses.class_weights` with the boxes of every class as counts.
 
 It does what the published code does (big_vision, reward_tune/detection_reward.py), and so does one thing that the paper
 does not say. That code keeps its results under the threshold's name with one decimal, so the last threshold of a name

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
-from pipeline.labels import IGNORE
+from pipeline.images.classes import IGNORE
 from pipeline.rewards.contract import Labels, Reward, RewardFunction, Settings, masked, on_cpu, refuse_nonsense, share
 
 

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import models, params, scoring
-from pipeline.acquisitions import ACQUISITIONS, Acquisition, Entry, Posterior, Settings, mean, shortfall, worth
-from pipeline.calibration import NONE
+from pipeline import params
+from pipeline.gain import ACQUISITIONS, Acquisition, Entry, Posterior, Settings, shortfall, uncertainty, worth
+from pipeline.gain.scorer import start_scorer
+from pipeline.networks import architectures
+from pipeline.networks.calibration import NONE
+from pipeline.params import IN_POINTS
 
 QUICK = settings(max_examples=10, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -155,17 +158,17 @@ def test_points_are_a_mean_over_the_classes_and_other_units_are_not(entry: Entry
 
 def test_params_name_every_member_and_what_it_is_in() -> None:
     assert set(get_args(params.Score.model_fields["acquisition"].annotation)) == set(ACQUISITIONS)
-    assert set(params.IN_POINTS) == {name for name, entry in ACQUISITIONS.items() if entry.in_points}
+    assert set(IN_POINTS) == {name for name, entry in ACQUISITIONS.items() if entry.in_points}
 
 
 def test_a_member_is_a_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def surprise(p: Tensor) -> Tensor:
         return -p.amax(1).log()
 
-    monkeypatch.setitem(ACQUISITIONS, "surprise", Entry(mean.of_pixels(surprise)))
+    monkeypatch.setitem(ACQUISITIONS, "surprise", Entry(uncertainty.of_pixels(surprise)))
     score = params.Score().model_copy(update={"acquisition": "surprise"})
-    network = models.build("small", classes=5, encoder="", weights=None, width=8, rng=torch.Generator())
-    scorer = scoring.start("r01", "r00", network, NONE, score, seed=1, rounds=0)
+    network = architectures.build("small", classes=5, encoder="", weights=None, width=8, rng=torch.Generator())
+    scorer = start_scorer("r01", "r00", network, NONE, score, seed=1, rounds=0)
     p = probabilities(0)
     statistics = scorer.acquisition.observe(p)
     assert torch.allclose(scorer.gain(statistics).sum(1).float(), surprise(p).mean((1, 2)))

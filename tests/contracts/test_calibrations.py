@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.calibration import CALIBRATIONS, NONE, Calibration, Fit
+from pipeline.networks.calibration import CALIBRATIONS, NONE, Calibration, Fit
 
 every = pytest.mark.parametrize("fit", CALIBRATIONS.values(), ids=CALIBRATIONS)
 

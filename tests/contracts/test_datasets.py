@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
-from pipeline.datasets import reading
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_SETS, IGNORE
+from pipeline.images import reading
+from pipeline.images.classes import CLASS_SETS, IGNORE
 from tests import fakes
 
 CLASSES = CLASS_SETS["camvid11"]

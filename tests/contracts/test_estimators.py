@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import params, reward_tuning, rewards
-from pipeline.labels import IGNORE, ClassSet
-from pipeline.policy import ESTIMATORS, Entry, Estimate, Problem, Settings
-from pipeline.policy.contract import Baseline, Credit, estimate
-from pipeline.policy.units import sample
+from pipeline import params, rewards
+from pipeline.estimators import ESTIMATORS, Entry, Estimate, Problem, Settings
+from pipeline.estimators.contract import Baseline, Credit, estimate
+from pipeline.estimators.units import sample
+from pipeline.images.classes import IGNORE, ClassSet
 from pipeline.rewards import REWARDS, RewardFunction
+from pipeline.training import reward_tuning
 
 NUMBERS = rewards.Settings(
     classes=3,

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.models import MODELS, Network, auxiliary_head, build, parameter_groups
+from pipeline.networks.architectures import MODELS, auxiliary_head, build
+from pipeline.networks.network import Network
+from pipeline.training.optimiser import parameter_groups
 
 CLASSES = 5
 # the two with a large ResNet take seconds to make and differ from deeplabv3_mobilenet_v3_large in the backbone alone

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import params, reward_tuning
-from pipeline.labels import IGNORE, ClassSet
+from pipeline import params
+from pipeline.images.classes import IGNORE, ClassSet
+from pipeline.params import NOT_OF_COUNTS, OF_MIOU, WITHOUT_CREDIT
 from pipeline.rewards import REWARDS, Entry, Reward, RewardFunction, Settings, count
 from pipeline.rewards.counts import pooled, pooled_miou
+from pipeline.training import reward_tuning
 
 QUICK = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -265,9 +267,9 @@ def test_who_needs_weights_and_nobody_else_goes_by_them(name: str) -> None:
 
 def test_params_name_every_member_and_what_it_offers() -> None:
     assert set(get_args(params.Reward.model_fields["reward"].annotation)) == set(REWARDS)
-    assert set(params.NOT_OF_COUNTS) == {name for name, reward in MADE.items() if reward.of_counts is None}
-    assert set(params.OF_MIOU) == {name for name, reward in MADE.items() if reward.of_counts is pooled_miou}
-    assert set(params.WITHOUT_CREDIT) == {name for name, reward in MADE.items() if reward.credit is None}
+    assert set(NOT_OF_COUNTS) == {name for name, reward in MADE.items() if reward.of_counts is None}
+    assert set(OF_MIOU) == {name for name, reward in MADE.items() if reward.of_counts is pooled_miou}
+    assert set(WITHOUT_CREDIT) == {name for name, reward in MADE.items() if reward.credit is None}
 
 
 def test_a_member_is_a_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline import artifacts, params, paths, select
+from pipeline import artifacts, params, paths, storage
+from pipeline.params import BY_FEATURES
 from pipeline.selection import METHODS, Budget, Candidates, Choice, Entry, Settings
 from pipeline.selection.contract import take
+from pipeline.stages import select
 
 QUICK = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -209,7 +211,7 @@ def test_who_goes_by_gain_looks_for_it_and_nobody_else_but_clue(name: str) -> No
 
 def test_params_name_every_member_and_what_it_needs() -> None:
     assert set(get_args(params.Select.model_fields["method"].annotation)) == set(METHODS)
-    assert set(params.BY_FEATURES) == {name for name, entry in METHODS.items() if entry.needs_features}
+    assert set(BY_FEATURES) == {name for name, entry in METHODS.items() if entry.needs_features}
 
 
 def test_a_member_is_a_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +224,7 @@ def test_a_member_is_a_function_and_one_line(tmp_path: Path, monkeypatch: pytest
     images = pd.DataFrame({"key": ["a", "b", "c"], "image": "i.png", "mask": "m.png", "mask_sha256": ""})
     artifacts.save_manifest("pool", images.assign(height=8, width=8, sha256=["1", "2", "3"]))
     artifacts.save_scores("r01", pd.DataFrame({"key": ["a", "b", "c"], "gain": [3.0, 1.0, 2.0], "minutes": 1.0}))
-    artifacts.save_json(paths.audit("r00"), {"signal": None})
+    storage.save_json(paths.audit("r00"), {"signal": None})
     how = params.Select().model_copy(update={"method": "worst_first"})
     line = params.BudgetLine(after="r00", images=2)
     select.run("r01", line, seed=1, select=how, annotate=params.Annotate())

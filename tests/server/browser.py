@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Response, sync_playwright
 
-from pipeline.labels import IGNORE, ClassSet, colourise
+from pipeline.images.classes import IGNORE, ClassSet, colourise
 from tests.server.studio import Studio
 
 NEEDED = "REGAIN_NEEDS_BROWSER"

@@ -11,8 +11,9 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import label_studio_server, paths
-from pipeline.label_studio_server import Server
+from pipeline import paths
+from pipeline.annotators.label_studio import server
+from pipeline.annotators.label_studio.server import Server
 from tests.conftest import ROOT
 
 VENV = ROOT / paths.LABEL_STUDIO_VENV
@@ -30,14 +31,14 @@ class Studio:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.media, self.port = folder, folder / "media", free_port()
-        self.url = f"http://{label_studio_server.HOST}:{self.port}"
+        self.url = f"http://{server.HOST}:{self.port}"
         self._server: Server | None = None
         self.start()
 
     def start(self) -> None:
         """Start it, again or for the first time, and wait until it answers."""
         assert self._server is None, "it runs already"
-        self._server = label_studio_server.start(self.folder, self.port, VENV)
+        self._server = server.start(self.folder, self.port, VENV)
         self.email, self.password, self.token = self._server.login
 
     def stop(self) -> None:
@@ -81,13 +82,13 @@ def copy_template(folder: Path) -> None:
 
 def _template() -> Path:
     """The folder that all copies come from, made by a first start of what is under test."""
-    made_of = [ROOT / label_studio_server.REQUIREMENTS, Path(label_studio_server.__file__)]
+    made_of = [ROOT / server.REQUIREMENTS, Path(server.__file__)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest()[:16]
     template, part = VENV / f"template-{digest}", VENV / "template.part"
     if not template.is_dir():
         for old in VENV.glob("template[-.]*/"):
             shutil.rmtree(old)
-        label_studio_server.start(part, free_port(), VENV).stop()
+        server.start(part, free_port(), VENV).stop()
         part.rename(template)
     return template
 
@@ -107,5 +108,5 @@ def free_port() -> int:
         port = chance.randrange(20000, 32000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((label_studio_server.HOST, port))
+            probe.bind((server.HOST, port))
             return port

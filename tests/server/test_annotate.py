@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import annotate, artifacts, ledger, paths
-from pipeline.annotators import ANNOTATORS, client, label_studio
+from pipeline import artifacts, ledger, paths, storage
+from pipeline.annotators import ANNOTATORS
 from pipeline.annotators.contract import Answer, Request
+from pipeline.annotators.label_studio import annotator, client, projects
+from pipeline.annotators.label_studio.tasks import _with_drafts
 from pipeline.errors import UserError, WaitingForPeople
-from pipeline.labels import CLASS_SETS
-from pipeline.ledger import Delivery, Order
+from pipeline.images.classes import CLASS_SETS
+from pipeline.images.masks import load_mask
+from pipeline.ledger.entries import Delivery, Order
+from pipeline.stages import annotate
 from tests import fakes, repo
 from tests.server.people import Person, colleague, region, regions, text
 from tests.server.studio import Studio
@@ -61,7 +65,7 @@ def deliveries() -> dict[str, Delivery]:
 
 
 def label(key: str) -> np.ndarray:
-    return artifacts.load_mask(paths.mask(key))
+    return load_mask(paths.mask(key))
 
 
 def sent(key: str, round_name: str = "r01") -> np.ndarray:
@@ -212,11 +216,11 @@ def test_doctor_says_who_we_are_there_and_what_is_wrong(run: Run, studio: Studio
     settings = repo.params().annotate.model_copy(update={"url": studio.url, "project": title})
     told = f"Label Studio at {studio.url}, as {studio.email}: the project '{title}' "
     classes = CLASS_SETS["cityscapes19"]
-    assert label_studio.check(settings, classes) == told + "will be made"
+    assert projects.check(settings, classes) == told + "will be made"
     waiting(run)
-    assert label_studio.check(settings, classes).startswith(told + f"is there, {studio.url}/projects/")
+    assert projects.check(settings, classes).startswith(told + f"is there, {studio.url}/projects/")
     with pytest.raises(UserError, match="are not those of prepare"):
-        label_studio.check(settings, CLASS_SETS["camvid11"])
+        projects.check(settings, CLASS_SETS["camvid11"])
 
 
 def test_draft_is_not_done(run: Run, person: Person, title: str) -> None:
@@ -225,7 +229,7 @@ def test_draft_is_not_done(run: Run, person: Person, title: str) -> None:
     person.call("POST", f"/api/tasks/{task['id']}/drafts", json={"result": [], "lead_time": 9.0})
     assert waiting(run).startswith("r01: 0 of 3 labelled")
     settings = repo.params().annotate.model_copy(update={"url": person.url, "project": title})
-    assert label_studio.progress(settings, ["r01"]) == {"r01": label_studio.Progress(3, 1, 0, 0)}
+    assert annotator.progress(settings, ["r01"]) == {"r01": annotator.Progress(3, 1, 0, 0)}
 
 
 def test_changed_after_import_is_a_correction_and_an_older_database_is_none(
@@ -311,7 +315,7 @@ def test_copy_that_somebody_labels_while_we_look_is_not_deleted(
     labelled, drafted, _ = sorted(
         (task for task in listed if task["id"] > tasks[-1]["id"]), key=lambda task: task["id"]
     )
-    ask = label_studio._with_drafts
+    ask = _with_drafts
 
     def in_between(*about: object) -> set[int]:  # after the list of tasks has been read
         found = ask(*about)
@@ -319,9 +323,9 @@ def test_copy_that_somebody_labels_while_we_look_is_not_deleted(
         person.call("POST", f"/api/tasks/{drafted['id']}/drafts", json={"result": [], "lead_time": 9.0})
         return found
 
-    monkeypatch.setattr(label_studio, "_with_drafts", in_between)
+    monkeypatch.setattr(tasks, "_with_drafts", in_between)
     waiting(run)
-    monkeypatch.setattr(label_studio, "_with_drafts", ask)
+    monkeypatch.setattr(tasks, "_with_drafts", ask)
     waiting(run)
     np.testing.assert_array_equal(label(keys()[0]), sent(keys()[0]))
     left = person.tasks(title)
@@ -435,7 +439,7 @@ def test_rotated_pictures_are_served_upright(run: Run, person: Person, title: st
     exif = turned.getexif()
     exif[0x0112] = 6  # turn by 90 degrees to the right
     turned.save("pool/turned.jpg", quality=95, exif=exif)
-    pool.loc[key, ["image", "sha256"]] = "turned.jpg", artifacts.sha256(Path("pool/turned.jpg"))
+    pool.loc[key, ["image", "sha256"]] = "turned.jpg", storage.sha256(Path("pool/turned.jpg"))
     artifacts.save_manifest("pool", pool.reset_index(drop=True))
     waiting(run)
     content = person.http.get(person.tasks(title)[f"r01/{key}"]["data"]["image"]).content
@@ -509,7 +513,7 @@ def test_every_run_sets_what_its_round_needs_and_says_what_was_changed(
     }
     person.call("PATCH", f"/api/projects/{project['id']}", json=changes)
     settings = repo.params().annotate.model_copy(update={"url": person.url, "project": title})
-    doubts = label_studio.concerns(settings, CLASS_SETS["cityscapes19"])
+    doubts = projects.concerns(settings, CLASS_SETS["cityscapes19"])
     assert len(doubts) == 7
     assert f"the project '{title}' has sampling 'Uniform sampling' instead of 'Uncertainty sampling'" in doubts[1]
     assert f"gives out 'r01/{keys()[0]}' without the model's own labels" in " ".join(doubts)
@@ -521,7 +525,7 @@ def test_every_run_sets_what_its_round_needs_and_says_what_was_changed(
     assert "warning" not in told
     there = person.project(title)
     assert {name: there[name] for name in changes} == {name: project[name] for name in changes}
-    assert label_studio.concerns(settings, CLASS_SETS["cityscapes19"]) == []
+    assert projects.concerns(settings, CLASS_SETS["cityscapes19"]) == []
     first = stream(person, title)
     assert (first["data"]["key"], len(first["predictions"])) == (f"r01/{keys()[0]}", 1)
 
@@ -577,7 +581,7 @@ def test_answers_of_controls_that_the_team_added_are_passed_over_and_named(
     config = project["label_config"].removesuffix("</View>") + more
     person.call("PATCH", f"/api/projects/{project['id']}", json={"label_config": config})
     settings = repo.params().annotate.model_copy(update={"url": person.url, "project": title})
-    assert label_studio.concerns(settings, CLASS_SETS["cityscapes19"]) == [
+    assert projects.concerns(settings, CLASS_SETS["cityscapes19"]) == [
         f"the project '{title}' asks for more than labels ('quality', 'doubt'): those answers are passed over"
     ]
     said = {"id": "q", "type": "choices", "from_name": "quality", "to_name": "image", "value": {"choices": ["sharp"]}}

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import annotate, artifacts, datasets, paths
-from pipeline.annotators import client, interface
+from pipeline import artifacts, datasets, paths
+from pipeline.annotators.label_studio import client
+from pipeline.annotators.label_studio.editor import HOTKEYS
 from pipeline.errors import WaitingForPeople
-from pipeline.labels import CLASS_SETS, IGNORE
+from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.masks import load_mask, save_mask
+from pipeline.stages import annotate
 from tests import project, repo, sdk
 from tests.forks import Forks
 from tests.project import Project
@@ -281,7 +284,7 @@ class Flat:
         repo.predict(name)
         for number, key in enumerate(keys):
             columns = (np.arange(STRIPES[1]) * min(count, 6) // STRIPES[1] + number) % count
-            artifacts.save_mask(paths.prediction(name, key), np.tile(columns.astype(np.uint8), (STRIPES[0], 1)))
+            save_mask(paths.prediction(name, key), np.tile(columns.astype(np.uint8), (STRIPES[0], 1)))
         self.wait(name)
 
     def run(self, name: str) -> None:
@@ -366,7 +369,7 @@ def test_two_rounds_from_the_label_stream(flat: Flat, studio: Studio, screenshot
     flat.run("r01")
     flat.run("r02")
     for name, key in (("r01", first_round[2]), ("r02", second_round[1])):
-        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), flat.sent(name, key))
+        np.testing.assert_array_equal(load_mask(paths.mask(key)), flat.sent(name, key))
     person.http.close()
 
 
@@ -395,7 +398,7 @@ def test_sixty_classes_have_keys_that_are_not_the_editors_own(flat: Flat, studio
         editor = Editor(page, studio, person.project(flat.title)["id"], classes)
         editor.open_stream()
         editor.close_instructions()
-        for name, hotkey in zip(names, interface.HOTKEYS, strict=False):
+        for name, hotkey in zip(names, HOTKEYS, strict=False):
             page.keyboard.press(hotkey.replace("shift", "Shift"))
             assert editor.chosen_label() == [name]
             assert editor.holds("brush-tool"), f"{hotkey} changes the tool"
@@ -407,5 +410,5 @@ def test_sixty_classes_have_keys_that_are_not_the_editors_own(flat: Flat, studio
         page.screenshot(path=screenshots / "7-sixty-classes.png")
         editor.submit()
     flat.run("r01")
-    np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), flat.sent("r01", key))
+    np.testing.assert_array_equal(load_mask(paths.mask(key)), flat.sent("r01", key))
     person.http.close()

@@ -12,7 +12,8 @@ from PIL import Image
 from benchmarks import faults
 from benchmarks.proxy import KINDS, Fault
 from benchmarks.trial import BY_ITSELF, KILLED, SENTENCE, WRONG, Bench, Trial, bench
-from pipeline import artifacts, paths
+from pipeline import paths
+from pipeline.images.masks import save_mask
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_the_study_sees_what_it_looks_for(made: Bench, quiet: Trial) -> None:
     right = one.read_bytes()
     shutil.copy(other, one)
     assert found()["misassigned"] == [f"{first} has a mask that was not drawn for it"]
-    artifacts.save_mask(one, trial.drawn[first][0])
+    save_mask(one, trial.drawn[first][0])
     assert f"{first} was corrected, but its old mask is here" in found()["lost"]
     one.unlink()
     assert found()["lost"] == [f"{first} was labelled and is not here"]

@@ -17,7 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import label_studio_server, paths
+from pipeline import paths
+from pipeline.annotators.label_studio import server
 from pipeline.errors import UserError
 from tests import repo
 from tests.conftest import ROOT
@@ -104,7 +105,7 @@ def wait_until(happened, what: str) -> None:
 def project(folder: Path, port: int) -> Command:
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(repo.PARAMS)
-    for name in (label_studio_server.REQUIREMENTS, paths.LABEL_STUDIO_VENV):
+    for name in (server.REQUIREMENTS, paths.LABEL_STUDIO_VENV):
         (folder / name).symlink_to(ROOT / name)
     return Command(folder, port)
 
@@ -247,22 +248,22 @@ def test_key_that_is_lost_or_cut_short_is_not_made_up_anew(stopped: Command) -> 
     key = stopped.data / "key.env"
     key.write_text(key.read_text()[:100])
     with pytest.raises(UserError, match=r"key\.env is not whole: put it back"):
-        label_studio_server.start(stopped.data, free_port(), VENV)
+        server.start(stopped.data, free_port(), VENV)
     key.unlink()
     with pytest.raises(UserError, match=r"key\.env not found beside the database that it opens"):
-        label_studio_server.start(stopped.data, free_port(), VENV)
+        server.start(stopped.data, free_port(), VENV)
     assert not key.exists()
 
 
 def test_environment_that_is_not_whole_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"venv is not whole \(.*No such file.*\): remove it and run again"):
-        label_studio_server.start(tmp_path / "data", free_port(), tmp_path / "venv")
+        server.start(tmp_path / "data", free_port(), tmp_path / "venv")
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65536])
 def test_what_is_no_port_is_refused(port: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"port {port} is no port"):
-        label_studio_server.start(tmp_path / "data", port, VENV)
+        server.start(tmp_path / "data", port, VENV)
     assert not (tmp_path / "data").exists()
 
 
@@ -294,20 +295,20 @@ def test_installs_what_the_file_says_once_and_anew_when_it_changes(
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"requirements-label-studio.txt not found: run in the project's root"):
-        label_studio_server.install()
-    label_studio_server.REQUIREMENTS.write_text(wheel(tmp_path, "1.0"))
-    label_studio_server.install()
+        server.install()
+    server.REQUIREMENTS.write_text(wheel(tmp_path, "1.0"))
+    server.install()
     assert version() == "1.0"
     assert capsys.readouterr().out == "installing Label Studio into .venv-label-studio (once, about 1 GB)\n"
-    label_studio_server.install()
+    server.install()
     assert capsys.readouterr().out == ""
     marker = paths.LABEL_STUDIO_VENV / "installed"
     os.utime(marker, (0, 0))
     good = wheel(tmp_path, "2.0")
-    label_studio_server.REQUIREMENTS.write_text(re.sub("sha256:.*", f"sha256:{'0' * 64}", good))
+    server.REQUIREMENTS.write_text(re.sub("sha256:.*", f"sha256:{'0' * 64}", good))
     with pytest.raises(UserError, match=r"could not be installed into \.venv-label-studio: see uv's words above"):
-        label_studio_server.install()
+        server.install()
     assert marker.stat().st_mtime == 0  # so that the next run tries again
-    label_studio_server.REQUIREMENTS.write_text(good)
-    label_studio_server.install()
+    server.REQUIREMENTS.write_text(good)
+    server.install()
     assert version() == "2.0"

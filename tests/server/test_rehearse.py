@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import __main__, annotate, artifacts, datasets, ledger, paths, rehearse
-from pipeline.annotators import client
-from pipeline.datasets import reading
+from pipeline import __main__, artifacts, datasets, ledger, paths
+from pipeline.annotators.label_studio import client
+from pipeline.commands import rehearse
+from pipeline.commands.rehearse import Noise
 from pipeline.errors import UserError, WaitingForPeople
-from pipeline.labels import CLASS_SETS, IGNORE
+from pipeline.images import reading
+from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.masks import load_mask
 from pipeline.params import Params
-from pipeline.rehearse import Noise
+from pipeline.stages import annotate
 from tests import fakes, repo
 from tests.server.people import Person, colleague
 from tests.server.studio import Studio, free_port
@@ -109,7 +112,7 @@ def test_exact_answers_are_the_known_labels_and_nothing_is_answered_twice(
 
     collect()
     for key in keys():
-        np.testing.assert_array_equal(artifacts.load_mask(paths.mask(key)), truth(key))
+        np.testing.assert_array_equal(load_mask(paths.mask(key)), truth(key))
     minutes = {delivery.key: delivery.minutes for delivery in ledger.load().deliveries}
     seconds = {key: task["annotations"][0]["lead_time"] for key, task in zip(keys(), tasks.values(), strict=True)}
     assert minutes == {key: pytest.approx(value / 60) for key, value in seconds.items()}

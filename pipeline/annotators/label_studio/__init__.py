@@ -1,0 +1,1 @@
+"""People who label in Label Studio: its server, its projects, its tasks and its editor."""

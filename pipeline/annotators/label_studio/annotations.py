@@ -1,0 +1,174 @@
+"""What the annotations of one image come to: a label, a skip, or reasons why they need another look. No I/O."""
+
+import base64
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped
+from pipeline.annotators.label_studio import regions
+from pipeline.annotators.label_studio.regions import Refused
+from pipeline.images.classes import ClassSet
+from pipeline.params import Annotate
+
+UNKNOWN = "unknown"
+"""Who made an annotation whose author is no longer in Label Studio."""
+MOST_SECONDS = 1e7
+"""Four months: nobody takes longer over one image."""
+
+
+def pack(sent: UInt8[np.ndarray, "h w"]) -> str:
+    """A mask as text: a PNG in base64."""
+    return base64.b64encode(cv2.imencode(".png", sent)[1].tobytes()).decode()
+
+
+def unpack(text: Any) -> UInt8[np.ndarray, "h w"] | None:
+    """What `pack` made; None if it was not made by it."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        return None
+    mask: np.ndarray | None = None
+    with contextlib.suppress(cv2.error):  # raised instead of None for no bytes, and for a size that cannot be
+        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return mask if mask is not None and mask.ndim == 2 and mask.dtype == np.uint8 else None
+
+
+class Work(NamedTuple):
+    """One person's annotation of one image, as a mask."""
+
+    who: str
+    person: str
+    """The same for one person's annotations; each unknown author counts as somebody else."""
+    mask: UInt8[np.ndarray, "h w"]
+    sent: UInt8[np.ndarray, "h w"]
+    seconds: float
+    truth: bool
+    """Marked as ground truth: it counts before all others."""
+    at: datetime
+    version: str
+
+
+def come_to(
+    key: str, tasks: Iterable[Mapping[str, Any]], request: Request, classes: ClassSet
+) -> Iterator[Answer | Skipped | HeldBack]:
+    """Read all annotations of one image.
+
+    Args:
+        key: of the image.
+        tasks: the tasks that show it (one, unless somebody made a copy) with `meta` and `annotations`, as JSON.
+        request: what was asked for.
+        classes: what can be painted.
+    """
+    size = (int(request.pool.at[key, "height"]), int(request.pool.at[key, "width"]))
+    done: list[Work | Skipped] = []
+    held: list[HeldBack] = []
+    for task in tasks:
+        sent = unpack(task["meta"].get("sent")) if isinstance(task["meta"], dict) else None
+        if sent is None or sent.shape != size:
+            held.append(HeldBack(key, f"task {task['id']} has lost the prediction that was sent with it: delete it"))
+            continue
+        for annotation in task["annotations"]:
+            try:
+                done.append(_work(key, annotation, sent, request.annotate, classes))
+            except Refused as reason:
+                held.append(HeldBack(key, f"annotation {annotation.get('id')} of task {task['id']}: {reason}"))
+    works = [one for one in done if isinstance(one, Work)]
+    skips = [one for one in done if isinstance(one, Skipped)]
+    yield from _decide(key, works, skips, held, request)
+
+
+def _work(
+    key: str, annotation: Mapping[str, Any], sent: UInt8[np.ndarray, "h w"], annotate: Annotate, classes: ClassSet
+) -> Work | Skipped:
+    """One annotation as a mask.
+
+    Raises:
+        Refused: it is not a person's, or cannot be a mask, or needs another look.
+    """
+    seconds, who = annotation.get("lead_time"), _author(annotation.get("completed_by"))
+    at = _time(annotation.get("updated_at"))
+    if at is None:
+        raise Refused(f"it does not say who made it and when ({who!r}, {annotation.get('updated_at')!r}): delete it")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MOST_SECONDS:
+        raise Refused(
+            f"its time is {seconds!r} seconds, so a program made it, not a person: open it, check it and press Update, "
+            "or delete it"
+        )
+    seconds = float(seconds)
+    version = f"{annotation.get('id')}@{annotation['updated_at']}"
+    if annotation.get("was_cancelled"):
+        return Skipped(key, seconds / 60, who, version)
+    mask, truth = regions.mask(annotation.get("result"), sent, classes), bool(annotation.get("ground_truth"))
+    why = regions.held_back(
+        mask, sent, seconds, min_seconds=annotate.min_seconds, max_share=annotate.max_share, classes=classes
+    )
+    if why and not truth:
+        raise Refused(f"{why}; if it is right, mark it as ground truth (the star)")
+    person = f"annotation {annotation.get('id')}" if who == UNKNOWN else who
+    return Work(who, person, mask, sent, seconds, truth, at, version)
+
+
+def _author(made_by: Any) -> str:
+    """A user's e-mail address or number; UNKNOWN if the user was deleted, which leaves nothing."""
+    who = made_by.get("email") or made_by.get("id") if isinstance(made_by, dict) else made_by
+    if who is None or who == "":
+        return UNKNOWN
+    if isinstance(who, bool) or not isinstance(who, str | int):
+        raise Refused(f"it says that {who!r} made it, who is nobody: delete it")
+    return str(who)
+
+
+def _decide(
+    key: str, works: Sequence[Work], skips: Sequence[Skipped], held: Sequence[HeldBack], request: Request
+) -> Iterator[Answer | Skipped | HeldBack]:
+    """Ground truth first; else the latest of each person, once there are enough people, by `annotate.several`."""
+    known = request.known.get(key)
+    latest = {work.person: work for work in sorted(works, key=lambda work: work.at)}
+    people = sorted(latest.values(), key=lambda work: work.at)
+    truths = sorted((work for work in works if work.truth), key=lambda work: work.at)
+    enough = len({*latest, *(skip.annotator for skip in skips)}) >= request.annotate.annotators_per_image
+    if truths or (people and enough):
+        chosen = truths[-1] if truths else people[-1]
+        masks = [work.mask for work in people]
+        majority = request.annotate.several == "majority" and not truths and len(people) > 1
+        mask = regions.majority(masks) if majority else chosen.mask
+        answer = Answer(
+            key=key,
+            mask=mask,
+            minutes=sum(work.seconds for work in works) / 60,
+            annotator=", ".join(sorted(work.who for work in people)) if majority else chosen.who,
+            changed=regions.changed(mask, chosen.sent),
+            agreement=regions.agreement(masks) if len(masks) > 1 else None,
+            version=chosen.version,
+        )
+        if known is None or _is_newer(answer.version, known):
+            yield answer
+    elif known is None and skips and not people and enough:
+        yield max(skips, key=lambda skip: skip.version.rpartition("@")[2])._replace(
+            minutes=sum(skip.minutes for skip in skips)
+        )
+    elif known is None:
+        yield from held
+
+
+def _is_newer(version: str, known: str) -> bool:
+    """Whether an annotation was changed since the one on record; a restored database holds older ones.
+
+    What is on record without a time was not made in Label Studio.
+    """
+    now, then = (_time(one.rpartition("@")[2]) for one in (version, known))
+    return now is not None and then is not None and now > then
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return at if at.tzinfo else None

@@ -1,0 +1,208 @@
+"""The project in Label Studio: made, found, checked against the settings that Regain needs, and set to the round."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.annotators.contract import Request, Unreachable
+from pipeline.annotators.label_studio import addresses, editor
+from pipeline.annotators.label_studio.client import Client
+from pipeline.annotators.label_studio.tasks import MODEL_VERSION, NOT_SKIPPED, OPEN, PAGE, listed
+from pipeline.errors import UserError
+from pipeline.images.classes import ClassSet
+from pipeline.params import IN_POINTS, Annotate
+
+SETTINGS = {
+    "show_instruction": True,
+    "sampling": "Uncertainty sampling",  # lowest score of the prediction first
+    "show_collab_predictions": True,
+    "reveal_preannotations_interactively": False,
+    "enable_empty_annotation": False,
+    "show_skip_button": True,
+    "skip_queue": "IGNORE_SKIPPED",  # another image comes in its place
+    "show_overlap_first": False,
+    "overlap_cohort_percentage": 100,
+}
+"""Of the project: what the loop counts on, whoever has changed it since."""
+TAB = {
+    "title": "Most valuable first",
+    "ordering": ["tasks:predictions_score"],
+    "hiddenColumns": {
+        name: ["tasks:inner_id", "tasks:annotations_ids", "tasks:annotations_results", "tasks:predictions_results"]
+        for name in ("explore", "labeling")  # all the regions of all rows
+    },
+}
+"""How the project's page lists the tasks. A browser that was not here before and opens `?labeling=1` directly, without
+Label All Tasks, is given the tasks in this order."""
+
+
+def prepared(server: Client, annotate: Annotate, classes: ClassSet) -> int:
+    """The project of this title, made if there is none; its labels are ours."""
+    for _ in range(2):  # after making one, look again: a second clone may have made one at the same time
+        found = existing(server, annotate, classes)
+        if found is not None:
+            return found
+        made = server.send(
+            "POST",
+            "/api/projects",
+            {
+                "title": annotate.project,
+                "label_config": editor.label_config(classes),
+                "maximum_annotations": annotate.annotators_per_image,
+                **SETTINGS,
+            },
+        )
+        server.send("POST", "/api/dm/views", {"project": made["id"], "data": TAB})
+    raise Unreachable(f"the project {annotate.project!r} was made at {server.url} but is not there: try again")
+
+
+def existing(server: Client, annotate: Annotate, classes: ClassSet) -> int | None:
+    """The id of the project, checked; None if there is none yet."""
+    found = find_project(server, annotate.project)
+    return None if found is None else _check_labels(server, found, annotate, classes)
+
+
+def find_project(server: Client, title: str) -> Mapping[str, Any] | None:
+    """The oldest project of exactly this title."""
+    found, page = [], 1
+    while True:
+        answer = server.get("/api/projects", title=title, page=page, page_size=PAGE, include="id,title,label_config")
+        found += [project for project in answer["results"] if project["title"] == title]
+        if not answer["next"]:
+            break
+        page += 1
+    return min(found, key=lambda project: int(project["id"]), default=None)
+
+
+def _check_labels(server: Client, project: Mapping[str, Any], annotate: Annotate, classes: ClassSet) -> int:
+    names = editor.painted_names(project["label_config"])
+    if names is None or set(names) != set(classes.names):
+        lacking = ", ".join(repr(name) for name in classes.names if name not in (names or ())) or "nothing"
+        more = ", ".join(repr(name) for name in names or () if name not in classes.names) or "nothing"
+        raise UserError(
+            f"the labels of the project {annotate.project!r} at {server.url}/projects/{project['id']} are not those of "
+            f"prepare.classes (lacking: {lacking}; unknown: {more}): put them back there under Settings > Labeling "
+            f"Interface, or give annotate.project another name"
+        )
+    return int(project["id"])
+
+
+def _wanted(annotate: Annotate) -> dict[str, Any]:
+    """Settings of the project that stay over the rounds."""
+    return {**SETTINGS, "maximum_annotations": annotate.annotators_per_image}  # params.yaml may have been edited since
+
+
+def _differing(project: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are not as they should be. What this Label Studio does not know is none."""
+    return {name: value for name, value in wanted.items() if name in project and project[name] != value}
+
+
+def set_up(server: Client, project: int, request: Request, classes: ClassSet, **more: str) -> None:
+    """Give the project what the round needs, and say what was changed since the last time."""
+    there = server.get(f"/api/projects/{project}")
+    changes = _differing(there, _wanted(request.annotate) | more)
+    for name, value in changes.items():
+        print(f"{request.annotate.project}: {name} was {there[name]!r} in Label Studio, and is set to {value!r}")
+    told = instruction(request, classes)
+    before = there["expert_instruction"] or ""
+    if not editor.says_the_same(before, told):
+        if editor.is_edited(before, told):
+            print(f"{request.annotate.project}: the instruction was edited in Label Studio, and is set to the round's")
+        changes["expert_instruction"] = told
+    if changes:
+        server.send("PATCH", f"/api/projects/{project}", changes)
+
+
+def name_predictions_alike(server: Client, project: int) -> bool:
+    """Open tasks that were sent under another name (`before r01`, say) are shown with their predictions, too.
+
+    Returns:
+        Whether there is any prediction under our name; the project takes no other.
+    """
+    names = set(server.get(f"/api/projects/{project}/model-versions"))
+    if names == {MODEL_VERSION}:
+        return True
+    renamed = False
+    other = ("predictions_model_versions", "not_contains", "List", [MODEL_VERSION])
+    for task in listed(server, project, [OPEN, other], include="id,data"):
+        if isinstance(task["data"].get("key"), str) and isinstance(task["data"].get("sha256"), str):
+            for prediction in server.get("/api/predictions", task=task["id"]):
+                server.send("PATCH", f"/api/predictions/{prediction['id']}/", {"model_version": MODEL_VERSION})
+                renamed = True
+    return renamed or MODEL_VERSION in names
+
+
+def next_task(server: Client, project: int) -> Mapping[str, Any] | None:
+    """The task without an annotation that the label stream gives out first; None if it gives none.
+
+    The stream itself cannot be asked: what it gives out is locked for a day, for whoever asks. Its order can: the list
+    of tasks has the same predictions' scores, none where the stream shows no prediction.
+    """
+    first = listed(server, project, [OPEN, NOT_SKIPPED], ordering="tasks:predictions_score", page_size=1)
+    return next(first, None)
+
+
+def instruction(request: Request, classes: ClassSet) -> str:
+    """What the round asks of people, as HTML for the project's instruction."""
+    orders = [order for order in request.orders if order.key not in request.known]
+    scores = artifacts.load_scores(request.round_name).set_index("key")
+    columns = [f"gain_{name}" for name in classes.names]
+    gains = scores.reindex(index=[order.key for order in orders], columns=columns).sum()
+    expected_points = sum(order.gain for order in orders) if request.acquisition in IN_POINTS else None
+    per_class = dict(zip(classes.names, gains, strict=True))
+    return editor.instruction(request.round_name, len(orders), expected_points, per_class, classes)
+
+
+def check(annotate: Annotate, classes: ClassSet) -> str:
+    """Who we are there, and whether there is a project, in words.
+
+    Raises:
+        UserError: the server does not answer or refuses the key, or the project has other labels.
+    """
+    server = Client(annotate.url)
+    try:
+        who = server.get("/api/current-user/whoami")["email"]
+        project = existing(server, annotate, classes)
+    finally:
+        server.close()
+    there = "will be made" if project is None else f"is there, {server.url}/projects/{project}"
+    return f"Label Studio at {server.url}, as {who}: the project {annotate.project!r} {there}"
+
+
+def concerns(annotate: Annotate, classes: ClassSet) -> list[str]:
+    """What in the project, if there is one, annotators would be misled by; one sentence each.
+
+    Raises:
+        UserError: as of `check`.
+    """
+    server = Client(annotate.url)
+    try:
+        project = existing(server, annotate, classes)
+        return [] if project is None else list(_concerns(server, project, annotate))
+    finally:
+        server.close()
+
+
+def _concerns(server: Client, project: int, annotate: Annotate) -> Iterator[str]:
+    there, title = server.get(f"/api/projects/{project}"), annotate.project
+    for name, value in _differing(there, _wanted(annotate)).items():
+        yield f"the project {title!r} has {name} {there[name]!r} instead of {value!r}: the next send sets it back"
+    controls = ", ".join(map(repr, editor.other_controls(there["label_config"])))
+    if controls:
+        yield f"the project {title!r} asks for more than labels ({controls}): those answers are passed over"
+    keyless = ", ".join(map(repr, editor.keyless_names(there["label_config"])))
+    if keyless:
+        yield (
+            f"the labels {keyless} of the project {title!r} have no hotkey, so that the editor gives them those of its "
+            f'tools: add hotkey="{editor.NO_KEY}" to them there under Settings > Labeling Interface > Code'
+        )
+    first = next_task(server, project)
+    if first is not None and isinstance(first["data"].get("sha256"), str):
+        if first["predictions_score"] is None:
+            yield (
+                f"the project {title!r} gives out {first['data'].get('key')!r} without the model's own labels: `dvc "
+                f"repro` sets its model_version ({there['model_version']!r}) back"
+            )
+        fault = addresses.fault(server, first["data"])
+        if fault is not None:
+            yield f"annotators of the project {title!r} do not see the picture of {first['data'].get('key')!r}: {fault}"

@@ -1,0 +1,285 @@
+"""Between masks of class ids and what Label Studio calls a result: a list with one brush region per painted area."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from pipeline.annotators.label_studio import brush
+from pipeline.images.classes import IGNORE, ClassSet
+
+FROM_NAME, TO_NAME = "label", "image"
+"""Names of the brushes, and of what they paint on, in the labelling interface."""
+TYPE, FORMAT = "brushlabels", "rle"
+
+
+class Refused(Exception):
+    """An annotation that cannot become a mask: one sentence with the reason and what the annotator should do."""
+
+
+def prediction(ids: UInt8[np.ndarray, "h w"], classes: ClassSet) -> list[dict[str, Any]]:
+    """The regions to send along for correction: one per class that occurs. Nobody claims IGNORE.
+
+    The RLE stays an array of bytes: a JSON writer must know those.
+    """
+    height, width = ids.shape
+    return [
+        {
+            "id": _region_id(number),
+            "type": TYPE,
+            "from_name": FROM_NAME,
+            "to_name": TO_NAME,
+            "image_rotation": 0,
+            "original_width": width,
+            "original_height": height,
+            "value": {"format": FORMAT, "rle": rle, "brushlabels": [classes.names[number]]},
+        }
+        for number, rle in brush.encode_classes(ids, len(classes.names)).items()
+    ]
+
+
+def mask(result: Any, sent: UInt8[np.ndarray, "h w"], classes: ClassSet) -> UInt8[np.ndarray, "h w"]:
+    """The mask that an annotator meant who was given `prediction(sent, classes)` to correct.
+
+    The editor lets regions overlap: painting one class does not take the pixels from another. So every region is
+    compared with the one of the same id and class that was sent. Pixels that were added win over those that were left
+    as they were, later ones over earlier ones, whatever the order of the regions. What nobody claims is IGNORE.
+
+    Answers of other controls, which a team may have added to the interface, are passed over. What is of our brushes is
+    meant as a label; so may be what does not say of which control it is, and a region that was sent as ours.
+
+    Args:
+        result: any JSON value, as Label Studio has no opinion on what people's scripts send.
+        sent: the class ids that were sent along, IGNORE for none.
+        classes: what can be painted.
+
+    Raises:
+        Refused: a region of our brushes cannot be read, or nothing is labelled in it.
+    """
+    if not isinstance(result, list):
+        raise Refused(f"its result is {_shown(result)} instead of a list of regions: open the task and submit it again")
+    kept, added = (np.full(sent.shape, IGNORE, np.uint8) for _ in range(2))
+    seen, others = set[str](), set[str]()
+    lost = {_region_id(number) for number in range(len(classes.names))} - set(_own_ids(result))
+    for place, item in enumerate(result, 1):
+        if isinstance(item, dict) and item.get("type") == "relation" and "value" not in item:
+            continue  # an arrow between two regions
+        if _is_of_another_control(item, lost):
+            others.add(item["from_name"])
+            continue
+        region, name = _region(item, place)
+        if name in seen:
+            raise Refused(f"two regions have the id {_shown(name)}: delete one of them")
+        seen.add(name)
+        number = _class(region, name, classes)
+        painted = _painted(region, name, sent.shape)
+        if name == _region_id(number):
+            unchanged = painted & (sent == number)
+            np.copyto(kept, np.uint8(number), where=unchanged)
+            painted ^= unchanged
+        np.copyto(added, np.uint8(number), where=painted)
+    if not seen:
+        of = f" of the brushes {FROM_NAME!r}, only of {', '.join(map(_shown, sorted(others)))}" if others else " at all"
+        raise Refused(f"it has no region{of}: paint what is to be seen, or skip the image")
+    labelled = np.where(added == IGNORE, kept, added)
+    if (labelled == IGNORE).all():
+        raise Refused("its regions are all empty: paint what is to be seen, or skip the image")
+    return labelled
+
+
+def changed(mask: UInt8[np.ndarray, "h w"], sent: UInt8[np.ndarray, "h w"]) -> int:
+    """In how many pixels the mask differs from what was sent."""
+    return int(np.count_nonzero(mask != sent))
+
+
+def held_back(
+    mask: UInt8[np.ndarray, "h w"],
+    sent: UInt8[np.ndarray, "h w"],
+    seconds: float,
+    *,
+    min_seconds: float,
+    max_share: float,
+    classes: ClassSet,
+) -> str | None:
+    """Why a mask should be looked at once more before it is used, or None.
+
+    Args:
+        mask: what came back.
+        sent: what was sent along.
+        seconds: what the annotator took.
+        min_seconds: an image that nothing was changed in takes at least so long to look at.
+        max_share: no class covers more of an image (0-1), unless it covered half of what was sent.
+        classes: names for the ids.
+    """
+    if seconds < min_seconds and changed(mask, sent) == 0:
+        return f"nothing was changed within {seconds:.0f} seconds: look at the whole image and submit it again"
+    shares, sent_shares = (np.bincount(each.ravel(), minlength=256) / each.size for each in (mask, sent))
+    for number, name in enumerate(classes.names):
+        share, before = shares[number], sent_shares[number]
+        if share > max_share and before < 0.5:
+            return (
+                f"{name!r} covers {share:.0%} of the image, where {before:.0%} was sent: "
+                f"correct what should be another label and submit it again"
+            )
+    return None
+
+
+def majority(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> UInt8[np.ndarray, "h w"]:
+    """Per pixel the id that most masks have. IGNORE has no vote; where nobody is ahead it is the result.
+
+    Raises:
+        ValueError: there is no mask.
+    """
+    if not masks:
+        raise ValueError("a majority needs at least one mask")
+    stack = np.stack(masks)
+    winner = np.full(masks[0].shape, IGNORE, np.uint8)
+    most = np.zeros(masks[0].shape, np.uint16)
+    for number in np.setdiff1d(stack, [IGNORE]):
+        votes = np.sum(stack == number, axis=0, dtype=np.uint16)
+        np.copyto(winner, np.uint8(IGNORE), where=votes == most)
+        np.copyto(winner, number, where=votes > most)
+        np.maximum(most, votes, out=most)
+    return winner
+
+
+def agreement(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> float:
+    """Share of pixels on which two masks agree, averaged over all pairs of masks.
+
+    Pixels that are IGNORE in both do not count; two masks without any other pixel agree.
+
+    Raises:
+        ValueError: there are fewer than two masks.
+    """
+    if len(masks) < 2:
+        raise ValueError("agreement needs at least two masks")
+    shares = []
+    for one, other in combinations(masks, 2):
+        counted = (one != IGNORE) | (other != IGNORE)
+        pixels = np.count_nonzero(counted)
+        shares.append(np.count_nonzero((one == other) & counted) / pixels if pixels else 1.0)
+    return float(np.mean(shares))
+
+
+def _region_id(number: int) -> str:
+    """Label Studio keeps the ids of what was sent, so a region of this id is that class's, corrected."""
+    return f"c{number:02d}"
+
+
+def _own_ids(result: list[Any]) -> Iterator[str]:
+    """The ids of the regions of our brushes."""
+    for item in result:
+        if isinstance(item, dict) and item.get("from_name") == FROM_NAME and isinstance(item.get("id"), str):
+            yield item["id"]
+
+
+def _is_of_another_control(item: Any, lost: Set[str]) -> bool:
+    """Whether an item of a result says that it is of another control than our brushes, and may be.
+
+    Several controls may speak of one region, under its id. But brush strokes under an id of `lost`, those that were
+    sent and that our brushes no longer have, are ours with another name.
+    """
+    if not isinstance(item, dict) or not isinstance(item.get("from_name"), str):
+        return False
+    if item.get("type") == TYPE and isinstance(item.get("id"), str) and item["id"] in lost:
+        return False
+    return item["from_name"] not in ("", FROM_NAME)
+
+
+def _region(item: Any, place: int) -> tuple[Mapping[str, Any], str]:
+    """An item of a result and its id, if it is a brush region of ours."""
+    if not isinstance(item, dict):
+        raise Refused(f"region {place} is {_shown(item)} instead of an object: delete it and paint it again")
+    name = item.get("id")
+    if not isinstance(name, str) or not name:
+        raise Refused(f"region {place} has the id {_shown(name)} instead of a text: delete it and paint it again")
+    for key, expected in (("type", TYPE), ("from_name", FROM_NAME), ("to_name", TO_NAME)):
+        if item.get(key) != expected:
+            raise Refused(
+                f"region {_shown(name)} has the {key} {_shown(item.get(key))} instead of {expected!r}: "
+                f"delete it and paint it with the brush"
+            )
+    return item, name
+
+
+def _class(region: Mapping[str, Any], name: str, classes: ClassSet) -> int:
+    """The class id of the region's one label."""
+    value = region.get("value")
+    if not isinstance(value, dict):
+        raise Refused(f"region {_shown(name)} has {_shown(value)} as its value: delete it and paint it again")
+    labels = value.get(TYPE)
+    if not isinstance(labels, list) or len(labels) != 1:
+        raise Refused(f"region {_shown(name)} has {_shown(labels)} instead of a list of one label: give it one label")
+    if not isinstance(labels[0], str) or labels[0] not in classes.names:
+        raise Refused(
+            f"region {_shown(name)} has the label {_shown(labels[0])}, which is none of {classes.name}'s: "
+            f"give it another label"
+        )
+    return classes.names.index(labels[0])
+
+
+def _painted(region: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
+    """Where the region is."""
+    height, width = shape
+    rotation = region.get("image_rotation")
+    if rotation is not None and not _equal(rotation, 0):
+        raise Refused(
+            f"region {_shown(name)} was painted on an image rotated by {_shown(rotation)}: "
+            f"rotate the image back, delete the region and paint it again"
+        )
+    for key, expected in (("original_width", width), ("original_height", height)):
+        if not _equal(region.get(key), expected):
+            raise Refused(
+                f"region {_shown(name)} has the {key} {_shown(region.get(key))} instead of {expected}: "
+                f"delete it and paint it on the image of this task"
+            )
+    value = region["value"]
+    if value.get("format") != FORMAT:
+        raise Refused(
+            f"region {_shown(name)} has the format {_shown(value.get('format'))} instead of {FORMAT!r}: "
+            f"delete it and paint it with the brush"
+        )
+    try:
+        return brush.decode(_bytes(value.get("rle")), height, width)
+    except ValueError as error:
+        raise Refused(f"region {_shown(name)} cannot be read, {error}: delete it and paint it again") from error
+
+
+def _bytes(rle: Any) -> bytes:
+    """The bytes of an RLE in any of the forms that it may come in.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if isinstance(rle, bytes | bytearray | memoryview) or (isinstance(rle, np.ndarray) and rle.dtype == np.uint8):
+        return bytes(rle)
+    if not isinstance(rle, list):
+        raise ValueError(f"its RLE is {_shown(rle)} instead of a list of bytes")
+    if set(map(type, rle)) - {int}:  # not even bool, which is an int elsewhere
+        wrong = next(each for each in rle if type(each) is not int)
+        raise ValueError(f"its RLE contains {_shown(wrong)}")
+    if rle and not (min(rle) >= 0 and max(rle) <= 255):
+        raise ValueError(f"its RLE contains {_shown(next(each for each in rle if not 0 <= each <= 255))}")
+    return bytes(rle)
+
+
+def _equal(value: Any, expected: int) -> bool:
+    """Whether a JSON value is this number. In Python `True == 1`, in JSON it is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == expected
+
+
+def _shown(value: Any) -> str:
+    """A JSON value within a sentence: short, and on one line."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:39] + "…")
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of {len(value)}"
+    if value is None or isinstance(value, bool | float):
+        return "nothing" if value is None else str(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**12 else "a huge number"
+    return f"a {type(value).__name__}"

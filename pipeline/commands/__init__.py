@@ -1,0 +1,1 @@
+"""What people call themselves: `python -m pipeline <command>`. Each starts without torch."""

@@ -1,0 +1,1 @@
+"""What is measured and shown: metrics, the verdict on the gain, the learning curve, pictures."""

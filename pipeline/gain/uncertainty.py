@@ -1,0 +1,104 @@
+"""Scores of a pixel whose mean over an image is its gain. Pool and settings play no part in them."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pipeline.gain.contract import Acquisition, Posterior, Probabilities, Settings, asked, by_claim
+from pipeline.images.claims import highest
+
+REGION = 3
+"""Height and width in pixels of the region of `ripu`."""
+
+
+def entropy(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """Shannon entropy -sum_c p log p, nats."""
+    entropies: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropies
+
+
+def margin(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """1 - (highest - second highest probability)."""
+    first, second = probabilities.topk(2, dim=1).values.unbind(1)
+    return 1 - (first - second)
+
+
+def least_confidence(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """1 - highest probability."""
+    return 1 - probabilities.amax(1)
+
+
+def alike(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """1."""
+    return torch.ones_like(probabilities[:, 0])
+
+
+def ripu(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
+    """Region impurity times prediction uncertainty: Xie et al. 2022, "Towards Fewer Annotations".
+
+        impurity = -sum_c q_c log q_c,  q_c = share of the claims of class c in the region around the pixel
+        uncertainty = mean entropy of the region's pixels
+
+    Both in nats: the paper's code divides by log C, which orders images alike. At the border, the region is what of it
+    lies in the image. The paper ranks regions to buy; here, the mean over the image ranks images.
+    """
+
+    def region(maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps, REGION, stride=1, padding=REGION // 2, count_include_pad=False)
+
+    impurity = torch.zeros_like(probabilities[:, 0])
+    _, claim = highest(probabilities)
+    for c in range(probabilities.shape[1]):
+        impurity += torch.special.entr(region((claim == c).to(probabilities.dtype)))
+    return impurity * region(entropy(probabilities))
+
+
+def bald(members: Float[Tensor, "k n c h w"]) -> Float[Tensor, "n h w"]:
+    """Entropy of the members' mean less the members' mean entropy: mutual information of class and member, nats."""
+    apart = torch.special.entr(members).sum(2).mean(0)
+    information: Tensor = torch.special.entr(members.mean(0)).sum(1) - apart
+    return information.clamp(min=0)  # by Jensen's inequality; below it by rounding only
+
+
+def of_pixels(
+    score: Callable[[Probabilities], Float[Tensor, "n h w"]],
+) -> Callable[[Settings], Acquisition]:
+    """Makes the acquisition whose gain is the mean of `score` over an image's pixels. It goes by no setting."""
+
+    def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
+        return by_claim(probabilities, score(probabilities))
+
+    def gain_map(
+        probabilities: Probabilities, pool: Float64[Tensor, "c 2"], posterior: Posterior | None = None
+    ) -> Float[Tensor, "n h w"]:
+        return score(probabilities) / probabilities[0, 0].numel()
+
+    return lambda _: Acquisition(("claimed", "score"), observe, _mean, gain_map)
+
+
+def of_members(
+    score: Callable[[Float[Tensor, "k n c h w"]], Float[Tensor, "n h w"]],
+) -> Callable[[Settings], Acquisition]:
+    """The same of a `score` of the members, split by the class that their mean claims."""
+    name = getattr(score, "__name__", "score")
+
+    def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
+        given = asked(posterior, name)
+        return by_claim(given.members.mean(0), score(given.members), given.pixels())
+
+    def gain_map(
+        probabilities: Probabilities, pool: Float64[Tensor, "c 2"], posterior: Posterior | None = None
+    ) -> Float[Tensor, "n h w"]:
+        given = asked(posterior, name)
+        return given.spread(score(given.members)) / probabilities[0, 0].numel()
+
+    return lambda _: Acquisition(("claimed", "score"), observe, _mean, gain_map)
+
+
+def _mean(statistics: Float64[Tensor, "m c 2"], pool: Float64[Tensor, "c 2"]) -> Float64[Tensor, "m c"]:
+    claimed, scores = statistics.unbind(2)
+    means: Tensor = scores / claimed.sum(1, keepdim=True)
+    return means

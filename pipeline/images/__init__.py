@@ -1,0 +1,1 @@
+"""Images and label maps before they are tensors: reading, resizing, blocks, classes."""

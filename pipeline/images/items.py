@@ -1,0 +1,100 @@
+"""What a data set is made of: an image, and where its labels are if it has some."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.images import blocks, reading
+from pipeline.images.classes import IGNORE, UNKNOWN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Item(NamedTuple):
+    """An image, and where its mask is if it has one."""
+
+    key: str
+    image: Path
+    mask: Path | None
+    table: UInt8[np.ndarray, "256"]
+    """The mask's native ids -> class ids."""
+    blocks: tuple[tuple[str, Path], ...] = ()
+    """In the place of one mask, key and mask of each of some blocks; the rest is IGNORE."""
+    sha256: str = ""
+    """Of the image file, as it was looked at; empty if that is not known."""
+    mask_sha256: str = ""
+    """Of the mask file."""
+
+    @property
+    def masks(self) -> list[Path]:
+        """All files that its labels lie in."""
+        return [path for _, path in self.blocks] if self.mask is None else [self.mask]
+
+    def read_mask(self, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"] | None:
+        """Its class ids and IGNORE; None if it has no label. `size` is that of its image, height and width.
+
+        Raises:
+            UserError: a file is damaged, or that of a block has not the block's size.
+        """
+        if self.mask is not None:
+            return reading.read_mask(self.mask, self.table, self.mask_sha256)
+        crops = [(key, reading.read_mask(path, self.table)) for key, path in self.blocks]
+        return blocks.paste(crops, size) if crops else None
+
+
+def items_of(frame: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> list[Item]:
+    """The rows of a manifest, in its order."""
+    return [
+        Item(r.key, Path(r.image), Path(r.mask) if r.mask else None, table, (), r.sha256, r.mask_sha256)
+        for r in frame.itertuples()
+    ]
+
+
+def labelled_items(keys: Iterable[str], pool: "pd.DataFrame", classes: int) -> list[Item]:
+    """An item for each delivered label, whole image or block.
+
+    Args:
+        keys: of the labels.
+        pool: its manifest, by image key.
+        classes: how many there are.
+
+    Raises:
+        UserError: the image of a label is not in the pool.
+    """
+    table = id_table_of_labels(classes)
+    found = []
+    for key in keys:
+        name, block = blocks.image_of(key), blocks.parse(key)
+        if name not in pool.index:
+            raise UserError(
+                f"{key!r} is labelled, but its image is not in the pool: put it back into prepare.pool, then run "
+                "`dvc repro -f prepare` and `dvc repro`, or, if it has to stay out, `python -m pipeline remove KEY`"
+            )
+        image, parts = pool.loc[name], () if block is None else ((key, paths.mask(key)),)
+        mask = paths.mask(key) if block is None else None
+        found.append(Item(key, Path(str(image["image"])), mask, table, parts, str(image["sha256"])))
+    return found
+
+
+def by_image(of: Iterable[Item]) -> list[Item]:
+    """The same labels, those of blocks of one image together in one item."""
+    merged: dict[str, Item] = {}
+    for item in of:
+        key = blocks.image_of(item.key)
+        parts = merged[key].blocks if key in merged else ()
+        merged[key] = item._replace(key=key, blocks=parts + item.blocks)
+    return list(merged.values())
+
+
+def id_table_of_labels(classes: int) -> UInt8[np.ndarray, "256"]:
+    """The table of delivered masks, which hold class ids already."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[:classes] = np.arange(classes)
+    table[IGNORE] = IGNORE
+    return table

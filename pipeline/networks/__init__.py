@@ -1,0 +1,1 @@
+"""The network: architectures, what a saved model holds, devices, inference, calibration, decoding."""

@@ -1,0 +1,217 @@
+"""Running a network over many images, in one streaming pass: memory does not grow with their number."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pipeline.errors import UserError
+from pipeline.images import reading, resizing
+from pipeline.images.classes import IGNORE
+from pipeline.images.items import Item
+from pipeline.networks import loading
+from pipeline.networks.calibration import CALIBRATIONS, Calibration
+from pipeline.networks.devices import Devices
+from pipeline.networks.network import Grid, Network
+from pipeline.params import Compute
+
+if TYPE_CHECKING:
+    pass
+
+
+class _Whole(Dataset[tuple[int, Tensor, Tensor | None]]):
+    """Each item once, unchanged but for its size; the mask stays at its own."""
+
+    def __init__(self, whole: Sequence[Item], size: tuple[int, int]) -> None:
+        self.whole, self.size = whole, size
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor | None]:
+        item = self.whole[index]
+        full = reading.read_image(item.image, item.sha256)
+        image, mask = resizing.resize(full, self.size), item.read_mask(full.shape[:2])
+        return index, torch.from_numpy(image).permute(2, 0, 1), None if mask is None else torch.from_numpy(mask)
+
+
+class Whole(NamedTuple):
+    """A batch of whole images."""
+
+    indices: list[int]
+    """Positions in the list of items."""
+    images: UInt8[Tensor, "n 3 h w"]
+    masks: list[Tensor | None]
+    """uint8 (height, width) at the mask's own size, on the CPU."""
+
+
+def _stack(batch: list[tuple[int, Tensor, Tensor | None]]) -> Whole:
+    indices, images, masks = zip(*batch, strict=True)
+    return Whole(list(indices), torch.stack(images), list(masks))
+
+
+def whole(devices: Devices, of: Sequence[Item], size: tuple[int, int], *, batch: int, workers: int) -> Iterator[Whole]:
+    """This process's share of the items, in order, images resized to `size` and on its device."""
+    share = range(devices.rank, len(of), devices.processes)
+    loader = DataLoader(
+        _Whole(of, size),
+        batch_size=batch,
+        sampler=list(share),
+        num_workers=workers,
+        collate_fn=_stack,
+    )
+    for loaded in loading.passed_on(loader, workers):
+        yield loaded._replace(images=loaded.images.to(devices.device, non_blocking=True))
+
+
+PIXELS_PER_IMAGE = 1024
+"""About so many pixels of an image, evenly spread, are enough to fit a calibration or a decoder."""
+
+
+class Output(NamedTuple):
+    """A batch and what the network says of it."""
+
+    batch: Whole
+    logits: Float[Tensor, "n c h w"]
+    grid: Grid | None = None
+    """What enters and leaves the last layer, if it is asked for."""
+
+
+def outputs(
+    devices: Devices,
+    network: Network,
+    of: Sequence[Item],
+    size: tuple[int, int],
+    compute: Compute,
+    name: str,
+    grid: bool = False,
+) -> Iterator[Output]:
+    """This process's share of the items, in order; images resized to `size`, logits at that size.
+
+    Args:
+        devices: of the run.
+        network: is put on this process's device and into evaluation mode.
+        of: the items of all processes.
+        size: height and width at which the network works.
+        compute: batch size and readers.
+        name: shown on the progress bar.
+        grid: whether to keep what enters and leaves the last layer.
+
+    Raises:
+        UserError: `grid`, and the network has several last layers.
+    """
+    loader = whole(devices, of, size, batch=compute.batch, workers=compute.workers)
+    bar = tqdm(total=len(of), desc=name, unit="image", disable=None if devices.is_first else True)
+    for batch in loader:
+        yield Output(batch, *predict(devices, network, batch.images, grid))
+        bar.update(min(len(batch.indices) * devices.processes, len(of) - bar.n))
+    bar.close()
+
+
+def predict(
+    devices: Devices, network: Network, images: UInt8[Tensor, "n 3 h w"], grid: bool = False
+) -> tuple[Float[Tensor, "n c h w"], Grid | None]:
+    """The logits of one batch, in the precision of the run; `network` and `grid` as in `outputs`."""
+    network.to(devices.device).eval()
+    with torch.inference_mode(), devices.autocast():
+        logits, cells = network.with_grid(images) if grid else (network(images), None)
+    return logits.float(), cells
+
+
+def small_masks(batch: Whole, size: tuple[int, int]) -> Tensor:
+    """The batch's masks at the network's size, uint8 (n, h, w)."""
+    return torch.stack(
+        [torch.from_numpy(resizing.resize_mask(mask.numpy(), size)) for mask in batch.masks if mask is not None]
+    )
+
+
+class Pixels(NamedTuple):
+    """What a calibration is fitted on: pixels of all processes, on the CPU."""
+
+    logits: Float[Tensor, "m c"]
+    truth: Int64[Tensor, " m"]
+    weights: Float[Tensor, " m"]
+
+    def fit(self, method: str) -> Calibration:
+        """By one of `calibration.CALIBRATIONS`.
+
+        Raises:
+            UserError: a logit is not finite, or the fit does not converge.
+        """
+        try:
+            return CALIBRATIONS[method](*self)
+        except ValueError as error:
+            raise UserError(f"calibration.method {method}: {error}: train with a lower lr, or in 32-true") from None
+
+
+def calibration_pixels(
+    devices: Devices,
+    network: Network,
+    of: Sequence[Item],
+    size: tuple[int, int],
+    compute: Compute,
+    weights: Sequence[float] | None = None,
+) -> Pixels:
+    """Evenly spread pixels of labelled items, to calibrate a network that has not learnt from them.
+
+    Args:
+        devices: of the run.
+        network: the network to calibrate.
+        of: labelled items.
+        size: height and width at which the network works.
+        compute: batch size and readers.
+        weights: importance of each item, one over the probability that it was selected; None for equal weights.
+
+    Raises:
+        UserError: not one pixel of the items is of a class, or, through the readers, a label is damaged.
+    """
+    logits, truth, weight = [], [], []
+    for out in outputs(devices, network, of, size, compute, "calibrate"):
+        for index, one, mask in zip(out.batch.indices, out.logits, small_masks(out.batch, size), strict=True):
+            flat = every_nth(mask)
+            known = flat != IGNORE
+            logits.append(every_nth(one).T.cpu()[known])
+            truth.append(flat[known].long())
+            weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
+    kept = Pixels(*_joined(devices.everyone((logits, truth, weight))))
+    if not len(kept.truth):
+        raise UserError(
+            f"no pixel of the labels of {of[0].key!r} and {len(of) - 1} more is of a class: label them again"
+        )
+    return kept
+
+
+def sampled_probabilities(
+    devices: Devices,
+    network: Network,
+    of: Sequence[Item],
+    size: tuple[int, int],
+    compute: Compute,
+    calibration: Calibration,
+) -> Float[Tensor, "m c"]:
+    """Calibrated class probabilities of evenly spread pixels of the items, of all processes, on the CPU."""
+    results = outputs(devices, network, of, size, compute, "pixels")
+    rows = [every_nth(calibration.apply(one).softmax(0)).T.cpu() for out in results for one in out.logits]
+    return _joined(devices.everyone((rows,)))[0]
+
+
+def _joined(everyone: Sequence[tuple[list[Tensor], ...]]) -> list[Tensor]:
+    """The values of all processes, one after the other; a process may have none."""
+    return [torch.cat([value for part in parts for value in part]) for parts in zip(*everyone, strict=True)]
+
+
+def every_nth(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
+    """The pixels of a square grid, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
+    step = max(1, math.isqrt(maps.shape[-2] * maps.shape[-1] // PIXELS_PER_IMAGE))
+    return maps[..., step // 2 :: step, step // 2 :: step].flatten(-2)
+
+
+def upsample(logits: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "c h2 w2"]:
+    """One image's logits at another size."""
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,152 @@
+"""The sections of params.yaml as frozen, closed types; pipeline/params_file.py reads them.
+
+The members of every family are named here a second time, since to import the families takes seconds; so a misspelt name
+is refused by every command. So is what a member needs. tests/contracts/ hold each list of names against its family.
+"""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import model_validator
+
+from pipeline import paths
+from pipeline.params.data import SPLITS, Data, Prepare, Roots, Town
+from pipeline.params.model import ENCODERS, Calibration, Compute, Model
+from pipeline.params.purchase import BY_FEATURES, IN_POINTS, Annotate, BudgetLine, Score, Select, SelectionMethod
+from pipeline.params.section import Count, FromZero, Section, Seed
+from pipeline.params.training import (
+    ANY,
+    NOT_OF_COUNTS,
+    OF_MIOU,
+    PRESETS,
+    WITHOUT_CREDIT,
+    Augment,
+    Reward,
+    Training,
+    Tune,
+)
+
+__all__ = [
+    "ANY",
+    "BY_FEATURES",
+    "ENCODERS",
+    "IN_POINTS",
+    "NOT_OF_COUNTS",
+    "OF_MIOU",
+    "PRESETS",
+    "SPLITS",
+    "UNTRACKED",
+    "WITHOUT_CREDIT",
+    "Annotate",
+    "Augment",
+    "BudgetLine",
+    "Calibration",
+    "Compute",
+    "Data",
+    "Evaluate",
+    "Model",
+    "Params",
+    "Prepare",
+    "Report",
+    "Reward",
+    "Roots",
+    "Score",
+    "Section",
+    "Select",
+    "Town",
+    "Training",
+    "Tune",
+]
+
+
+class Evaluate(Section):
+    """Measuring on the test set."""
+
+    calibration_bins: Count = 15
+    """Bins of the expected calibration error."""
+    decode: Literal["argmax", "expected_iou"] = "argmax"
+    """Which labels `miou` is of: the most probable ones, or those of highest expected IoU (Nowozin 2014)."""
+    decode_images: Count = 100
+    """Images of the pool, spread evenly over it, on whose probabilities the latter are fitted; no label is needed."""
+
+
+class Report(Section):
+    """Tables and pictures."""
+
+    panels: FromZero = 20
+    """Sample panels drawn per round, at most, highest gain first."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    launch: str = "python -m pipeline"
+    """How the stages that use the network start; `torchrun --nproc-per-node 4 -m pipeline` for 4 GPUs."""
+    seed: Seed
+    """Another seed is another run: initial weights, batches, augmentation, draws."""
+    budget: dict[str, BudgetLine]
+    """One line per round."""
+    prepare: Prepare
+    model: Model
+    pretrain: Training
+    calibration: Calibration = Calibration()
+    score: Score = Score()
+    select: Select = Select()
+    annotate: Annotate = Annotate()
+    tune: Tune
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+    compute: Compute = Compute()
+
+    @property
+    def roots(self) -> "Roots":
+        """The folders alone, for stages to which the rest of `prepare` is in the manifests."""
+        return Roots(Path(self.prepare.source.root), Path(self.prepare.pool.root), Path(self.prepare.test.root))
+
+    @model_validator(mode="after")
+    def _rounds_form_one_chain(self) -> "Params":
+        previous = paths.SOURCE_ROUND
+        for name, line in self.budget.items():
+            if name == paths.SOURCE_ROUND or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"budget: {name!r} is no name for a round; use r01, r02, ...")
+            if line.after != previous:
+                raise ValueError(
+                    f"budget: {name} comes after {line.after!r}, but the line before it is {previous!r}; "
+                    f"write `{name}: {{after: {previous}, ...}}`"
+                )
+            previous = name
+        return self
+
+    @model_validator(mode="after")
+    def _reward_and_estimator_go_together(self) -> "Params":
+        reward = self.tune.reward
+        if reward.steps and (why := reward.clash()):
+            raise ValueError(f"tune.reward: estimator {reward.estimator} with reward {reward.reward}: {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _selection_has_what_it_compares(self) -> "Params":
+        for field in ("method", "start"):
+            method = getattr(self.select, field)
+            if method not in BY_FEATURES:
+                continue
+            without = ", ".join(name for name in get_args(SelectionMethod) if name not in BY_FEATURES)
+            if self.score.unit == "block":
+                raise ValueError(
+                    f"select.{field} is {method}, which compares features, and score.unit is block, of which there are "
+                    f"none: choose one of {without}"
+                )
+            if not self.score.features:
+                raise ValueError(
+                    f"select.{field} is {method}, which compares features, and there are none: set score.features: "
+                    f"true, or select.{field} to one of {without}"
+                )
+        if self.score.unit == "block" and self.annotate.images not in ("upload", "local_files"):
+            raise ValueError(
+                f"annotate.images is {self.annotate.images!r}, where no blocks are: set it to upload or local_files"
+            )
+        return self
+
+
+UNTRACKED = ("annotate", "compute", "roots")
+"""What a stage may read without declaring it in dvc.yaml: it says where and how, not what."""

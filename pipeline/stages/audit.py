@@ -1,0 +1,97 @@
+"""Stage: the gain that a round was bought for against the gain that its labels show, before they are trained on."""
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool
+from torch import Tensor
+
+from pipeline import artifacts, gain, ledger, paths, streams
+from pipeline.errors import UserError
+from pipeline.evaluation import metrics, verdict
+from pipeline.gain import shortfall
+from pipeline.gain.contract import by_claim
+from pipeline.gain.scorer import start_scorer
+from pipeline.images.claims import highest
+from pipeline.images.classes import IGNORE
+from pipeline.images.items import labelled_items
+from pipeline.networks import inference, saved
+from pipeline.networks.devices import Devices
+from pipeline.params import BudgetLine, Compute, Model, Roots, Score
+
+BINS = 15
+"""Of the expected calibration error."""
+
+
+def run(
+    round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
+) -> None:
+    """Write audit.csv (predicted and realised gain of every labelled image) and audit.json (what they say).
+
+    Raises:
+        UserError: a label is missing, or no pixel of the round's labels is of a class.
+    """
+    devices = Devices.start(compute)
+    classes = ledger.classes()
+    labels = artifacts.load_labels(round_name)
+    keys = [row["key"] for row in labels if row["round"] == round_name]
+    pool = artifacts.load_images(round_name, roots.pool).set_index("key")
+    items = labelled_items(keys, pool, len(classes.names))
+    reference = torch.from_numpy(artifacts.load_pool(round_name))
+    network, calibration = saved.open_network(line.after, model, classes)
+    rounds = len({row["round"] for row in labels} - {round_name})
+    scorer = start_scorer(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
+    acquisition = scorer.acquisition
+
+    shape = (0, len(classes.names))  # there may be fewer images than processes
+    expected = [torch.zeros(*shape, dtype=torch.float64)]
+    true = [torch.zeros(*shape, 3, dtype=torch.float64)]
+    reliability = torch.zeros((BINS, 3), dtype=torch.float64)
+    name = f"audit {round_name}"
+    for out in inference.outputs(devices, network, items, model.size, compute, name, scorer.entry.needs_members):
+        probabilities = scorer.calibration.apply(out.logits).softmax(1)
+        truth = inference.small_masks(out.batch, model.size).to(probabilities.device)
+        known = truth != IGNORE
+        if scorer.entry.needs_members:  # split by the claimed class, as such gains are
+            gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device)) * known
+            expected.append(by_claim(probabilities, gain_map)[..., 1].cpu())
+        else:
+            seen = acquisition.observe(_certain_elsewhere(probabilities, known), None).double().cpu()
+            expected.append(acquisition.gain(seen, reference))
+        true.append(gain.observe_truth(highest(probabilities)[1], truth, len(classes.names)).cpu())
+        reliability += metrics.reliability(probabilities, truth, BINS).cpu()
+    predicted, realised = (devices.gather(torch.cat(part), len(items)) for part in (expected, true))
+    reliability = devices.total(reliability)
+    if not devices.is_first:
+        return
+    if not reliability[:, 0].sum() > 0:
+        raise UserError(
+            f"{round_name}: no pixel of its labels is of a class: correct one (where it was made, or its PNG in "
+            f"{paths.LABELS}), then `dvc repro -s -f annotate@{round_name}` and `dvc repro`"
+        )
+
+    # An image without a labelled pixel says nothing, and its two zeros would look like agreement.
+    shown = realised[:, :, 0].sum(1) > 0
+    keys = [key for key, kept in zip(keys, shown.tolist(), strict=True) if kept]
+    predicted, realised = predicted[shown], realised[shown]
+
+    parts = {"predicted": predicted.numpy()}
+    columns = [place for place, name in enumerate(acquisition.statistics) if name in ("claimed", "doubted", "missed")]
+    if len(columns) == 3:  # else the pool's unions are not known, and with them no gain of the truth
+        parts["realised"] = shortfall.gain(realised, reference[:, columns], scorer.smooth).numpy()
+    drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
+    frame = pd.DataFrame({"key": keys, "probability": [float(drawn[key]) for key in keys]})
+    frame = frame.assign(**{name: of.sum(1) for name, of in parts.items()})
+    split = [pd.DataFrame(of, columns=[f"{name}_{c}" for c in classes.names]) for name, of in parts.items()]
+    content = {"round": round_name, "acquisition": score.acquisition, "images": len(frame)}
+    content["calibration_error"] = metrics.expected_calibration_error(reliability)
+    earlier = artifacts.load_judged(line.after)
+    said = verdict.conclude(earlier, frame, streams.rng(seed, round_name, "audit"), score.acquisition)
+    artifacts.save_audit(round_name, pd.concat([frame, *split], axis=1), content | said)
+    print(f"{round_name}: {said['conclusion']}")
+
+
+def _certain_elsewhere(probabilities: Tensor, known: Bool[Tensor, "n h w"]) -> Tensor:
+    """Where nobody labelled, the model is taken at its word: no doubt there, so no gain."""
+    claim = F.one_hot(highest(probabilities)[1].long(), probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    return torch.where(known[:, None], probabilities, claim)

@@ -1,0 +1,143 @@
+"""Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline import artifacts, ledger, paths, storage
+from pipeline.evaluation import pictures, verdict
+from pipeline.gain.scorer import start_scorer
+from pipeline.images.claims import highest
+from pipeline.images.classes import ClassSet
+from pipeline.images.items import labelled_items
+from pipeline.networks import inference, saved
+from pipeline.networks.devices import Devices
+from pipeline.params import IN_POINTS, BudgetLine, Compute, Model, Report, Roots, Score
+
+
+def run(
+    *,
+    seed: int,
+    budget: dict[str, BudgetLine],
+    roots: Roots,
+    model: Model,
+    score: Score,
+    report: Report,
+    compute: Compute,
+) -> None:
+    """Write reports/: rounds.csv, summary.json, curve.png, training/, audit/ and samples/."""
+    devices = Devices.start(compute)
+    classes = ledger.classes()
+    rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [])]
+    if devices.is_first:
+        for folder in (paths.SAMPLES, paths.AUDITS):
+            folder.mkdir(parents=True, exist_ok=True)
+    for name, line in budget.items():
+        rows.append(_row(name, artifacts.load_labels(name)))
+        pool = artifacts.load_images(name, roots.pool).set_index("key")
+        _panels(devices, name, line, pool, classes, seed, model, score, report, compute)
+    if devices.is_first:
+        frame = pd.DataFrame(rows)
+        artifacts.save_report(frame)
+        for name in frame["round"]:
+            storage.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
+        for name in budget:
+            _audit(name, classes)
+        storage.write(
+            paths.CURVE,
+            pictures.curve(
+                [row["labels"] for row in rows], [row["miou"] for row in rows], list(frame["round"]), f"{score.unit}s"
+            ),
+        )
+        print(frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="-"))
+        for name in frame["round"][frame["fallback"] > 0]:
+            print(f"{name}: drawn by {verdict.FALLBACK}, since the round before showed no signal in the score")
+
+
+def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    audit = artifacts.load_audit(name)
+    forecast = {} if name == paths.SOURCE_ROUND else artifacts.load_forecast(name)
+    # Gains are in points of mIoU, mIoUs in [0, 1], as on disk. Gains in another unit are not for a table.
+    in_points = "through_origin" in audit
+    return {
+        "round": name,
+        "labels": len(bought),
+        "minutes": sum(row["minutes"] for row in bought),
+        "miou": artifacts.load_miou_share(name),
+        "forecast_low": forecast.get("low"),
+        "forecast_high": forecast.get("high"),
+        "gain_predicted": audit["predicted"] if in_points else None,
+        "gain_realised": audit["realised"] if in_points else None,
+        "rank_correlation": audit.get("spearman"),
+        "signal": {True: "yes", False: "no", None: None}[audit["signal"]],
+        "fallback": 0 if name == paths.SOURCE_ROUND else _fallback(name),
+    }
+
+
+def _fallback(name: str) -> int:
+    """Images of the round that were chosen by the fallback."""
+    return int((_bought(name)["method"] == verdict.FALLBACK).sum())
+
+
+def _bought(name: str) -> pd.DataFrame:
+    """What the round has bought of its selection: of a line in minutes not all may have been ordered."""
+    keys = [row["key"] for row in artifacts.load_labels(name) if row["round"] == name]
+    selection = artifacts.load_selection(name)
+    return selection[selection["key"].isin(keys)]
+
+
+def _audit(name: str, classes: ClassSet) -> None:
+    """Draw the audit, where there is a realised gain to show."""
+    audit, frame = artifacts.load_audit(name), artifacts.load_audit_table(name)
+    if "through_origin" in audit:
+        fit = None if audit["slope"] is None else (audit["intercept"], audit["slope"])
+        columns = {str(column): frame[column].to_numpy(float) for column in frame.columns if column != "key"}
+        title = f"{name}: {audit['conclusion']}"
+        storage.write(paths.audit_picture(name), pictures.audit(columns, classes, fit, title))
+
+
+def _panels(
+    devices: Devices,
+    name: str,
+    line: BudgetLine,
+    pool: pd.DataFrame,
+    classes: ClassSet,
+    seed: int,
+    model: Model,
+    score: Score,
+    report: Report,
+    compute: Compute,
+) -> None:
+    """Draw a panel of each of the round's images (whole, also where a block is bought), highest gain first."""
+    selection = _bought(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
+    items = labelled_items(selection["key"], pool, len(classes.names))
+    reference = torch.from_numpy(artifacts.load_pool(name))
+    before, calibration = saved.open_network(line.after, model, classes)
+    after, _ = saved.open_network(name, model, classes)
+    rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
+    scorer = start_scorer(name, line.after, before, calibration, score, seed=seed, rounds=rounds)
+    grid = scorer.entry.needs_members
+    for out in inference.outputs(devices, before, items, model.size, compute, f"report {name}", grid):
+        probabilities = scorer.calibration.apply(out.logits).softmax(1)
+        truth = inference.small_masks(out.batch, model.size)
+        _, now = highest(out.logits)
+        _, then = highest(inference.predict(devices, after, out.batch.images)[0])
+        gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
+        for place, index in enumerate(out.batch.indices):
+            row = selection.iloc[index]
+            unit = " points" if score.acquisition in IN_POINTS else f" of {score.acquisition}"
+            how = f"drawn with p = {row['probability']:.2f}" if row["probability"] < 1 else f"chosen by {row['method']}"
+            storage.write(
+                paths.sample(name, index + 1, row["key"]),
+                pictures.panel(
+                    image=out.batch.images[place].permute(1, 2, 0).cpu().numpy(),
+                    truth=truth[place].numpy(),
+                    before=now[place].byte().cpu().numpy(),
+                    after=then[place].byte().cpu().numpy(),
+                    gain=gain_map[place].float().cpu().numpy(),
+                    classes=classes,
+                    title=f"{name}  {row['key']}  gain {row['gain']:.4f}{unit}, {how}",
+                ),
+            )

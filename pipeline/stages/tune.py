@@ -1,0 +1,209 @@
+"""Stage: trains on all labels bought so far: first by likelihood with source replay, then for the reward itself."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline import artifacts, ledger, paths, storage, streams
+from pipeline.errors import UserError, counted
+from pipeline.images import blocks
+from pipeline.images.classes import IGNORE, ClassSet
+from pipeline.images.items import Item, by_image, items_of, labelled_items
+from pipeline.images.masks import load_mask
+from pipeline.networks import inference, saved
+from pipeline.networks.devices import Devices
+from pipeline.params import BudgetLine, Calibration, Compute, Model, Roots, Tune
+from pipeline.training import batches, fingerprints, loop, reward_tuning
+from pipeline.training.likelihood import class_weights, likelihood_loss, likelihood_plan, with_auxiliary_head
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run(
+    round_name: str,
+    line: BudgetLine,
+    *,
+    seed: int,
+    roots: Roots,
+    model: Model,
+    calibration: Calibration,
+    tune: Tune,
+    compute: Compute,
+) -> None:
+    """Start from the model of the round before and write this round's.
+
+    What likelihood has taught stays in data/checkpoints, one file a round: another reward starts from there.
+
+    Raises:
+        UserError: a label is missing or was changed since it was delivered, a loss is not finite, or the calibration
+            fails.
+    """
+    devices = Devices.start(compute)
+    classes = ledger.classes()
+    rows = artifacts.load_labels(round_name)
+    pool = artifacts.load_images(round_name, roots.pool).set_index("key", drop=False)
+    labels = _labelled(rows, pool, len(classes.names))
+    source_manifest = artifacts.load_manifest("source", roots.source)
+    source_table = artifacts.load_ids("source", classes)
+    source = items_of(source_manifest, source_table)
+    network, _ = saved.open_network(line.after, model, classes)
+    loop.check_batch(network, model, tune.likelihood.batch, devices.processes, "tune.likelihood.batch")
+
+    # Fitted before training on them: to the model, this round's labels are still unseen.
+    new, importance = _returned(round_name, rows, labels)
+    fitted = inference.calibration_pixels(devices, network, new, model.size, compute, importance).fit(
+        calibration.method
+    )
+
+    target, held_out = _hold_out(by_image(labels), tune.held_out)
+    weights = weights_of_both(target, source_manifest, classes, tune).to(devices.device)
+    mark = loop.fingerprint(
+        devices,
+        compute,
+        fingerprints.code(__name__, without=("pipeline.training.reward_tuning",)),
+        (seed, round_name),
+        classes.names,
+        (source_table.tolist(), fingerprints.rows(source_manifest)),
+        _contents(target, rows, pool),
+        model.size,
+        fingerprints.weights(network.state_dict()),
+        (tune.likelihood, tune.source_share),
+    )
+    # Each round draws its own batches.
+    likelihood_seed = streams.seed_of(seed, round_name, "likelihood")
+    plan = likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", likelihood_seed, compute, mark)
+    replayed = replayed_images(tune, target, devices.processes)
+
+    def draws(shares: Sequence[tuple[Sequence[Item], int]], steps: int, seed: int) -> Any:
+        augment, workers = tune.likelihood.augment, compute.workers
+        return batches.training_batches(devices, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
+
+    mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, plan.seed)
+    likelihood = likelihood_loss(weights, tune.likelihood)
+    with with_auxiliary_head(network, tune.likelihood, streams.seed_of(seed, round_name, "auxiliary")):
+        log = [{"stage": 0.0, **row} for row in loop.fit(devices, network, mixed, likelihood, plan)]
+
+    reward_plan = plan._replace(
+        name=f"tune {round_name} reward",
+        steps=tune.reward.steps,
+        lr=tune.reward.lr,
+        seed=streams.seed_of(seed, round_name, "reward"),
+        end=tune.reward.lr_end,
+        clip=tune.reward.clip,
+        frozen=True,
+        validate_every=tune.reward.validate_every,
+        patience=tune.reward.patience,
+        checkpoint=paths.checkpoint(f"tune-{round_name}-reward"),
+        fingerprint=loop.fingerprint(
+            devices,
+            compute,
+            fingerprints.code(__name__),
+            mark,
+            fingerprints.weights(network.state_dict()),
+            _contents(held_out, rows, pool),
+            (tune.likelihood.batch, tune.likelihood.augment),
+            tune.reward,
+        ),
+    )
+    if tune.reward.steps:
+        reward = reward_tuning.reward_function(tune.reward, weights, classes)
+        each = tune.reward.epochs if tune.reward.estimator == "ppo" else 1
+        fresh = draws([(target, tune.likelihood.batch)], -(-reward_plan.steps // each), reward_plan.seed)
+        anchor = copy.deepcopy(network).eval() if tune.reward.kl else None
+        loss = reward_tuning.loss_function(tune.reward, reward, weights, network, anchor, devices)
+        validate = reward_tuning.held_out_reward(devices, reward, held_out, model, compute) if held_out else None
+        steps = loop.fit(devices, network, batches.repeated(fresh, each), loss, reward_plan, validate)
+        log += [{"stage": 1.0, **row} for row in steps]
+
+    if devices.is_first:
+        artifacts.save_log(round_name, log)
+        artifacts.save_model(round_name, network.state_dict(), saved.describe(model, classes, fitted))
+        reward_plan.checkpoint.unlink(missing_ok=True)
+
+
+def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[Item]:
+    """An item for each delivered mask, of an image of the pool or of a block of one."""
+    for row in rows:
+        path = paths.mask(row["key"])
+        load_mask(path)
+        if storage.sha256(path) != row["sha256"]:
+            raise UserError(
+                f"{path} was changed since it was delivered: run `dvc repro -s -f annotate@{row['round']}` "
+                f"to take the correction, or `dvc checkout -f {paths.LABELS_DVC}` to undo it; then `dvc repro`"
+            )
+    return labelled_items([row["key"] for row in rows], pool, classes)
+
+
+def _contents(
+    of: Sequence[Item], rows: Sequence[dict[str, Any]], pool: "pd.DataFrame"
+) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Key and hash of every image, and keys and hashes of its labels."""
+    masks: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        masks.setdefault(blocks.image_of(row["key"]), []).append((row["key"], row["sha256"]))
+    return [(item.key, str(pool.loc[item.key, "sha256"]), masks[item.key]) for item in of]
+
+
+def replayed_images(tune: Tune, target: Sequence[Item], processes: int = 1) -> int:
+    """How many images of a batch are replayed from the source, so that `source_share` of its labelled pixels are.
+
+    Of whole images that is the share of the batch. An image of which only a share f is bought has so many fewer pixels
+    to learn from: n images of the source have a share s of the labelled pixels if n / (n + (batch - n) f) = s.
+
+    Whatever the share, every process learns from a bought label in every step.
+    """
+    batch, s = tune.likelihood.batch, tune.source_share
+    of_whole = round(s * batch)
+    bought = [sum(blocks.share(key) for key, _ in item.blocks) if item.blocks else 1.0 for item in target]
+    f = sum(bought) / len(bought)
+    wanted = of_whole if f == 1 or not of_whole else max(1, round(s * f * batch / (1 - s + s * f)))
+    return min(wanted, max(0, batch - processes))
+
+
+def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
+    """Images to learn from, and those to choose weights by, told apart by a hash of their names."""
+    held = round(share * len(target))
+    if held and held == len(target):
+        raise UserError(f"tune.held_out {share:g} leaves none of {len(target)} labelled images to learn from: lower it")
+    shuffled = sorted(target, key=lambda item: hashlib.sha256(item.key.encode()).digest())
+    return [item for item in target if item not in shuffled[:held]], shuffled[:held]
+
+
+def _returned(
+    round_name: str, rows: Sequence[dict[str, Any]], target: Sequence[Item]
+) -> tuple[list[Item], list[float]]:
+    """The round's new labels, and weights as if every pool image were equally likely to be among them."""
+    drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
+    new = [item for item, row in zip(target, rows, strict=True) if row["round"] == round_name]
+    return new, [1 / float(drawn[item.key]) for item in new]
+
+
+def weights_of_both(target: Sequence[Item], source: Any, classes: ClassSet, tune: Tune) -> Tensor:
+    """Weights from the class shares of an average batch: replayed source and labelled target, by their shares.
+
+    Raises:
+        UserError: no pixel of the labels is of a class, or a class has no pixel anywhere and there is no smoothing.
+    """
+    in_target = sum(
+        np.bincount(load_mask(path).ravel(), minlength=IGNORE + 1)[: len(classes.names)].astype(float)
+        for item in target
+        for path in item.masks
+    )
+    if not np.sum(in_target):
+        raise UserError(
+            f"no pixel of the {counted(len(target), 'label')} to learn from is of a class: buy or correct some"
+        )
+    in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
+    if not np.sum(in_target) > 0:
+        raise UserError(
+            f"no pixel of the labels of {target[0].key!r} and {len(target) - 1} more is of a class, so nothing is "
+            "learnt from them: label more images, or lower tune.held_out"
+        )
+    share = tune.source_share
+    mixed = (1 - share) * in_target / np.sum(in_target) + share * in_source / in_source.sum()
+    return class_weights(mixed, tune.likelihood, classes, "tune.likelihood")

@@ -1,0 +1,1 @@
+"""The demo town: rendered street scenes with exact labels."""

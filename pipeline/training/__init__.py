@@ -1,0 +1,1 @@
+"""Training: one loop, which is given a loss: by likelihood, or for the reward."""

@@ -1,0 +1,103 @@
+"""Likelihood losses: class-weighted cross-entropy, and the divergence that keeps a tuned model near its start.
+
+    CE = (1/n) sum_i w_{t_i} (-log p_i(t_i))      w_c proportional to 1 / (n_c + smooth * sum_k n_k), their mean is 1
+    Poly-1 = (1/n) sum_i w_{t_i} (-log p_i(t_i) + eps (1 - p_i(t_i)))      Leng et al. 2022, "PolyLoss"
+    KL = (1/n) sum_i sum_c p_i(c) log(p_i(c) / q_i(c))
+
+The weights are those of Pinto et al. 2023, "Tuning computer vision models with task rewards" (big_vision,
+reward_tune/detection_reward.py, `cls_smooth`).
+
+CE divides by the number n of valid pixels, where `torch.nn.functional.cross_entropy` divides by the sum of their
+weights. Divided by the weights, a batch that shows one class only has the same loss whichever class it is, so the
+weights cancel just where they matter, and the mean over batches or processes depends on who got which image. Divided
+by pixels, weights act on every pixel alike and the loss of a batch is an unbiased estimate of the loss of the set.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Real, UInt8
+from torch import Tensor
+
+from pipeline.images.classes import IGNORE
+
+
+def class_weights(counts: Real[Tensor, " c"], smooth: float) -> Float32[Tensor, " c"]:
+    """Weights from pixel counts: rarer classes weigh more, the mean over all classes is 1.
+
+    Args:
+        counts: labelled pixels of every class.
+        smooth: share of all pixels that is added to every count; larger is closer to equal weights.
+
+    Raises:
+        ValueError: nothing was counted, or a class has no pixel and `smooth` is 0.
+    """
+    smoothed = counts.double() + smooth * counts.double().sum()
+    if not (smoothed > 0).all():
+        raise ValueError(f"class counts {counts.tolist()} with smooth {smooth} leave a class without a finite weight")
+    weights = 1 / smoothed
+    return (weights / weights.mean()).float()
+
+
+def cross_entropy(
+    logits: Float[Tensor, "n c h w"],
+    truth: UInt8[Tensor, "n h w"],
+    weights: Float[Tensor, " c"],
+    *,
+    poly1: float = 0.0,
+    kept: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Class-weighted cross-entropy per valid pixel, in nats; IGNORE is left out, no valid pixel at all gives 0.
+
+    Args:
+        logits: of the network.
+        truth: class ids.
+        weights: of the classes.
+        poly1: eps of Poly-1: the gradient of a pixel whose class has probability p grows by the factor 1 + eps p.
+        kept: share of the pixels that count, those with the largest losses; see `hardest`.
+    """
+    if not poly1 and kept == 1:  # without a tensor of all pixels' losses
+        valid = (truth != IGNORE).sum()
+        # Pixel by pixel: the classes of a pixel lie side by side in channels_last, and to put them apart takes as long.
+        pixels = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+        loss = F.cross_entropy(pixels, truth.long().flatten(), weights, ignore_index=IGNORE, reduction="sum")
+        return loss / valid.clamp(min=1)
+    pixels = F.cross_entropy(logits.float(), truth.long(), ignore_index=IGNORE, reduction="none")  # 0 at IGNORE
+    weight = weights[truth.long().clamp(max=len(weights) - 1)]
+    pixels = weight * (pixels + poly1 * (1 - (-pixels).exp()))
+    return pixels.sum() / (truth != IGNORE).sum().clamp(min=1) if kept == 1 else hardest(pixels, kept)
+
+
+def hardest(pixels: Float[Tensor, "n h w"], kept: float) -> Float[Tensor, ""]:
+    """Mean of the largest losses that are not 0: hard pixel mining as in DeepLab (train_utils.py, `top_k_percent`).
+
+    Args:
+        pixels: every pixel's loss, 0 where there is no label.
+        kept: share of all pixels of the batch, also of those without a label, that are kept.
+    """
+    largest = pixels.flatten().topk(max(1, int(kept * pixels.numel())), sorted=False).values
+    return largest.sum() / (largest != 0).sum().clamp(min=1)
+
+
+def kept_share(step: int, ramp: float, hard: float) -> float:
+    """Share of the pixels that is kept at a step: from 1 at the first step linearly to `hard` at step `ramp`.
+
+    >>> [kept_share(step, 4.0, 0.2) for step in (0, 2, 4, 9)]
+    [1.0, 0.6, 0.2, 0.2]
+    """
+    ratio = min(1.0, step / ramp) if ramp else 1.0
+    return ratio * hard + (1 - ratio)
+
+
+def kl(
+    logits: Float[Tensor, "n c h w"], reference_logits: Float[Tensor, "n c h w"], valid: Bool[Tensor, "n h w"]
+) -> Float[Tensor, ""]:
+    """KL(p || reference) per valid pixel, in nats, no valid pixel at all gives 0. Gradients reach both arguments."""
+    log_p = logits.float().log_softmax(1)
+    log_ratio = log_p - reference_logits.float().log_softmax(1)
+    divergence = (log_p.exp() * log_ratio).sum(1)
+    return divergence[valid].sum() / valid.sum().clamp(min=1)
+
+
+def entropy(logits: Float[Tensor, "n c h w"], valid: Bool[Tensor, "n h w"]) -> Float[Tensor, ""]:
+    """Shannon entropy of the labels per valid pixel, in nats, no valid pixel at all gives 0."""
+    log_p = logits.float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)[valid].sum() / valid.sum().clamp(min=1)
