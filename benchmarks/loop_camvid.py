@@ -102,7 +102,7 @@ def longer(p: Params) -> Params:
 
 def source_model(p: Params) -> None:
     """Manifests, the source model, and its mIoU."""
-    if not paths.labels("r00").is_file():
+    if not paths.purchases("r00").is_file():
         prepare.run(**sections(prepare.run, p))
     if not (paths.model("r00") / "model.pt").is_file():
         pretrain.run(**sections(pretrain.run, p))
@@ -169,8 +169,7 @@ def row(acquisition: str, seed: int, round_name: str) -> dict[str, Any]:
     """One measured model; runs in the run's folder."""
     measures = json.loads(paths.metrics(round_name).read_text())
     labels = json.loads(paths.labels(round_name).read_text())
-    said = paths.forecast(round_name)
-    forecast = json.loads(said.read_text()) if said.is_file() else {}  # of r00 there is none
+    forecast = json.loads(paths.forecast(round_name).read_text()) if round_name != paths.SOURCE_ROUND else {}
     return {
         "acquisition": acquisition,
         "seed": seed,

@@ -41,7 +41,7 @@ SOURCE_ROUND = "r00"
 
 def maker(stage: str, round_name: str) -> str:
     """What DVC calls the stage that makes an artifact of a round; those of r00 have makers of their own."""
-    first = {"tune": "pretrain", "evaluate": "evaluate_source"} | dict.fromkeys(
+    first = {"tune": "pretrain", "evaluate": f"evaluate_source@{SOURCE_ROUND}"} | dict.fromkeys(
         ("snapshot", "annotate", "audit", "forecast"), "prepare"
     )
     return first[stage] if round_name == SOURCE_ROUND and stage in first else f"{stage}@{round_name}"

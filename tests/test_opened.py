@@ -35,5 +35,5 @@ def test_everything_that_is_opened_is_seen_with_who_opened_it(tmp_path: Path, mo
     Path("later.txt").write_text("")
     assert set(files.read) == {"whole.bin", "data/labels/a.png", "table.csv", "weights.pt", "listed"}
     assert {"whole.bin", "data/labels/a.png", "table.csv", "weights.pt", "taken"} == files.written
-    assert files.read["data/labels/a.png"] == {frozenset({"pipeline.artifacts"})}
+    assert files.read["data/labels/a.png"] == {frozenset({"pipeline.images.masks"})}
     assert files.read["table.csv"] == {frozenset()}

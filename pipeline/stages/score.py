@@ -101,10 +101,15 @@ def _minutes(
         return np.full(len(effort), until_known)
     for row in bought:
         key, name = row["key"], row["round"]
-        if not purchases.get(key, {}).keys() >= {*minutes.FEATURES}:
-            where, stage = (paths.scores(name), "score") if key in purchases else (paths.purchases(name), "annotate")
+        if key not in purchases:
             raise UserError(
-                f"{where} lacks {key!r}, which {name} bought: run `dvc repro -s -f {stage}@{name}`, then `dvc repro`"
+                f"{paths.purchases(name)} lacks {key!r}, which {name} bought: run `dvc repro -s -f annotate@{name}`, "
+                f"then `dvc repro`"
+            )
+        if not purchases[key].keys() >= {*minutes.FEATURES}:
+            raise UserError(
+                f"{paths.scores(name)} lacks {key!r}, which {name} bought: run `dvc repro -s -f score@{name}`, "
+                f"then `dvc repro`"
             )
     said = np.array([[purchases[row["key"]][name] for name in minutes.FEATURES] for row in bought], float)
     coefficients = minutes.fit(said, np.array([row["minutes"] for row in bought], float))
