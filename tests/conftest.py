@@ -2,6 +2,7 @@ import collections
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,11 @@ def shared_data() -> Path:
 
 
 @contextlib.contextmanager
-def forking() -> Iterator[Forks]:
-    """A server of forks."""
+def forking() -> Iterator[Forks | None]:
+    """A server of forks; None where there are none."""
+    if sys.platform != "linux":
+        yield None
+        return
     folder = Path(tempfile.mkdtemp(prefix="regain-"))  # pytest's own paths are too long for a socket's address
     started = Forks(folder)
     yield started
@@ -51,7 +55,7 @@ def forking() -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def forks() -> Iterator[Forks | None]:
     """Starts Python programs in no time."""
     with forking() as started:
         yield started

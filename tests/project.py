@@ -1,9 +1,11 @@
 """A throw-away copy of the whole project in a folder of its own, on a tiny demo town, run with the real DVC and git."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import networkx
+from dvc.repo import Repo
+
+from pipeline.__main__ import main
 from tests.forks import Forks
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +149,16 @@ class Project(NamedTuple):
         done = self.dvc("repro", *words)
         assert done.status == 0, done.output[-6000:]
         return done
+
+    def run_all(self) -> None:
+        """Run the command of every stage in dvc.yaml once, in this process and without DVC."""
+        with contextlib.chdir(self.folder):
+            with Repo() as opened:
+                commands = [stage.cmd for stage in networkx.dfs_postorder_nodes(opened.index.graph)]
+            for command in commands:
+                words = shlex.split(command, comments=True)
+                assert words[:3] == ["python3", "-m", "pipeline"]
+                assert main(words[3:]) == 0, command
 
     def commit(self, message: str) -> str:
         """Commit everything that git does not ignore; the commit's hash."""

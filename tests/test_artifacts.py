@@ -70,14 +70,13 @@ def test_a_file_size_limit_is_a_sentence_and_leaves_the_old_file(folder: Path) -
     code = """
 import resource, signal
 from pathlib import Path
-from pipeline import artifacts
+from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, UNKNOWN, ClassSet
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-artifacts.write(Path("file"), b"old")
+storage.write(Path("file"), b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    artifacts.write(Path("file"), bytes(1_000_000))
+    storage.write(Path("file"), bytes(1_000_000))
 except UserError as error:
     print(error)
 """

@@ -187,7 +187,7 @@ def test_a_killed_reader_is_known_for_what_it_is(
     def out_of_memory(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does
 
-    monkeypatch.setattr(loading.reading, "read_image", out_of_memory)
+    monkeypatch.setattr(reading, "read_image", out_of_memory)
     with pytest.raises(RuntimeError) as error:
         list(inference.whole(devices, items, (8, 8), batch=2, workers=1))
     said = faults.sentence(error.value, "score", params_file.load(ROOT / "params.yaml"))

@@ -486,11 +486,11 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import torch
-from pipeline import batches, training
-from pipeline.devices import Devices
+from pipeline.networks.devices import Devices
 from pipeline.params import Compute
 from tests.test_training import LIKELIHOOD, draw, one_convolution, plan, with_everything
-from pipeline.batches import Batch
+from pipeline.training import loop
+from pipeline.training.batches import Batch
 
 devices = Devices.start(Compute(accelerator="cpu", processes=2))
 rank = devices.rank
@@ -504,7 +504,7 @@ def share(first):
         yield Batch(batch.images[rank::2], batch.masks[rank::2])
 
 network = one_convolution()
-training.fit(devices, network, share, LIKELIHOOD, plan(frozen=True))
+loop.fit(devices, network, share, LIKELIHOOD, plan(frozen=True))
 if rank == 0:
     torch.save(network.state_dict(), "two.pt")
 
@@ -535,7 +535,7 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAILS = """
 import sys
-from pipeline.devices import Devices
+from pipeline.networks.devices import Devices
 from pipeline.params import Compute
 devices = Devices.start(Compute(accelerator="cpu", processes=2))
 if devices.rank:

@@ -16,8 +16,8 @@ BUDGET = ("{after: r00, images: 3}", "{after: r01, images: 2}")
 def test_two_rounds_with_a_perfect_annotator_end_where_the_oracle_ends(
     tmp_path: Path, studio: Studio, forks: Forks
 ) -> None:
-    with_oracle = project.make(tmp_path / "oracle", budget=BUDGET, forks=forks)
-    with_oracle.repro()
+    with_oracle = project.make(tmp_path / "oracle", budget=BUDGET)
+    with_oracle.run_all()
 
     with_people = project.make(tmp_path / "people", budget=BUDGET, forks=forks)
     with_people.edit("annotator: oracle", f"annotator: label_studio, url: '{studio.url}', project: Two rounds")
