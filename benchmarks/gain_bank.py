@@ -36,7 +36,8 @@ from pipeline import gain
 from pipeline.artifacts import Features
 from pipeline.evaluation import metrics
 from pipeline.gain import ACQUISITIONS
-from pipeline.gain.scorer import Scored, score_pool, start_scorer
+from pipeline.gain.pool import Scored, score_pool
+from pipeline.gain.scorer import start_scorer
 from pipeline.images import reading
 from pipeline.images.items import id_table_of_labels
 from pipeline.networks import inference, saved

@@ -25,7 +25,8 @@ import torch
 
 from benchmarks import results
 from pipeline import datasets
-from pipeline.gain.scorer import score_pool, start_scorer
+from pipeline.gain.pool import score_pool
+from pipeline.gain.scorer import start_scorer
 from pipeline.images import reading, resizing
 from pipeline.images.classes import CLASS_SETS
 from pipeline.images.items import Item, id_table_of_labels

@@ -125,11 +125,11 @@ def independent(key: str) -> Said:
     flag = cv2.INTER_AREA if image.shape[0] > 16 else cv2.INTER_LINEAR
     small = torch.from_numpy(cv2.resize(image, (32, 16), interpolation=flag))
     with torch.no_grad():
-        logits, grid = network.eval().with_grid(small.permute(2, 0, 1)[None])
+        logits, cells = network.eval().with_cells(small.permute(2, 0, 1)[None])
         seed = streams.seed_of(1, "r01", "members")
         weights = network.thinned(4, 0.5, torch.Generator().manual_seed(seed))
-        members = torch.stack([conv2d(grid.features, one, network.last_layer().bias) for one in weights])
-        return Said(image, logits[0], gain.Posterior(members, grid.rows, grid.cols))
+        members = torch.stack([conv2d(cells.features, one, network.last_layer().bias) for one in weights])
+        return Said(image, logits[0], gain.Posterior(members, cells.rows, cells.cols))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])

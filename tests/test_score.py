@@ -10,7 +10,7 @@ import torch
 
 from pipeline import artifacts, datasets, gain, paths, streams
 from pipeline.errors import UserError
-from pipeline.gain import ACQUISITIONS, features, scorer, shortfall
+from pipeline.gain import ACQUISITIONS, features, shortfall
 from pipeline.images.classes import CLASS_SETS, IGNORE
 from pipeline.images.items import items_of
 from pipeline.images.masks import save_mask
@@ -89,7 +89,7 @@ def test_images_hold_expected_pixels_and_labelled_ones() -> None:
 
 def test_a_class_that_the_pool_does_not_show_has_nothing_to_teach(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = torch.tensor([float("nan")] + [0.25] * 18, dtype=torch.float64)  # intersection and union are 0
-    monkeypatch.setattr(scorer, "expected_iou", lambda pool, smooth: unknown)
+    monkeypatch.setattr("pipeline.gain.pool.expected_iou", lambda pool, smooth: unknown)
     run(features=True)
     assert artifacts.load_features("r01").iou.tolist() == [0.0] + [0.25] * 18
 
@@ -110,7 +110,7 @@ def outputs() -> list[inference.Output]:
     items = items_of(frame, datasets.table("cityscapes", Path("pool"), CLASSES))
     compute = Compute(accelerator="cpu", workers=0, batch=1)
     devices = Devices.start(compute)
-    return list(inference.outputs(devices, network, items, settings.model.size, compute, "all", grid=True))
+    return list(inference.outputs(devices, network, items, settings.model.size, compute, "all", with_cells=True))
 
 
 @pytest.mark.parametrize("name", ACQUISITIONS)
@@ -150,8 +150,8 @@ def test_worth_comes_from_a_sample_and_the_pool_from_all(monkeypatch: pytest.Mon
     np.testing.assert_allclose(pool[:, :3], torch.cat(shortfalls).sum(0), rtol=1e-4, atol=1e-3)
     asked = []
     original = gain.worth
-    monkeypatch.setattr(scorer, "worth", lambda pool, smooth: asked.append(pool) or original(pool, smooth))
-    monkeypatch.setattr(scorer, "SAMPLE", 3)
+    monkeypatch.setattr("pipeline.gain.pool.worth", lambda pool, smooth: asked.append(pool) or original(pool, smooth))
+    monkeypatch.setattr("pipeline.gain.pool.SAMPLE", 3)
     estimated = run(acquisition="evpi")
     (total,) = asked
     spread = torch.cat([shortfalls[place] for place in (0, 4, 7)]).sum(0) * 8 / 3  # of eight images
@@ -170,7 +170,7 @@ def test_features_are_of_what_is_left_and_of_what_was_bought() -> None:
     assert [found.image.dtype, found.by_class.dtype, found.gradient.dtype] == [np.float32, np.float16, np.float32]
     every = outputs()
     order = [keys.index(key) for key in found.keys]
-    said = [(every[place].grid.features, (every[place].grid.logits / TEMPERATURE).softmax(1)) for place in order]
+    said = [(every[place].cells.features, (every[place].cells.logits / TEMPERATURE).softmax(1)) for place in order]
     np.testing.assert_allclose(found.image, [f.mean((0, 2, 3)).numpy() for f, _ in said], rtol=1e-4, atol=1e-5)
     features_seed = streams.seed_of(1, "r01", "features")
     projected = features.projection(19, said[0][0].shape[1], torch.Generator().manual_seed(features_seed))

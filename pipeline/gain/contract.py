@@ -22,7 +22,7 @@ class Worth(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What several members of a network's posterior say of a batch, on the grid of cells on which they say it."""
+    """What several members of a network's posterior say of a batch, on the cells of the last layer."""
 
     members: Float[Tensor, "k n c h2 w2"]
     """Class probabilities of k members."""

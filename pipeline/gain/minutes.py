@@ -17,7 +17,7 @@ Squares are pulled by a single tab that was left open over night. So only credib
 factor of CREDIBLE of the prediction that they themselves lead to, from the median on (least trimmed squares with a
 threshold in the place of a share: Rousseeuw 1984, "Least Median of Squares Regression").
 
-Features are read off a grid of every fourth pixel in both directions, which costs a hundredth of a forward pass.
+Features are read off every fourth pixel in both directions, which costs a hundredth of a forward pass.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ from pipeline.images.claims import highest
 FEATURES = ("regions", "boundary", "corrections")
 """Connected areas of a class; pixels along boundaries between classes; pixels expected to be wrong."""
 STEP = 4
-"""Pixels between the points of the grid."""
+"""From one pixel that is read to the next, in both directions."""
 PRIOR_IMAGES = 4.0
 CREDIBLE = 5.0
 """Factor by which a credible time is above or below its prediction, at most. Where the logarithm of people's times
@@ -61,7 +61,7 @@ def _changes(labels: UInt8[np.ndarray, "h w"]) -> int:
 def count_regions(labels: UInt8[np.ndarray, "h w"]) -> int:
     """Connected areas of one class, neighbours across corners not included.
 
-    All classes in one call: on a grid of twice the size there is a bridge between two neighbours if they are alike.
+    All classes in one call: in a map of twice the size there is a bridge between two neighbours if they are alike.
     """
     import cv2  # here, as SciPy below, since not all who know costs count or fit them
 

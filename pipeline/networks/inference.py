@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,8 @@ from pipeline.images.items import Item
 from pipeline.networks import loading
 from pipeline.networks.calibration import CALIBRATIONS, Calibration
 from pipeline.networks.devices import Devices
-from pipeline.networks.network import Grid, Network
+from pipeline.networks.network import Cells, Network
 from pipeline.params import Compute
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Whole(Dataset[tuple[int, Tensor, Tensor | None]]):
@@ -79,7 +76,7 @@ class Output(NamedTuple):
 
     batch: Whole
     logits: Float[Tensor, "n c h w"]
-    grid: Grid | None = None
+    cells: Cells | None = None
     """What enters and leaves the last layer, if it is asked for."""
 
 
@@ -90,7 +87,7 @@ def outputs(
     size: tuple[int, int],
     compute: Compute,
     name: str,
-    grid: bool = False,
+    with_cells: bool = False,
 ) -> Iterator[Output]:
     """This process's share of the items, in order; images resized to `size`, logits at that size.
 
@@ -101,26 +98,26 @@ def outputs(
         size: height and width at which the network works.
         compute: batch size and readers.
         name: shown on the progress bar.
-        grid: whether to keep what enters and leaves the last layer.
+        with_cells: whether to keep what enters and leaves the last layer.
 
     Raises:
-        UserError: `grid`, and the network has several last layers.
+        UserError: `with_cells`, and the network has several last layers.
     """
     loader = whole(devices, of, size, batch=compute.batch, workers=compute.workers)
     bar = tqdm(total=len(of), desc=name, unit="image", disable=None if devices.is_first else True)
     for batch in loader:
-        yield Output(batch, *predict(devices, network, batch.images, grid))
+        yield Output(batch, *predict(devices, network, batch.images, with_cells))
         bar.update(min(len(batch.indices) * devices.processes, len(of) - bar.n))
     bar.close()
 
 
 def predict(
-    devices: Devices, network: Network, images: UInt8[Tensor, "n 3 h w"], grid: bool = False
-) -> tuple[Float[Tensor, "n c h w"], Grid | None]:
-    """The logits of one batch, in the precision of the run; `network` and `grid` as in `outputs`."""
+    devices: Devices, network: Network, images: UInt8[Tensor, "n 3 h w"], with_cells: bool = False
+) -> tuple[Float[Tensor, "n c h w"], Cells | None]:
+    """The logits of one batch, in the precision of the run; `network` and `with_cells` as in `outputs`."""
     network.to(devices.device).eval()
     with torch.inference_mode(), devices.autocast():
-        logits, cells = network.with_grid(images) if grid else (network(images), None)
+        logits, cells = network.with_cells(images) if with_cells else (network(images), None)
     return logits.float(), cells
 
 
@@ -207,7 +204,7 @@ def _joined(everyone: Sequence[tuple[list[Tensor], ...]]) -> list[Tensor]:
 
 
 def every_nth(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
-    """The pixels of a square grid, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
+    """Evenly spread pixels, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
     step = max(1, math.isqrt(maps.shape[-2] * maps.shape[-1] // PIXELS_PER_IMAGE))
     return maps[..., step // 2 :: step, step // 2 :: step].flatten(-2)
 

@@ -25,8 +25,8 @@ class Parts(NamedTuple):
     """What an auxiliary head reads: this module's features, or the last but one of several."""
 
 
-class Grid(NamedTuple):
-    """What enters and leaves the last layer, on its grid of cells, which may be coarser than the pixels."""
+class Cells(NamedTuple):
+    """What enters and leaves the last layer, whose cells may be coarser than the pixels."""
 
     features: Float[Tensor, "n d h2 w2"]
     logits: Float[Tensor, "n c h2 w2"]
@@ -130,7 +130,7 @@ class Network(nn.Module):
         heads = [self.body.get_submodule(name) for name in self.parts.head]
         return [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Conv2d)]
 
-    def with_grid(self, images: UInt8[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c h w"], Grid]:
+    def with_cells(self, images: UInt8[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n c h w"], Cells]:
         """Logits as from `forward`, and what enters and leaves the last layer on the way to them.
 
         Raises:
@@ -142,20 +142,19 @@ class Network(nn.Module):
         handle.remove()
         (features,), made = seen[0]
 
-        def cells(pixels: int, across: int) -> Int64[Tensor, " pixels"]:
+        def places(pixels: int, across: int) -> Int64[Tensor, " pixels"]:
             """The cell in which every pixel's middle lies; the cells span the padded image."""
             padded = pixels + -pixels % self.multiple
             return (2 * torch.arange(pixels, device=made.device) + 1) * across // (2 * padded)
 
         height, width = images.shape[-2:]
         # A copy of the logits: without upsampling, those of `forward` are the same memory.
-        grid = Grid(
+        return logits, Cells(
             features.float(),
             made.to(torch.float32, copy=True),
-            cells(height, made.shape[2]),
-            cells(width, made.shape[3]),
+            places(height, made.shape[2]),
+            places(width, made.shape[3]),
         )
-        return logits, grid
 
     def thinned(self, members: int, dropout: float, rng: torch.Generator) -> Float[Tensor, "k c d kh kw"]:
         """Weights of so many last layers, each blind to a random share of the features: members of a posterior.
@@ -180,7 +179,7 @@ class Network(nn.Module):
     def by_members(
         self, features: Float[Tensor, "n d h2 w2"], weights: Float[Tensor, "k c d kh kw"]
     ) -> Float[Tensor, "k n c h2 w2"]:
-        """Logits of thinned last layers, on the grid of `with_grid`."""
+        """Logits of thinned last layers, on the cells of `with_cells`."""
         layer, (members, classes) = self.last_layer(), weights.shape[:2]
         bias = None if layer.bias is None else layer.bias.repeat(members)
         made = F.conv2d(features, weights.flatten(0, 1).to(features), bias, layer.stride, layer.padding, layer.dilation)

@@ -44,9 +44,9 @@ def run(
             shutil.rmtree(folder)  # of a former selection
         folder.mkdir(parents=True)
     devices.barrier()
+    name = f"predict {round_name}"
     broken = [torch.zeros(0, dtype=torch.bool)]  # there may be fewer images than processes
-    grid = scorer.entry.needs_members
-    for out in inference.outputs(devices, network, items, model.size, compute, f"predict {round_name}", grid):
+    for out in inference.outputs(devices, network, items, model.size, compute, name, scorer.entry.needs_members):
         scaled = scorer.calibration.apply(out.logits)
         broken.append(~scaled.flatten(1).isfinite().all(1).cpu())
         gains = scorer.gain_map(out, scaled.softmax(1), reference).float().cpu().numpy()

@@ -118,8 +118,8 @@ def _panels(
     after, _ = saved.open_network(name, model, classes)
     rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
     scorer = start_scorer(name, line.after, before, calibration, score, seed=seed, rounds=rounds)
-    grid = scorer.entry.needs_members
-    for out in inference.outputs(devices, before, items, model.size, compute, f"report {name}", grid):
+    with_cells = scorer.entry.needs_members
+    for out in inference.outputs(devices, before, items, model.size, compute, f"report {name}", with_cells):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
         truth = inference.small_masks(out.batch, model.size)
         _, now = highest(out.logits)

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float64
 from pipeline import artifacts, ledger, paths, streams
 from pipeline.errors import UserError
 from pipeline.gain import minutes
-from pipeline.gain.scorer import Cut, score_pool, start_scorer
+from pipeline.gain.pool import Cut, score_pool
+from pipeline.gain.scorer import start_scorer
 from pipeline.images import blocks
 from pipeline.images.blocks import Grid
 from pipeline.images.classes import IGNORE, ClassSet

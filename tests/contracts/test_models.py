@@ -382,37 +382,37 @@ def test_parts_that_a_model_lacks_are_refused_with_the_models_that_have_them() -
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if len(model.parts.head) == 1])
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 50)])
-def test_grid_is_what_enters_and_leaves_the_last_layer(name: str, size: tuple[int, int]) -> None:
+def test_cells_are_what_enters_and_leaves_the_last_layer(name: str, size: tuple[int, int]) -> None:
     network = made(name) if name not in LARGE else make(name).eval()
     hooks = dict(network.last_layer()._forward_hooks)
     with torch.inference_mode():
         expected = network(images(*size, count=2))
-        logits, grid = network.with_grid(images(*size, count=2))
+        logits, cells = network.with_cells(images(*size, count=2))
         torch.testing.assert_close(logits, expected, rtol=0, atol=0)
-        torch.testing.assert_close(network.last_layer()(grid.features), grid.logits)
-        kept = grid.logits.clone()
+        torch.testing.assert_close(network.last_layer()(cells.features), cells.logits)
+        kept = cells.logits.clone()
         logits.zero_()
-        assert torch.equal(grid.logits, kept)  # not the same memory
+        assert torch.equal(cells.logits, kept)  # not the same memory
     assert network.last_layer()._forward_hooks == hooks
-    for pixels, cells, across in zip(size, (grid.rows, grid.cols), grid.logits.shape[2:], strict=True):
+    for pixels, places, across in zip(size, (cells.rows, cells.cols), cells.logits.shape[2:], strict=True):
         padded = -(-pixels // network.multiple) * network.multiple
-        assert cells.tolist() == [int((pixel + 0.5) * across / padded) for pixel in range(pixels)]
-        assert cells[-1] < across
+        assert places.tolist() == [int((pixel + 0.5) * across / padded) for pixel in range(pixels)]
+        assert places[-1] < across
 
 
 @pytest.mark.parametrize("name", ["small", "unet", "deeplabv3_mobilenet_v3_large"])
 def test_members_are_the_network_blind_to_some_features(name: str) -> None:
     network = made(name)
     with torch.inference_mode():
-        grid = network.with_grid(images(64, 96, count=2))[1]
-        alike = network.by_members(grid.features, network.thinned(3, 0.0, torch.Generator()))
-        assert alike.shape == (3, *grid.logits.shape)
-        torch.testing.assert_close(alike, grid.logits.expand(3, -1, -1, -1, -1))
+        cells = network.with_cells(images(64, 96, count=2))[1]
+        alike = network.by_members(cells.features, network.thinned(3, 0.0, torch.Generator()))
+        assert alike.shape == (3, *cells.logits.shape)
+        torch.testing.assert_close(alike, cells.logits.expand(3, -1, -1, -1, -1))
         weights = network.thinned(64, 0.25, torch.Generator().manual_seed(1))
-        found = network.by_members(grid.features, weights)
+        found = network.by_members(cells.features, weights)
         kept = (weights != 0).any(1).any(-1).any(-1)  # (members, features)
         for member in (0, 63):
-            seen = grid.features * kept[member][:, None, None] / 0.75
+            seen = cells.features * kept[member][:, None, None] / 0.75
             torch.testing.assert_close(found[member], network.last_layer()(seen))
     spread = 5 * (0.25 * 0.75 / kept.numel()) ** 0.5
     assert 0.75 - spread < float(kept.float().mean()) < 0.75 + spread
@@ -426,7 +426,7 @@ def test_model_with_two_last_layers_is_refused_with_those_that_have_one() -> Non
     network = make("lraspp_mobilenet_v3_large")
     says = r"this model has 2 last layers, .* set model\.name to one of small, fpn, .*resnet101, or score\.acquisition"
     for asks in (
-        lambda: network.with_grid(images(64, 96)),
+        lambda: network.with_cells(images(64, 96)),
         lambda: network.thinned(2, 0.1, torch.Generator()),
     ):
         with pytest.raises(UserError, match=says):
