@@ -134,10 +134,7 @@ def rounds(
                 storage.save_json(seconds(round_name), time.perf_counter() - began)
                 forecast.run(round_name, line, **sections(forecast.run, p))
                 annotate.run(round_name, line, **sections(annotate.run, p))
-                if p.select.fallback:
-                    audit.run(round_name, line, **sections(audit.run, p))
-                else:  # nobody heeds it
-                    storage.save_json(paths.audit(round_name), {"signal": None})
+                audit.run(round_name, line, **sections(audit.run, p))
                 tune.run(round_name, line, **sections(tune.run, p))
                 evaluate.run(round_name, **sections(evaluate.run, p))
         return [row(name, p.seed, round_name) for round_name in budget]

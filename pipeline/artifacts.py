@@ -18,7 +18,7 @@ from jaxtyping import Float16, Float32, Float64, Int64, UInt8
 from pipeline import paths, storage
 from pipeline.errors import UserError
 from pipeline.images.classes import CLASS_SETS, IGNORE, UNKNOWN, ClassSet
-from pipeline.images.masks import read_grey
+from pipeline.images.masks import load_made
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -321,13 +321,31 @@ def load_labels(round_name: str) -> list[dict[str, Any]]:
 
 def load_prediction(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
     """Read the class ids that the model of the round before gives an image which the round buys, at its own size."""
-    path, maker = paths.prediction(round_name, key), paths.maker("predict", round_name)
-    if not path.is_file():
-        raise storage.missing(path, maker)
-    mask = read_grey(path)
-    if mask is None:
-        raise storage.damaged(path, "it is no 8-bit greyscale PNG", maker)
-    return mask
+    return load_made(paths.prediction(round_name, key), paths.maker("predict", round_name))
+
+
+def load_before(round_name: str, key: str) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
+    """For a panel: what the model of the round before predicts, and levels of gain, at the network's size."""
+    files, maker = (paths.predicted_before, paths.gain_before), paths.maker("predict", round_name)
+    predicted, gain = (load_made(file(round_name, key), maker) for file in files)
+    return predicted, gain
+
+
+def load_after(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
+    """For a panel: what the round's own model predicts, at the network's size."""
+    return load_made(paths.predicted_after(round_name, key), paths.maker("tune", round_name))
+
+
+def save_calibration(round_name: str, content: Mapping[str, Sequence[float]]) -> None:
+    """Write what calibrates the model of the round before, as `Calibration.lists` has it."""
+    storage.save_json(paths.calibration(round_name), dict(content))
+
+
+def load_calibration(round_name: str) -> dict[str, list[float]]:
+    """What calibrates the model of the round before; it is kept beside the round's own model, too."""
+    path = paths.calibration(round_name)
+    content: dict[str, list[float]] = storage.load_json(path, paths.maker("audit", round_name))
+    return content
 
 
 def save_model(round_name: str, state: Mapping[str, "Tensor"], about: Mapping[str, Any]) -> None:

@@ -122,6 +122,36 @@ def gain_picture(round_name: str, key: str) -> Path:
     return predictions(round_name) / f"{key}.jpg"
 
 
+def calibration(round_name: str) -> Path:
+    """What calibrates the model of the round before, fitted on the labels that a round has brought."""
+    return ROUNDS / round_name / "calibration.json"
+
+
+def before(round_name: str) -> Path:
+    """Folder for the report's panels: what the model of the round before says of the images that a round buys."""
+    return ROUNDS / round_name / "before"
+
+
+def predicted_before(round_name: str, key: str) -> Path:
+    """Its argmax classes of the whole image, at the network's size."""
+    return before(round_name) / "predicted" / f"{key}.png"
+
+
+def gain_before(round_name: str, key: str) -> Path:
+    """Gain of every pixel of the whole image, at the network's size, in the 256 levels that are drawn."""
+    return before(round_name) / "gain" / f"{key}.png"
+
+
+def after(round_name: str) -> Path:
+    """Folder for the report's panels: what a round's own model says of the images that the round bought."""
+    return ROUNDS / round_name / "after"
+
+
+def predicted_after(round_name: str, key: str) -> Path:
+    """Its argmax classes of the whole image, at the network's size."""
+    return after(round_name) / f"{key}.png"
+
+
 def labels(round_name: str) -> Path:
     """All labels bought up to and including a round: key, round, minutes, hash of the mask."""
     return ROUNDS / round_name / "labels.json"

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline import artifacts, paths, storage
 from pipeline.errors import UserError
 from pipeline.images.classes import IGNORE, UNKNOWN, ClassSet
 from pipeline.images.masks import load_mask, save_mask
+from pipeline.networks.calibration import Calibration, of_temperature
 from tests.conftest import ROOT
 
 
@@ -286,6 +288,36 @@ def test_missing_and_damaged_predictions_say_what_makes_them() -> None:
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"predictions/a\.png is not whole.*`dvc repro -s -f predict@r01`"):
             artifacts.load_prediction("r01", "a")
+
+
+@pytest.mark.parametrize(
+    ("load", "path", "maker"),
+    [
+        (artifacts.load_before, paths.predicted_before, "predict@r01"),
+        (artifacts.load_before, paths.gain_before, "predict@r01"),
+        (artifacts.load_after, paths.predicted_after, "tune@r01"),
+    ],
+)
+def test_what_a_panel_needs_and_lacks_says_what_makes_it(
+    load: Callable[[str, str], object], path: Callable[[str, str], Path], maker: str
+) -> None:
+    for one in (paths.predicted_before, paths.gain_before, paths.predicted_after):
+        save_mask(one("r01", "a"), np.zeros((4, 5), np.uint8))
+    load("r01", "a")
+    path("r01", "a").unlink()
+    with pytest.raises(UserError, match=rf"a\.png not found: run `dvc pull` .* or `dvc repro {maker}`"):
+        load("r01", "a")
+    path("r01", "a").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"a\.png is not whole.*`dvc repro -s -f {maker}`"):
+        load("r01", "a")
+
+
+def test_a_calibration_is_the_same_to_the_last_bit_when_it_is_read_again() -> None:
+    with pytest.raises(UserError, match=r"r01/calibration\.json not found: .* or `dvc repro audit@r01`"):
+        artifacts.load_calibration("r01")
+    for fitted in (of_temperature(1 / 3), Calibration((0.1 + 0.2, 1e-9), (-1 / 7, 0.0))):
+        artifacts.save_calibration("r01", fitted.lists())
+        assert Calibration.of_lists(artifacts.load_calibration("r01")) == fitted
 
 
 def network(seed: int) -> dict[str, torch.Tensor]:

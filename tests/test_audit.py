@@ -21,6 +21,7 @@ from pipeline.networks.calibration import of_temperature
 from pipeline.networks.devices import Devices
 from pipeline.params import Params
 from pipeline.stages import audit, score, select, tune
+from pipeline.stages.running import sections
 from tests import repo
 
 CLASSES = CLASS_SETS["cityscapes19"]
@@ -69,7 +70,7 @@ def scored(acquisition: str, round_name: str = "r01") -> None:
 def audited(acquisition: str = "shortfall") -> tuple[pd.DataFrame, dict]:
     of = settings(acquisition)
     line = of.budget["r01"]
-    audit.run("r01", line, seed=1, roots=of.roots, model=of.model, score=of.score, compute=of.compute)
+    audit.run("r01", line, **sections(audit.run, of))
     return artifacts.load_audit_table("r01"), artifacts.load_audit("r01")
 
 

@@ -15,7 +15,8 @@ from pipeline.images.masks import save_mask
 from pipeline.networks import inference, saved
 from pipeline.networks.devices import Devices
 from pipeline.params import BudgetLine, Training
-from pipeline.stages import pretrain, tune
+from pipeline.stages import audit, pretrain, score, tune
+from pipeline.stages.running import sections
 from tests import fakes, repo
 
 CLASSES = CLASS_SETS["cityscapes19"].names
@@ -46,21 +47,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append({"key": key, "round": "r01", "minutes": 4, "sha256": save_mask(paths.mask(key), mask)})
         artifacts.save_labels("r01", rows)
         trained("pretrain")
+        audited("temperature")
     return made
 
 
-def trained(stage: str, method: str = "temperature", **knobs: Any) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
+def audited(method: str) -> None:
+    """What `tune` needs of `audit`: its calibration."""
+    of = repo.params(calibration={"method": method})
+    for stage in (score, audit):
+        stage.run("r01", of.budget["r01"], **sections(stage.run, of))
+
+
+def trained(stage: str, **knobs: Any) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
     """Weights and log of a stage with the knobs set."""
     of = repo.params()
     settings = Training.model_validate(of.pretrain.model_dump() | knobs)
-    calibration = of.calibration.model_copy(update={"method": method})
     if stage == "pretrain":
         pretrain.run(
             seed=1,
             roots=of.roots,
             model=of.model,
             pretrain=settings,
-            calibration=calibration,
+            calibration=of.calibration,
             compute=of.compute,
         )
         name = paths.SOURCE_ROUND
@@ -73,7 +81,6 @@ def trained(stage: str, method: str = "temperature", **knobs: Any) -> tuple[dict
             seed=1,
             roots=of.roots,
             model=of.model,
-            calibration=calibration,
             tune=changed,
             compute=of.compute,
         )
@@ -98,7 +105,8 @@ def test_calibration_is_fitted_on_the_labels_by_the_method(
     method: str, numbers: tuple[int, int], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    trained("tune", method)
+    audited(method)
+    trained("tune")
     settings = repo.params()
     _, fitted = saved.open_network("r01", settings.model, CLASS_SETS["cityscapes19"])
     assert (len(fitted.scale), len(fitted.bias)) == numbers

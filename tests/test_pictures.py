@@ -21,7 +21,15 @@ def opened(data: bytes, kind: str = "PNG") -> np.ndarray:
 def panel(truth: np.ndarray, before: np.ndarray, after: np.ndarray, gain: np.ndarray) -> np.ndarray:
     image = np.full((*truth.shape, 3), 90, np.uint8)
     return opened(
-        pictures.panel(image=image, truth=truth, before=before, after=after, gain=gain, classes=CLASSES, title="r01 é")
+        pictures.panel(
+            image=image,
+            truth=truth,
+            before=before,
+            after=after,
+            gain=pictures.gain_levels(gain),
+            classes=CLASSES,
+            title="r01 é",
+        )
     )
 
 

@@ -155,6 +155,25 @@ def test_prediction_is_the_most_probable_class_at_the_size_of_the_image(batch: i
     assert len(seen) >= 3
 
 
+def test_panels_are_given_what_the_network_sees_of_the_whole_image() -> None:
+    settings = repo.params(score={"acquisition": "shortfall"})
+    run(settings)
+    pool = torch.from_numpy(artifacts.load_pool("r01"))
+    for key in selected():
+        said = independent(key)
+        lowest, highest = said.logits.sort(0).values[-2:].numpy()
+        clear = highest - lowest > 1e-3
+        predicted, levels = artifacts.load_before("r01", key)
+        assert predicted.shape == levels.shape == (16, 32)
+        assert clear.mean() > 0.95
+        np.testing.assert_array_equal(predicted[clear], said.logits.argmax(0).numpy()[clear])
+        p = (said.logits[None] / TEMPERATURE).softmax(1)
+        member = gain.ACQUISITIONS["shortfall"].make(gain.Settings(settings.score.smooth))
+        expected = pictures.gain_levels(member.gain_map(p, pool, None)[0].numpy())
+        assert len(np.unique(levels)) > 16
+        assert np.abs(levels.astype(int) - expected)[clear].max() <= 1  # rounding
+
+
 @pytest.mark.parametrize("calibrate", [True, False])
 @pytest.mark.parametrize("acquisition", gain.ACQUISITIONS)
 def test_picture_is_the_gain_of_the_rounds_acquisition_over_the_image(acquisition: str, calibrate: bool) -> None:
@@ -218,10 +237,13 @@ def test_the_folder_holds_exactly_the_selection() -> None:
     assert set(first) == {f"{key}.{kind}" for key in selected() for kind in ("png", "jpg")}
     for stale in ("gone.png", ".gone.jpg.part"):
         (paths.predictions("r01") / stale).write_bytes(b"")
+    paths.predicted_before("r01", "gone").write_bytes(b"")
     repo.select("r01", [selected()[1], keys()[0]])
     second = run()
     assert set(second) == {f"{key}.{kind}" for key in selected() for kind in ("png", "jpg")}
     assert second[f"{selected()[0]}.png"] == first[f"{selected()[0]}.png"]
+    for path in (paths.predicted_before, paths.gain_before):
+        assert {found.stem for found in path("r01", "any").parent.iterdir()} == set(selected())
 
 
 def test_the_same_run_writes_the_same_bytes() -> None:

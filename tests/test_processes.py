@@ -29,9 +29,9 @@ sys.addaudithook(note)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Project:
-    """Bought, not tuned yet: 15 images in the pool and 5 in the test, which two processes cannot share evenly."""
+    """Audited, not tuned yet: 15 images in the pool and 5 in the test, which two processes cannot share evenly."""
     made = project.make(tmp_path_factory.mktemp("processes") / "tiny", forks=forks)
-    made.repro("annotate@r01")
+    made.repro("audit@r01")
     return made._replace(forks=None)
 
 
@@ -51,11 +51,16 @@ def two(tiny: Project) -> Iterator[Project]:
     tiny.edit("processes: 2", "processes: 1")
 
 
-def by_two(run: Run, writers: Path, *names: str) -> None:
-    """The run was made by two processes, of which one wrote."""
+def by_two(run: Run, writers: Path, *names: str, shared: str = "") -> None:
+    """The run was made by two processes, of which one wrote; below the folder `shared`, each wrote files of its own."""
     assert run.status == 0, run.output
     assert "Starting with 2 processes" in run.output
     written = [line.split(" ", 1) for line in writers.read_text().splitlines() if " data/" in line]  # not Python's own
+    if shared:
+        of_both = [(process, name) for process, name in written if name.startswith(shared)]
+        assert len({process for process, _ in of_both}) == 2
+        assert len({name for _, name in of_both}) == len(of_both)
+        written = [(process, name) for process, name in written if not name.startswith(shared)]
     assert len({process for process, _ in written}) == 1, written
     counts = collections.Counter(name for _, name in written if not name.startswith("data/checkpoints/"))
     assert counts == dict.fromkeys(names, 1)
@@ -103,7 +108,9 @@ def test_confusion_counts_are_exactly_those_of_one_process(two: Project, writers
 
 def test_tuning_runs_and_is_written_once(two: Project, writers: Path) -> None:
     run = two.pipeline("tune", "r01", "--after", "r00")
-    by_two(run, writers, "data/models/r01/log.csv", "data/models/r01/model.pt")
+    shown = "data/rounds/r01/after/"
+    by_two(run, writers, "data/models/r01/log.csv", "data/models/r01/model.pt", shared=shown)
+    assert sorted(path.stem for path in (two.folder / shown).iterdir()) == sorted(two.ordered())
     log = pd.read_csv(two.folder / "data/models/r01/log.csv")
     assert list(log["stage"]) == [0, 1]  # six steps each, one row per training
     assert log.drop(columns=["advantage_std", "reward", "reward_std", "cross_entropy"]).notna().all(axis=None)

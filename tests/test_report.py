@@ -10,8 +10,10 @@ import pytest
 
 from pipeline import artifacts, paths, storage
 from pipeline.evaluation import pictures
+from pipeline.images.items import labelled_items
 from pipeline.images.masks import save_mask
-from pipeline.stages import report
+from pipeline.networks.devices import Devices
+from pipeline.stages import predict, report, tune
 from pipeline.stages.running import sections
 from tests import repo, test_predict
 
@@ -49,8 +51,15 @@ def test_a_model_that_did_not_change_is_drawn_twice_the_same(precision: str, mon
     monkeypatch.setattr(pictures, "panel", panel)
     compute = {"accelerator": "cpu", "workers": 0, "precision": precision}
     of = repo.params(budget={"r01": {"after": "r00", "images": 3}}, compute=compute)
+    predict.run("r01", of.budget["r01"], **sections(predict.run, of))
+    pool = artifacts.load_images("r01", of.roots.pool).set_index("key")
+    items = labelled_items(artifacts.load_selection("r01")["key"], pool, 19)
+    tune.show(Devices.start(of.compute), "r01", items, of.model, of.compute)
     report.run(**sections(report.run, of))
     assert len(drawn) == 3
-    for given in drawn:
+    for given, item in zip(drawn, items, strict=True):  # in the order of their gains
         np.testing.assert_array_equal(given["before"], given["after"])
         assert len(np.unique(given["before"])) > 1
+        assert given["image"].shape[:2] == given["truth"].shape == given["gain"].shape == given["after"].shape
+        assert (given["truth"] == 0).all()
+        assert item.key in given["title"]

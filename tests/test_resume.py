@@ -87,7 +87,6 @@ def killed(at: int, **changes: dict[str, Any]) -> None:
         {"reward": {"reward": "dice"}},
         {"reward": {"steps": 0}},
         {"reward": {"estimator": "lovasz", "kl": 0.1}},
-        {"calibration": {"method": "vector"}},
     ],
     ids=str,
 )
@@ -101,6 +100,16 @@ def test_another_reward_starts_from_the_same_likelihood_model(
     assert KEPT in capsys.readouterr().out
     assert same(again, fresh(**changes))
     assert KEPT not in capsys.readouterr().out
+
+
+def test_another_calibration_starts_from_the_same_likelihood_model(capsys: pytest.CaptureFixture[str]) -> None:
+    before = tuned()
+    kept = artifacts.load_model("r01")[1]["calibration"]
+    test_knobs.audited("vector")
+    capsys.readouterr()
+    assert same(tuned(), before)
+    assert KEPT in capsys.readouterr().out
+    assert artifacts.load_model("r01")[1]["calibration"] != kept
 
 
 @pytest.mark.parametrize(
@@ -147,11 +156,11 @@ def test_another_image_or_mask_to_learn_from_starts_anew(capsys: pytest.CaptureF
     ("edited", "at", "says"),
     [
         (None, 4, {RESUMED}),
-        ("status.py", 4, {RESUMED}),
-        ("losses.py", 4, {ANEW}),
+        ("commands/status.py", 4, {RESUMED}),
+        ("training/losses.py", 4, {ANEW}),
         (None, 9, {KEPT, REWARD_RESUMED}),
         ("rewards/counts.py", 9, {KEPT, REWARD_ANEW}),
-        ("losses.py", 9, {ANEW, REWARD_ANEW}),
+        ("training/losses.py", 9, {ANEW, REWARD_ANEW}),
     ],
 )
 def test_under_edited_code_a_killed_training_starts_anew(

@@ -22,7 +22,7 @@ MAY = {
     **{stage: READING | {"torch"} for stage in NETWORK},
     "score": READING | {"torch", "pandas"},
     "audit": READING | {"torch", "pandas"},
-    "report": READING | {"torch", "pandas"},
+    "report": READING | {"pandas"},
 }
 
 

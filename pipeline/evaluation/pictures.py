@@ -52,14 +52,14 @@ def panel(
     truth: UInt8[np.ndarray, "h w"],
     before: UInt8[np.ndarray, "h w"],
     after: UInt8[np.ndarray, "h w"],
-    gain: Float[np.ndarray, "h w"],
+    gain: UInt8[np.ndarray, "h w"],
     classes: ClassSet,
     title: str,
 ) -> bytes:
     """Image, prediction, gain map, label and prediction after training, side by side, as a PNG file.
 
-    The gain map runs from dark (nothing to gain) to bright (the image's 99th percentile). Where the label is IGNORE,
-    label and predictions are greyed out in the pictures alike.
+    The gain map, in `gain_levels`, runs from dark (nothing to gain) to bright (the image's 99th percentile). Where the
+    label is IGNORE, label and predictions are greyed out in the pictures alike.
     """
     height, width = truth.shape
     zoom = max(1, round(240 / height))
@@ -92,18 +92,24 @@ def gain_overlay(image: UInt8[np.ndarray, "h w 3"], gain: Float[np.ndarray, "h2 
     size = (max(1, round(height * zoom)), max(1, round(width * zoom)))
     grey = cv2.cvtColor(resizing.resize(image, size), cv2.COLOR_RGB2GRAY)[..., None]
     # In these shares the darkest pixel of highest gain is still brighter than a white one of none.
-    picture = 0.35 * grey + 0.65 * resizing.resize(_heat(gain), size)
+    picture = 0.35 * grey + 0.65 * resizing.resize(_heat(gain_levels(gain)), size)
     buffer = io.BytesIO()
     Image.fromarray(picture.round().astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def _heat(gain: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """From dark (nothing to gain) to bright (the image's 99th percentile and above)."""
+def gain_levels(gain: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """A gain map as it is drawn, from 0 (nothing to gain) to 255 (the map's 99th percentile and above)."""
+    top = max(float(np.quantile(gain, 0.99)), 1e-12)
+    levels: np.ndarray = np.minimum(np.clip(gain / top, 0, 1) * 256, 255).astype(np.uint8)
+    return levels
+
+
+def _heat(levels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """From dark (nothing to gain) to bright."""
     import matplotlib as mpl
 
-    top = max(float(np.quantile(gain, 0.99)), 1e-12)
-    heat: np.ndarray = (mpl.colormaps["inferno"](np.clip(gain / top, 0, 1))[..., :3] * 255).astype(np.uint8)
+    heat: np.ndarray = (mpl.colormaps["inferno"](levels)[..., :3] * 255).astype(np.uint8)
     return heat
 
 

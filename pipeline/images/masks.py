@@ -1,4 +1,4 @@
-"""Label masks as PNG files: written whole, checked when read."""
+"""Label masks, and other maps of 8 bits, as PNG files: written whole, checked when read."""
 
 import contextlib
 import hashlib
@@ -28,6 +28,20 @@ def load_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
     if mask is None:
         raise UserError(f"the label {path} is damaged: run `rm {path}`, then `python -m pipeline join`")
     return mask
+
+
+def load_made(path: Path, maker: str) -> UInt8[np.ndarray, "h w"]:
+    """Read a greyscale picture that a stage has made; `maker` is what DVC calls that stage.
+
+    Raises:
+        UserError: it is not there, or not whole.
+    """
+    if not path.is_file():
+        raise storage.missing(path, maker)
+    picture = read_grey(path)
+    if picture is None:
+        raise storage.damaged(path, "it is no 8-bit greyscale PNG", maker)
+    return picture
 
 
 def read_grey(path: Path) -> UInt8[np.ndarray, "h w"] | None:

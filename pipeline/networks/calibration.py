@@ -10,7 +10,7 @@ pixels were chosen: 1 / (probability that their image was selected), Horvitz and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,15 @@ class Calibration(NamedTuple):
     scale: tuple[float, ...]
     bias: tuple[float, ...] = ()
     """In nats; empty for none."""
+
+    @classmethod
+    def of_lists(cls, content: Mapping[str, Sequence[float]]) -> "Calibration":
+        """From what `lists` gives, as it is kept in files."""
+        return cls(tuple(content["scale"]), tuple(content["bias"]))
+
+    def lists(self) -> dict[str, list[float]]:
+        """For files."""
+        return {"scale": list(self.scale), "bias": list(self.bias)}
 
     def apply(self, logits: Float[Tensor, "*n c h w"], out: Tensor | None = None) -> Float[Tensor, "*n c h w"]:
         """The calibrated logits, written into `out` if it is given: the logits' own tensor for in place."""

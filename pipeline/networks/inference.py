@@ -129,11 +129,16 @@ def small_masks(batch: Whole, size: tuple[int, int]) -> Tensor:
 
 
 class Pixels(NamedTuple):
-    """What a calibration is fitted on: pixels of all processes, on the CPU."""
+    """What a calibration is fitted on: labelled pixels, on the CPU."""
 
     logits: Float[Tensor, "m c"]
     truth: Int64[Tensor, " m"]
     weights: Float[Tensor, " m"]
+
+    @classmethod
+    def gathered(cls, devices: Devices, batches: Sequence["Pixels"]) -> "Pixels":
+        """Those of all batches of all processes; a process may have none."""
+        return cls(*_joined(devices.everyone(tuple(map(list, zip(*batches, strict=True))) or ([], [], []))))
 
     def fit(self, method: str) -> Calibration:
         """By one of `calibration.CALIBRATIONS`.
@@ -168,20 +173,31 @@ def calibration_pixels(
     Raises:
         UserError: not one pixel of the items is of a class, or, through the readers, a label is damaged.
     """
-    logits, truth, weight = [], [], []
-    for out in outputs(devices, network, of, size, compute, "calibrate"):
-        for index, one, mask in zip(out.batch.indices, out.logits, small_masks(out.batch, size), strict=True):
-            flat = every_nth(mask)
-            known = flat != IGNORE
-            logits.append(every_nth(one).T.cpu()[known])
-            truth.append(flat[known].long())
-            weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
-    kept = Pixels(*_joined(devices.everyone((logits, truth, weight))))
+    results = outputs(devices, network, of, size, compute, "calibrate")
+    kept = Pixels.gathered(devices, [labelled_pixels(out, small_masks(out.batch, size), weights) for out in results])
     if not len(kept.truth):
         raise UserError(
             f"no pixel of the labels of {of[0].key!r} and {len(of) - 1} more is of a class: label them again"
         )
     return kept
+
+
+def labelled_pixels(out: Output, masks: UInt8[Tensor, "n h w"], weights: Sequence[float] | None = None) -> Pixels:
+    """Evenly spread labelled pixels of a batch.
+
+    Args:
+        out: of labelled items, as the network gives it: not calibrated.
+        masks: of the batch, at the network's size, on the CPU.
+        weights: importance of each item; None for equal weights.
+    """
+    logits, truth, weight = [], [], []
+    for index, one, mask in zip(out.batch.indices, out.logits, masks, strict=True):
+        flat = every_nth(mask)
+        known = flat != IGNORE
+        logits.append(every_nth(one).T.cpu()[known])
+        truth.append(flat[known].long())
+        weight.append(torch.full((int(known.sum()),), 1.0 if weights is None else weights[index]))
+    return Pixels(torch.cat(logits), torch.cat(truth), torch.cat(weight))
 
 
 def sampled_probabilities(

@@ -32,7 +32,7 @@ def describe(model: Model, classes: ClassSet, calibration: Calibration) -> dict[
         "encoder": model.encoder,
         "width": model.width,
         "classes": list(classes.names),
-        "calibration": {"scale": list(calibration.scale), "bias": list(calibration.bias)},
+        "calibration": calibration.lists(),
     }
 
 
@@ -50,7 +50,7 @@ def open_network(round_name: str, model: Model, classes: ClassSet) -> tuple[Netw
             f"{paths.model(round_name)}`, or train it again with a lower lr"
         )
     if "calibration" in about:
-        calibration = Calibration(*(tuple(about["calibration"][name]) for name in Calibration._fields))
+        calibration = Calibration.of_lists(about["calibration"])
     else:  # of a version that knew temperatures only
         calibration = of_temperature(about["temperature"])
     for name, value in describe(model, classes, calibration).items():

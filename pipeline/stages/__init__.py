@@ -15,7 +15,7 @@ STAGES = (
     "evaluate",
     "report",
 )
-NETWORK = ("pretrain", "score", "predict", "audit", "tune", "evaluate", "report")
+NETWORK = ("pretrain", "score", "predict", "audit", "tune", "evaluate")
 """Stages that run the network: they are started by `launch`."""
 ONCE = ("settings", "prepare", "pretrain", "report")
 """Stages that are of no round."""

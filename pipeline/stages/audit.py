@@ -1,4 +1,7 @@
-"""Stage: the gain that a round was bought for against the gain that its labels show, before they are trained on."""
+"""Stage: what a round's labels say of the model that they were bought for, before any model is trained on them.
+
+Of its gains: predicted against realised. And of its probabilities: what calibrates it.
+"""
 
 import pandas as pd
 import torch
@@ -17,19 +20,29 @@ from pipeline.images.classes import IGNORE
 from pipeline.images.items import labelled_items
 from pipeline.networks import inference, saved
 from pipeline.networks.devices import Devices
-from pipeline.params import BudgetLine, Compute, Model, Roots, Score
+from pipeline.params import BudgetLine, Calibration, Compute, Model, Roots, Score
 
 BINS = 15
 """Of the expected calibration error."""
 
 
 def run(
-    round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
+    round_name: str,
+    line: BudgetLine,
+    *,
+    seed: int,
+    roots: Roots,
+    model: Model,
+    calibration: Calibration,
+    score: Score,
+    compute: Compute,
 ) -> None:
     """Write audit.csv (predicted and realised gain of every labelled image) and audit.json (what they say).
 
+    And calibration.json: what calibrates the model of the round before, for `tune` to keep beside the next one.
+
     Raises:
-        UserError: a label is missing, or no pixel of the round's labels is of a class.
+        UserError: a label is missing, no pixel of the round's labels is of a class, or the calibration fails.
     """
     devices = Devices.start(compute)
     classes = ledger.classes()
@@ -38,19 +51,25 @@ def run(
     pool = artifacts.load_images(round_name, roots.pool).set_index("key")
     items = labelled_items(keys, pool, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name))
-    network, calibration = saved.open_network(line.after, model, classes)
+    # As if every image of the pool were equally likely to be among them.
+    drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
+    importance = [1 / float(drawn[key]) for key in keys]
+    network, used = saved.open_network(line.after, model, classes)
     rounds = len({row["round"] for row in labels} - {round_name})
-    scorer = start_scorer(round_name, line.after, network, calibration, score, seed=seed, rounds=rounds)
+    scorer = start_scorer(round_name, line.after, network, used, score, seed=seed, rounds=rounds)
     acquisition = scorer.acquisition
 
     shape = (0, len(classes.names))  # there may be fewer images than processes
     expected = [torch.zeros(*shape, dtype=torch.float64)]
     true = [torch.zeros(*shape, 3, dtype=torch.float64)]
     reliability = torch.zeros((BINS, 3), dtype=torch.float64)
+    pixels = []
     name = f"audit {round_name}"
     for out in inference.outputs(devices, network, items, model.size, compute, name, scorer.entry.needs_members):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
-        truth = inference.small_masks(out.batch, model.size).to(probabilities.device)
+        masks = inference.small_masks(out.batch, model.size)
+        pixels.append(inference.labelled_pixels(out, masks, importance))
+        truth = masks.to(probabilities.device)
         known = truth != IGNORE
         if scorer.entry.needs_members:  # split by the claimed class, as such gains are
             gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device)) * known
@@ -62,9 +81,10 @@ def run(
         reliability += metrics.reliability(probabilities, truth, BINS).cpu()
     predicted, realised = (devices.gather(torch.cat(part), len(items)) for part in (expected, true))
     reliability = devices.total(reliability)
+    to_fit = inference.Pixels.gathered(devices, pixels)
     if not devices.is_first:
         return
-    if not reliability[:, 0].sum() > 0:
+    if not len(to_fit.truth):
         raise UserError(
             f"{round_name}: no pixel of its labels is of a class: correct one (where it was made, or its PNG in "
             f"{paths.LABELS}), then `dvc repro -s -f annotate@{round_name}` and `dvc repro`"
@@ -79,7 +99,6 @@ def run(
     columns = [place for place, name in enumerate(acquisition.statistics) if name in ("claimed", "doubted", "missed")]
     if len(columns) == 3:  # else the pool's unions are not known, and with them no gain of the truth
         parts["realised"] = shortfall.gain(realised, reference[:, columns], scorer.smooth).numpy()
-    drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
     frame = pd.DataFrame({"key": keys, "probability": [float(drawn[key]) for key in keys]})
     frame = frame.assign(**{name: of.sum(1) for name, of in parts.items()})
     split = [pd.DataFrame(of, columns=[f"{name}_{c}" for c in classes.names]) for name, of in parts.items()]
@@ -87,6 +106,7 @@ def run(
     content["calibration_error"] = metrics.expected_calibration_error(reliability)
     earlier = artifacts.load_judged(line.after)
     said = verdict.conclude(earlier, frame, streams.rng(seed, round_name, "audit"), score.acquisition)
+    artifacts.save_calibration(round_name, to_fit.fit(calibration.method).lists())
     artifacts.save_audit(round_name, pd.concat([frame, *split], axis=1), content | said)
     print(f"{round_name}: {said['conclusion']}")
 

@@ -27,6 +27,8 @@ def run(
 ) -> None:
     """Write, for every selected image or block, its predicted class ids and a picture of where its gain lies.
 
+    And, for the report's panels, the same of the whole image as the network sees it.
+
     Raises:
         UserError: a selected image is not in the pool, or the network's outputs are not finite.
     """
@@ -40,19 +42,23 @@ def run(
 
     folder = paths.predictions(round_name)
     if devices.is_first:
-        if folder.exists():
-            shutil.rmtree(folder)  # of a former selection
-        folder.mkdir(parents=True)
+        for made in (folder, paths.before(round_name)):
+            if made.exists():
+                shutil.rmtree(made)  # of a former selection
+            made.mkdir(parents=True)
     devices.barrier()
     name = f"predict {round_name}"
     broken = [torch.zeros(0, dtype=torch.bool)]  # there may be fewer images than processes
     for out in inference.outputs(devices, network, items, model.size, compute, name, scorer.entry.needs_members):
         scaled = scorer.calibration.apply(out.logits)
         broken.append(~scaled.flatten(1).isfinite().all(1).cpu())
+        predicted = highest(out.logits)[1].cpu().numpy()
         gains = scorer.gain_map(out, scaled.softmax(1), reference).float().cpu().numpy()
         for place, index in enumerate(out.batch.indices):
             if not broken[-1][place]:
                 _write(round_name, items[index], out.logits[place], gains[place])
+                save_mask(paths.predicted_before(round_name, items[index].key), predicted[place])
+                save_mask(paths.gain_before(round_name, items[index].key), pictures.gain_levels(gains[place]))
     anywhere = devices.gather(torch.cat(broken), len(items))  # by now, every process has written its files
     if anywhere.any():
         raise UserError(

@@ -4,56 +4,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 
 from pipeline import artifacts, ledger, paths, storage
 from pipeline.evaluation import pictures, verdict
-from pipeline.gain.scorer import start_scorer
-from pipeline.images.claims import highest
+from pipeline.images import reading, resizing
 from pipeline.images.classes import ClassSet
 from pipeline.images.items import labelled_items
-from pipeline.networks import inference, saved
-from pipeline.networks.devices import Devices
-from pipeline.params import IN_POINTS, BudgetLine, Compute, Model, Report, Roots, Score
+from pipeline.params import IN_POINTS, BudgetLine, Report, Roots, Score
 
 
-def run(
-    *,
-    seed: int,
-    budget: dict[str, BudgetLine],
-    roots: Roots,
-    model: Model,
-    score: Score,
-    report: Report,
-    compute: Compute,
-) -> None:
+def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Report) -> None:
     """Write reports/: rounds.csv, summary.json, curve.png, training/, audit/ and samples/."""
-    devices = Devices.start(compute)
     classes = ledger.classes()
     rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [])]
-    if devices.is_first:
-        for folder in (paths.SAMPLES, paths.AUDITS):
-            folder.mkdir(parents=True, exist_ok=True)
-    for name, line in budget.items():
+    for folder in (paths.SAMPLES, paths.AUDITS):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in budget:
         rows.append(_row(name, artifacts.load_labels(name)))
         pool = artifacts.load_images(name, roots.pool).set_index("key")
-        _panels(devices, name, line, pool, classes, seed, model, score, report, compute)
-    if devices.is_first:
-        frame = pd.DataFrame(rows)
-        artifacts.save_report(frame)
-        for name in frame["round"]:
-            storage.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
-        for name in budget:
-            _audit(name, classes)
-        storage.write(
-            paths.CURVE,
-            pictures.curve(
-                [row["labels"] for row in rows], [row["miou"] for row in rows], list(frame["round"]), f"{score.unit}s"
-            ),
-        )
-        print(frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="-"))
-        for name in frame["round"][frame["fallback"] > 0]:
-            print(f"{name}: drawn by {verdict.FALLBACK}, since the round before showed no signal in the score")
+        _panels(name, pool, classes, score, report)
+    frame = pd.DataFrame(rows)
+    artifacts.save_report(frame)
+    for name in frame["round"]:
+        storage.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
+    for name in budget:
+        _audit(name, classes)
+    storage.write(
+        paths.CURVE,
+        pictures.curve(
+            [row["labels"] for row in rows], [row["miou"] for row in rows], list(frame["round"]), f"{score.unit}s"
+        ),
+    )
+    print(frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="-"))
+    for name in frame["round"][frame["fallback"] > 0]:
+        print(f"{name}: drawn by {verdict.FALLBACK}, since the round before showed no signal in the score")
 
 
 def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -98,46 +82,27 @@ def _audit(name: str, classes: ClassSet) -> None:
         storage.write(paths.audit_picture(name), pictures.audit(columns, classes, fit, title))
 
 
-def _panels(
-    devices: Devices,
-    name: str,
-    line: BudgetLine,
-    pool: pd.DataFrame,
-    classes: ClassSet,
-    seed: int,
-    model: Model,
-    score: Score,
-    report: Report,
-    compute: Compute,
-) -> None:
+def _panels(name: str, pool: pd.DataFrame, classes: ClassSet, score: Score, report: Report) -> None:
     """Draw a panel of each of the round's images (whole, also where a block is bought), highest gain first."""
     selection = _bought(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
+    unit = " points" if score.acquisition in IN_POINTS else f" of {score.acquisition}"
     items = labelled_items(selection["key"], pool, len(classes.names))
-    reference = torch.from_numpy(artifacts.load_pool(name))
-    before, calibration = saved.open_network(line.after, model, classes)
-    after, _ = saved.open_network(name, model, classes)
-    rounds = len({row["round"] for row in artifacts.load_labels(line.after)})
-    scorer = start_scorer(name, line.after, before, calibration, score, seed=seed, rounds=rounds)
-    with_cells = scorer.entry.needs_members
-    for out in inference.outputs(devices, before, items, model.size, compute, f"report {name}", with_cells):
-        probabilities = scorer.calibration.apply(out.logits).softmax(1)
-        truth = inference.small_masks(out.batch, model.size)
-        _, now = highest(out.logits)
-        _, then = highest(inference.predict(devices, after, out.batch.images)[0])
-        gain_map = scorer.gain_map(out, probabilities, reference.to(probabilities.device))
-        for place, index in enumerate(out.batch.indices):
-            row = selection.iloc[index]
-            unit = " points" if score.acquisition in IN_POINTS else f" of {score.acquisition}"
-            how = f"drawn with p = {row['probability']:.2f}" if row["probability"] < 1 else f"chosen by {row['method']}"
-            storage.write(
-                paths.sample(name, index + 1, row["key"]),
-                pictures.panel(
-                    image=out.batch.images[place].permute(1, 2, 0).cpu().numpy(),
-                    truth=truth[place].numpy(),
-                    before=now[place].byte().cpu().numpy(),
-                    after=then[place].byte().cpu().numpy(),
-                    gain=gain_map[place].float().cpu().numpy(),
-                    classes=classes,
-                    title=f"{name}  {row['key']}  gain {row['gain']:.4f}{unit}, {how}",
-                ),
-            )
+    for rank, (item, row) in enumerate(zip(items, selection.to_dict("records"), strict=True), start=1):
+        before, gain = artifacts.load_before(name, item.key)
+        full = reading.read_image(item.image, item.sha256)
+        mask = item.read_mask(full.shape[:2])
+        if mask is None:
+            raise AssertionError("a label that was delivered has a mask")
+        how = f"drawn with p = {row['probability']:.2f}" if row["probability"] < 1 else f"chosen by {row['method']}"
+        storage.write(
+            paths.sample(name, rank, item.key),
+            pictures.panel(
+                image=resizing.resize(full, before.shape),
+                truth=resizing.resize_mask(mask, before.shape),
+                before=before,
+                after=artifacts.load_after(name, item.key),
+                gain=gain,
+                classes=classes,
+                title=f"{name}  {item.key}  gain {row['gain']:.4f}{unit}, {how}",
+            ),
+        )

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 from pipeline import artifacts, ledger, paths, storage, streams
 from pipeline.errors import UserError, counted
 from pipeline.images import blocks
+from pipeline.images.claims import highest
 from pipeline.images.classes import IGNORE, ClassSet
 from pipeline.images.items import Item, by_image, items_of, labelled_items
-from pipeline.images.masks import load_mask
+from pipeline.images.masks import load_mask, save_mask
 from pipeline.networks import inference, saved
+from pipeline.networks.calibration import Calibration
 from pipeline.networks.devices import Devices
-from pipeline.params import BudgetLine, Calibration, Compute, Model, Roots, Tune
+from pipeline.params import BudgetLine, Compute, Model, Roots, Tune
 from pipeline.training import batches, fingerprints, loop, reward_tuning
 from pipeline.training.likelihood import class_weights, likelihood_loss, likelihood_plan, with_auxiliary_head
 
@@ -31,7 +34,6 @@ def run(
     seed: int,
     roots: Roots,
     model: Model,
-    calibration: Calibration,
     tune: Tune,
     compute: Compute,
 ) -> None:
@@ -40,8 +42,7 @@ def run(
     What likelihood has taught stays in data/checkpoints, one file a round: another reward starts from there.
 
     Raises:
-        UserError: a label is missing or was changed since it was delivered, a loss is not finite, or the calibration
-            fails.
+        UserError: a label is missing or was changed since it was delivered, or a loss is not finite.
     """
     devices = Devices.start(compute)
     classes = ledger.classes()
@@ -54,11 +55,8 @@ def run(
     network, _ = saved.open_network(line.after, model, classes)
     loop.check_batch(network, model, tune.likelihood.batch, devices.processes, "tune.likelihood.batch")
 
-    # Fitted before training on them: to the model, this round's labels are still unseen.
-    new, importance = _returned(round_name, rows, labels)
-    fitted = inference.calibration_pixels(devices, network, new, model.size, compute, importance).fit(
-        calibration.method
-    )
+    # Fitted by `audit` to the model before training: to that one, this round's labels were still unseen.
+    fitted = Calibration.of_lists(artifacts.load_calibration(round_name))
 
     target, held_out = _hold_out(by_image(labels), tune.held_out)
     weights = weights_of_both(target, source_manifest, classes, tune).to(devices.device)
@@ -124,6 +122,32 @@ def run(
         artifacts.save_log(round_name, log)
         artifacts.save_model(round_name, network.state_dict(), saved.describe(model, classes, fitted))
         reward_plan.checkpoint.unlink(missing_ok=True)
+    devices.barrier()
+    show(
+        devices,
+        round_name,
+        [item for item, row in zip(labels, rows, strict=True) if row["round"] == round_name],
+        model,
+        compute,
+    )
+
+
+def show(devices: Devices, round_name: str, new: Sequence[Item], model: Model, compute: Compute) -> None:
+    """Write, for the report's panels, what the round's model says of the images of the round's own labels.
+
+    Raises:
+        UserError: the model cannot be used.
+    """
+    folder = paths.after(round_name)
+    if devices.is_first:
+        if folder.exists():
+            shutil.rmtree(folder)  # of former labels
+        folder.mkdir(parents=True)
+    devices.barrier()
+    network, _ = saved.open_network(round_name, model, ledger.classes())
+    for out in inference.outputs(devices, network, new, model.size, compute, f"show {round_name}"):
+        for index, predicted in zip(out.batch.indices, highest(out.logits)[1].cpu().numpy(), strict=True):
+            save_mask(paths.predicted_after(round_name, new[index].key), predicted)
 
 
 def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[Item]:
@@ -172,15 +196,6 @@ def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[It
         raise UserError(f"tune.held_out {share:g} leaves none of {len(target)} labelled images to learn from: lower it")
     shuffled = sorted(target, key=lambda item: hashlib.sha256(item.key.encode()).digest())
     return [item for item in target if item not in shuffled[:held]], shuffled[:held]
-
-
-def _returned(
-    round_name: str, rows: Sequence[dict[str, Any]], target: Sequence[Item]
-) -> tuple[list[Item], list[float]]:
-    """The round's new labels, and weights as if every pool image were equally likely to be among them."""
-    drawn = artifacts.load_selection(round_name).set_index("key")["probability"]
-    new = [item for item, row in zip(target, rows, strict=True) if row["round"] == round_name]
-    return new, [1 / float(drawn[item.key]) for item in new]
 
 
 def weights_of_both(target: Sequence[Item], source: Any, classes: ClassSet, tune: Tune) -> Tensor:

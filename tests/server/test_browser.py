@@ -254,7 +254,7 @@ def test_what_is_drawn_in_the_browser_is_delivered(
         editor.stroke(last.points)
         editor.submit()
 
-    assert loop.repro("tune@r01").ran == ["annotate@r01", "tune@r01"]
+    assert loop.repro("tune@r01").ran == ["annotate@r01", "audit@r01", "tune@r01"]
     after = delivered(loop, new)
     np.testing.assert_array_equal(after, drawn(person, new, sent(loop, new)))
     check_strokes(sent(loop, new), after, [last], scale)
