@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import results
 from pipeline import artifacts, paths, storage
 from pipeline.errors import UserError
 from pipeline.evaluation import curve
 from pipeline.evaluation.curve import MEAN, OFFSET, SD, SPREAD, Round
 from pipeline.stages import forecast
 from tests import repo
+from tests.project import ROOT
 
 NEXT = Round(20, 40, 4.0)
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_forecast_is_refused(history: list, following: Round, mio
 
 def test_prior_is_what_the_study_says() -> None:
     """The numbers of the docstring, from the rows that they are taken from."""
-    rows = json.loads((results.RESULTS / "loop_camvid.json").read_text())["rows"]
+    rows = json.loads((ROOT / "docs/results/loop_camvid.json").read_text())["rows"]
     source = {row["seed"]: 100 * row["miou"] for row in rows if row["round"] == "r00"}
     runs: dict[tuple[str, int], list[tuple[int, float]]] = {}
     for row in rows:

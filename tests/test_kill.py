@@ -1,4 +1,4 @@
-"""A killed loop loses nothing, buys nothing twice, and ends where an undisturbed one ends (benchmarks/kill.py)."""
+"""A killed loop loses nothing, buys nothing twice, and ends where an undisturbed one ends (tests/kill.py)."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import kill
-from benchmarks.kill import Undisturbed
+from tests import kill
 from tests.conftest import forking
 from tests.forks import Forks
+from tests.kill import Undisturbed
 
 pytestmark = pytest.mark.dvc
 

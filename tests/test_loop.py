@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kill
 from pipeline import artifacts
 from pipeline.errors import UserError
 from pipeline.images.masks import load_mask, save_mask
-from tests import project
+from tests import kill, project
 from tests.forks import Forks
 from tests.project import Project, Run
 

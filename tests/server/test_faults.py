@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import faults
-from benchmarks.proxy import KINDS, Fault
-from benchmarks.trial import BY_ITSELF, KILLED, SENTENCE, WRONG, Bench, Trial, bench
 from pipeline import paths
 from pipeline.images.masks import save_mask
+from tests.server import faults
+from tests.server.proxy import KINDS, Fault
+from tests.server.trial import BY_ITSELF, KILLED, SENTENCE, WRONG, Bench, Trial, bench
 
 
 @pytest.fixture(scope="module")

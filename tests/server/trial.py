@@ -25,7 +25,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from benchmarks.proxy import KILLS, SILENT, TIMEOUT, Fault, Proxy
 from pipeline import artifacts, paths
 from pipeline.annotators.label_studio import client
 from pipeline.errors import UserError, WaitingForPeople
@@ -34,6 +33,7 @@ from pipeline.stages import annotate
 from tests import fakes, repo
 from tests.project import ROOT, Project
 from tests.server.people import Person, regions
+from tests.server.proxy import KILLS, SILENT, TIMEOUT, Fault, Proxy
 from tests.server.studio import Studio, start_studio
 
 NAMES = CLASS_SETS["cityscapes19"].names
