@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import loop_camvid, results
+from benchmarks import results
+from benchmarks.study import folder, loop, source_model
 from pipeline import params_file, paths
 
 NAME = "audit_town"
@@ -37,10 +38,10 @@ def main() -> None:
         raw["prepare"]["town"] |= dict(zip(("source", "pool", "test"), given.town, strict=True)) | {"seed": seed}
         settings = params_file.parse(raw, "params.yaml")
         start, here = work / f"start-{seed}", work / f"loop-{seed}"
-        with loop_camvid.folder(start):
-            loop_camvid.source_model(settings)
-        loop_camvid.loop(settings, start, here, settings.budget, "town")
-        with loop_camvid.folder(here):
+        with folder(start):
+            source_model(settings)
+        loop(settings, start, here, "town")
+        with folder(here):
             rows += [row(seed, name) for name in names[1:]]
         save(rows)
 

@@ -28,8 +28,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks import loop_camvid, results
+from benchmarks import results
 from benchmarks import reward_camvid as base
+from benchmarks.study import folder, source_model
 from pipeline import artifacts, datasets, gain, params_file
 from pipeline.evaluation import metrics
 from pipeline.gain import shortfall
@@ -78,7 +79,7 @@ class Seen(NamedTuple):
 def town(here: Path) -> Setup:
     """The demo town; runs in its folder."""
     settings = params_file.parse(params_file.read_yaml(results.ROOT / "params.yaml"), "params.yaml")
-    loop_camvid.source_model(settings)
+    source_model(settings)
     classes = datasets.class_set(settings.prepare.classes)
     network, _ = saved.open_network("r00", settings.model, classes)
     found = []
@@ -240,12 +241,12 @@ def main() -> None:
         parser.error("--camvid and --weights go together")
     work, before, after = given.work.resolve(), [], []
     studies: list[tuple[Setup, Any]] = []
-    with loop_camvid.folder(work / "town"):
+    with folder(work / "town"):
         studies.append((town(work / "town"), None))
     if given.camvid is not None:
         given.work, given.camvid, given.weights = work / "camvid", given.camvid.resolve(), given.weights.resolve()
         study = base.prepare(given)
-        with loop_camvid.folder(work / "camvid/start"):
+        with folder(work / "camvid/start"):
             studies.append((camvid(study), study))
     for setup, study in studies:
         seen = look(setup, setup.network, setup.pool)

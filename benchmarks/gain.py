@@ -18,28 +18,31 @@ forecasts held.
 """
 
 import argparse
-import contextlib
-import fcntl
+import functools
 import itertools
 import json
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.stats import ttest_rel
 
-from benchmarks import loop_camvid, results
-from benchmarks.reward_camvid import interval
-from pipeline import datasets, params_file, storage
+from benchmarks import results
+from benchmarks.study import alone, folder, interval, kept, longer, loop, measured, pool_size, source_model
+from pipeline import artifacts, datasets, gain, params_file
 from pipeline.images import reading, resizing
+from pipeline.images.items import items_of
 from pipeline.images.masks import load_mask
+from pipeline.networks import inference, saved
+from pipeline.networks.devices import Devices
 from pipeline.params import BudgetLine, Params
 
 SHARES = (0.9, 0.95, 0.99)
@@ -120,49 +123,52 @@ def main() -> None:
     start = work / "start"
     with alone(work / "start.lock", wait=True):
         settings = parameters(given, work, SOURCE_SEED)
-        with loop_camvid.folder(start):
-            loop_camvid.source_model(settings)
-            pool = loop_camvid.pool_size()
-            source = loop_camvid.row("source", SOURCE_SEED, "r00")
+        with folder(start):
+            source_model(settings)
+            pool = pool_size()
+            source = measured("source", SOURCE_SEED, "r00")
     runs = list(itertools.product(given.seeds, ("all", *given.acquisitions)))
     for seed, name in [] if given.write else runs:
         with alone(work / f"{name}-{seed}.lock") as mine:
             if mine and not (work / f"{name}-{seed}.json").is_file():
                 print(f"seed {seed}: {name}", flush=True)
-                rows = run(parameters(given, work, seed), name, start, work / f"{name}-{seed}", pool)
-                storage.save_json(work / f"{name}-{seed}.json", rows)
+                make = functools.partial(run, parameters(given, work, seed), name, start, work / f"{name}-{seed}", pool)
+                kept(work / f"{name}-{seed}.json", make)
                 shutil.rmtree(work / f"{name}-{seed}")
     done = [path for seed, name in runs if (path := work / f"{name}-{seed}.json").is_file()]
     save(given.setup, source["miou"], [row for path in done for row in json.loads(path.read_text())])
 
 
-@contextlib.contextmanager
-def alone(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether no other process is at this; the lock goes with the process that holds it."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def run(settings: Params, name: str, start: Path, here: Path, pool: int) -> list[dict[str, Any]]:
     """The rows of one run."""
+    way = ACQUISITIONS["random" if name == "all" else name]
     if name == "all":
-        bound = {"all": BudgetLine(after="r00", images=pool)}
-        settings, way, budget = loop_camvid.longer(settings), ACQUISITIONS["random"], bound
-    else:
-        way, budget = ACQUISITIONS[name], settings.budget
+        settings = longer(settings, pool)
     changed = settings.model_copy(
         update={
             "score": settings.score.model_copy(update={"features": False} | dict(way.score)),
             "select": settings.select.model_copy(update={"start": None, "fallback": False} | dict(way.select)),
         }
     )
-    rows = loop_camvid.loop(changed, start, here, budget, name, way.oracle)
-    return [{field: row[field] for field in FIELDS} for row in rows]
+    rows = loop(changed, start, here, name, look_up if way.oracle else None)
+    return [{field: one[field] for field in FIELDS} for one in rows]
+
+
+def look_up(p: Params, round_name: str, line: BudgetLine) -> None:
+    """Put the true shortfall of the images left, as the masks of the pool show it, in the place of their gains."""
+    classes = datasets.class_set(p.prepare.classes)
+    scores = artifacts.load_scores(round_name)
+    pool = artifacts.load_images(round_name, p.roots.pool).set_index("key", drop=False).loc[scores["key"]]
+    items = items_of(pool, datasets.table(p.prepare.pool.dataset, Path(p.prepare.pool.root), classes))
+    network, _ = saved.open_network(line.after, p.model, classes)
+    outputs = inference.outputs(Devices.start(p.compute), network, items, p.model.size, p.compute, "oracle")
+    rows = [
+        gain.observe_truth(out.logits.argmax(1), inference.small_masks(out.batch, p.model.size), len(classes.names))
+        for out in outputs
+    ]
+    gains = gain.oracle(torch.cat(rows), p.score.smooth).numpy()
+    parts = {f"gain_{name}": gains[:, number] for number, name in enumerate(classes.names)}
+    artifacts.save_scores(round_name, scores.assign(gain=gains.sum(1), **parts))
 
 
 def parameters(given: argparse.Namespace, work: Path, seed: int) -> Params:

@@ -9,6 +9,7 @@ its p by permutation, says how far the bank can be trusted to choose between met
 source model, the study's later purchases of the models that came of it.
 """
 
+import argparse
 import statistics
 
 import numpy as np
@@ -35,6 +36,7 @@ IMAGES = 8
 
 def main() -> None:
     """Write docs/results/gain_agreement.json."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     bank = {row["score"]: row for row in results.load("gain_bank")["scores"]}
     study = results.load("gain_camvid")
     rows = []

@@ -30,8 +30,8 @@ from scipy.stats import spearmanr
 
 from benchmarks import results
 from benchmarks import reward_camvid as base
-from benchmarks.loop_camvid import folder
 from benchmarks.reward_camvid import CLASSES, SIZE, Study
+from benchmarks.study import folder, kept
 from pipeline import gain
 from pipeline.artifacts import Features
 from pipeline.evaluation import metrics
@@ -99,7 +99,8 @@ def path(study: Study, images: int, number: int, again: int) -> Path:
 def entry(study: Study, images: int, number: int, again: int) -> dict[str, Any]:
     """One training of one subset, made now or before."""
     make = functools.partial(trained, study, subset(study, images, number), 1000 * number + again)
-    return base.kept(path(study, images, number, again), make)
+    found: dict[str, Any] = kept(path(study, images, number, again), make)
+    return found
 
 
 def source(study: Study) -> tuple[Network, Calibration]:

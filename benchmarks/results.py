@@ -1,4 +1,4 @@
-"""docs/results/NAME.json: raw rows with command, commit and machine, and a Markdown table beside them."""
+"""docs/results/NAME.json: raw rows with command, commit and machine, and a Markdown table beside them. Time, memory."""
 
 import datetime
 import json
@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def peak_mib() -> float:
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def timed(run: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def _git(*words: str) -> str:

@@ -16,9 +16,8 @@ is not. Models and rows are kept under --work; a killed study goes on where it w
 import argparse
 import functools
 import itertools
-import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +25,11 @@ import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 from torch import Tensor
 
 from benchmarks import results
-from benchmarks.loop_camvid import folder, source_model
-from pipeline import artifacts, datasets, params_file, storage
+from benchmarks.study import folder, interval, kept, mean_and_half, source_model
+from pipeline import artifacts, datasets, params_file
 from pipeline.evaluation import metrics
 from pipeline.images import reading, resizing
 from pipeline.images.classes import CLASS_SETS, IGNORE
@@ -314,14 +312,6 @@ def tried(study: Study, method: Method, setting: Setting, held_out: Sequence[Ite
     return measure(study, go_on(study, method, setting, TUNING_LABELS, TUNING_SEED), held_out)
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was made before, or is made now."""
-    if not path.is_file():
-        storage.save_json(path, make())
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
 def main() -> None:
     """Run what is missing, then write rows and tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -449,19 +439,6 @@ def plot(flat: Sequence[Mapping[str, Any]]) -> Figure:
 def _by_seed(flat: Sequence[Mapping[str, Any]], labels: int, method: str, decode: str) -> dict[int, float]:
     wanted = {"labels": labels, "method": method, "decode": decode}
     return {row["seed"]: 100 * row["miou"] for row in flat if all(row[k] == v for k, v in wanted.items())}
-
-
-def interval(differences: Sequence[float]) -> str:
-    """Mean and 95 % interval of paired differences."""
-    mean, half = mean_and_half(differences)
-    return "-" if half is None else f"{mean:+.2f} ± {half:.2f}"
-
-
-def mean_and_half(differences: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half of its 95 % interval by Student's t; None of less than two."""
-    n = len(differences)
-    half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5 if n > 1 else None
-    return statistics.mean(differences), half
 
 
 if __name__ == "__main__":

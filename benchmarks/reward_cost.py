@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import results
-from benchmarks.scoring import timed
 from pipeline.images.classes import CLASS_SETS
 from pipeline.networks import saved
 from pipeline.networks.devices import Devices
@@ -92,7 +91,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(given.repeats):
         for kind, step in steps.items():
-            seconds[kind].append(timed(step))
+            seconds[kind].append(results.timed(step))
     words = ["--size", *map(str, size), "--batch", str(given.batch), "--model", given.model]
     peaks = {kind: peak(kind, words) for kind in KINDS}
     median = {kind: statistics.median(values) for kind, values in seconds.items()}

@@ -7,6 +7,7 @@ Every round of the finished demo is tuned once more in a copy, from the model th
 same labels, with `tune.reward.steps` at 0, and measured; the demo's own metrics are the other side.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ COPIED = ("data", "params.yaml")
 
 def main() -> None:
     """Measure and write docs/results/reward_town.json."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     demo = Path.cwd()
     settings = params_file.load()
     unrewarded = settings.tune.reward.model_copy(update={"steps": 0})

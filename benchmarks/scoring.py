@@ -17,8 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -83,11 +81,11 @@ def main() -> None:
         forward()
         seconds: dict[str, list[float]] = {"forward": [], "score": []}
         for _ in range(REPEATS):
-            seconds["forward"].append(timed(forward))
-            seconds["score"].append(timed(lambda: score(items)))
+            seconds["forward"].append(results.timed(forward))
+            seconds["score"].append(results.timed(lambda: score(items)))
         if given.baal:
             some = items[: len(items) // BAAL_SHARE]
-            seconds["baal"] = [timed(lambda: bald_by_baal(given.baal, network, some, size)) * BAAL_SHARE]
+            seconds["baal"] = [results.timed(lambda: bald_by_baal(given.baal, network, some, size)) * BAAL_SHARE]
         peaks = [peak(Path(folder), times, given.model, size) for times in (1, 4)]
 
     forward_rate, score_rate = (len(items) / statistics.median(seconds[name]) for name in ("forward", "score"))
@@ -146,13 +144,6 @@ def bald_by_baal(installed: Path, network: Network, items: list[Item], size: tup
         scores = BALD(reduction="mean").get_uncertainties_generator(predictions)
     assert len(scores) == len(items)
     assert scores.min() > 0
-
-
-def timed(run: Callable[[], None]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def peak(folder: Path, times: int, model: str, size: tuple[int, int]) -> float:

@@ -6,6 +6,7 @@ Of every stage, what `pipeline/__main__.py` imports for it; of `status` the whol
     python -m benchmarks.start
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def seconds(words: Sequence[str], folder: Path) -> float:
 
 def main() -> None:
     """Measure, and write docs/results/start.json."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "params.yaml").write_bytes((results.ROOT / "params.yaml").read_bytes())
