@@ -206,17 +206,9 @@ class Project(NamedTuple):
         return dict(zip(sorted(names), self.hashes(sorted(names)), strict=True))
 
 
-def make(
-    folder: Path,
-    *,
-    budget: Sequence[str] = BUDGET,
-    seed: int = 1,
-    steps: int = 6,
-    threads: int | None = 1,
-    code: Path = ROOT,
-    forks: Forks | None = None,
-) -> Project:
-    """Copy the code of a project to `folder`, with a tiny town and a DVC remote beside it, and commit it."""
+def copy_code(code: Path, folder: Path) -> None:
+    """Put the code of a project in the place of what is there, as `git pull` does; params.yaml stays."""
+    shutil.rmtree(folder / "pipeline", ignore_errors=True)
     shutil.copytree(code / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
         "dvc.yaml",
@@ -230,6 +222,20 @@ def make(
         if (code / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(code / name, folder / name)
+
+
+def make(
+    folder: Path,
+    *,
+    budget: Sequence[str] = BUDGET,
+    seed: int = 1,
+    steps: int = 6,
+    threads: int | None = 1,
+    code: Path = ROOT,
+    forks: Forks | None = None,
+) -> Project:
+    """Copy the code of a project to `folder`, with a tiny town and a DVC remote beside it, and commit it."""
+    copy_code(code, folder)
     lines = "\n".join(f"  r{number:02d}: {line}" for number, line in enumerate(budget, start=1))
     (folder / "params.yaml").write_text(PARAMS.format(budget=lines, seed=seed, steps=steps))
     project = Project(folder, threads, forks=forks)
