@@ -1,1 +1,1 @@
-"""Images and label maps before they are tensors: reading, resizing, blocks, classes."""
+"""Images and masks: reading and writing them, resizing, classes and their ids, blocks of an image, items of a set."""

@@ -1,7 +1,7 @@
 """Class sets, and the tables from the ids that a data set stores to the ids of a class set.
 
-Tables are made from names, so that a wrong id shows as a wrong name: a layout gives every stored id a name, and a
-class set takes those names over that it has itself, unless `MERGED` says which names count as which class.
+Tables are made from names, so that a wrong id shows as a wrong name: a layout gives every stored id a name, and each
+name becomes the class of the same name, unless `MERGED` says which names count as which class.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from jaxtyping import UInt8
 from pipeline.errors import UserError, choose
 
 IGNORE = 255
-"""Class id of pixels that count for nothing: neither trained on nor measured."""
+"""Class id of unlabelled (void) pixels: neither trained on nor measured."""
 UNKNOWN = 254
-"""Stands in tables only: an id that the layout does not define."""
+"""In tables from stored ids only: an id that the layout does not define."""
 
 
 class ClassSet(NamedTuple):
@@ -147,7 +147,7 @@ MERGED: dict[tuple[str, str], Mapping[str, tuple[str, ...]]] = {
         # left out: IGNORE.
     },
 }
-"""(layout, class set) -> class -> the stored names that count as it. What no class takes is IGNORE."""
+"""(layout, class set) -> class -> the stored names that count as it. Names that are in no class are IGNORE."""
 
 
 def id_table(layout: str, classes: ClassSet) -> UInt8[np.ndarray, "256"]:

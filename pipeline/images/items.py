@@ -1,4 +1,4 @@
-"""What a data set is made of: an image, and where its labels are if it has some."""
+"""Items: one image of a data set and the files of its labels, if it has any; made from manifests and bought labels."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Item(NamedTuple):
-    """An image, and where its mask is if it has one."""
+    """Paths of an image and of its mask, if it has one, or of the masks of some of its blocks."""
 
     key: str
     image: Path
@@ -27,9 +27,9 @@ class Item(NamedTuple):
     blocks: tuple[tuple[str, Path], ...] = ()
     """In the place of one mask, key and mask of each of some blocks; the rest is IGNORE."""
     sha256: str = ""
-    """Of the image file, as it was looked at; empty if that is not known."""
+    """Hash that the image file has to have; empty: any."""
     mask_sha256: str = ""
-    """Of the mask file."""
+    """The same of the mask file."""
 
     @property
     def masks(self) -> list[Path]:
@@ -37,7 +37,7 @@ class Item(NamedTuple):
         return [path for _, path in self.blocks] if self.mask is None else [self.mask]
 
     def read_mask(self, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"] | None:
-        """Its class ids and IGNORE; None if it has no label. `size` is that of its image, height and width.
+        """The labels as class ids and IGNORE; None if it has none. `size` is height and width of its image.
 
         Raises:
             UserError: a file is damaged, or that of a block has not the block's size.
@@ -49,7 +49,7 @@ class Item(NamedTuple):
 
 
 def items_of(frame: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> list[Item]:
-    """The rows of a manifest, in its order."""
+    """An item for each row of a manifest, in its order."""
     return [
         Item(r.key, Path(r.image), Path(r.mask) if r.mask else None, table, (), r.sha256, r.mask_sha256)
         for r in frame.itertuples()
@@ -82,10 +82,10 @@ def labelled_items(keys: Iterable[str], pool: "pd.DataFrame", classes: int) -> l
     return found
 
 
-def by_image(of: Iterable[Item]) -> list[Item]:
-    """The same labels, those of blocks of one image together in one item."""
+def by_image(items: Iterable[Item]) -> list[Item]:
+    """One item per image: items of blocks of the same image are merged into one."""
     merged: dict[str, Item] = {}
-    for item in of:
+    for item in items:
         key = blocks.image_of(item.key)
         parts = merged[key].blocks if key in merged else ()
         merged[key] = item._replace(key=key, blocks=parts + item.blocks)
@@ -93,7 +93,7 @@ def by_image(of: Iterable[Item]) -> list[Item]:
 
 
 def id_table_of_labels(classes: int) -> UInt8[np.ndarray, "256"]:
-    """The table of delivered masks, which hold class ids already."""
+    """The identity table, for delivered masks, which hold class ids already."""
     table = np.full(256, UNKNOWN, np.uint8)
     table[:classes] = np.arange(classes)
     table[IGNORE] = IGNORE

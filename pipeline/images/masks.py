@@ -21,7 +21,7 @@ def save_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> str:
 
 
 def load_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """Read a delivered mask."""
+    """The class ids of a delivered mask, as `save_mask` has written them."""
     if not path.is_file():
         raise UserError(f"the label {path} is not here: run `python -m pipeline join`, which brings it from DVC")
     mask = read_grey(path)

@@ -54,14 +54,14 @@ def _quietly() -> Iterator[None]:
 
 
 def read_image(path: Path, sha256: str = "") -> UInt8[np.ndarray, "h w 3"]:
-    """Red, green, blue; turned upright as EXIF says; see above for other kinds.
+    """The image as RGB, turned upright as EXIF says; for what is not 8 bits of RGB see the module's docstring.
 
     Args:
         path: of the file.
-        sha256: that it has to have; empty: any.
+        sha256: hash that it has to have; empty: any.
 
     Raises:
-        UserError: the file is missing, cut short, not an image of a kind that is read, or not the one that it was.
+        UserError: the file is missing, cut short, not an image of a kind that is read, or has another hash.
     """
     data = storage.read_bytes(path)
     check_content(data, path, sha256)
@@ -69,10 +69,10 @@ def read_image(path: Path, sha256: str = "") -> UInt8[np.ndarray, "h w 3"]:
 
 
 def check_content(data: bytes, path: Path, sha256: str) -> None:
-    """See that a file is what it was when `prepare` looked at it: 1 to 3 % of the time that decoding takes.
+    """Check a file's hash against the one `prepare` recorded: 1 to 3 % of the time that decoding takes.
 
     Raises:
-        UserError: it is not.
+        UserError: it is another.
     """
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(
@@ -107,7 +107,7 @@ def _decode(data: bytes, how: int) -> np.ndarray | None:
 
 
 def _by_pillow(data: bytes, path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
-    """What OpenCV would read wrongly; None: leave it to OpenCV."""
+    """The picture, decoded by Pillow, if OpenCV would read its kind wrongly; else None."""
     try:
         with _quietly() if data[:4] in _TIFF else contextlib.nullcontext(), Image.open(io.BytesIO(data)) as file:
             _check_single("image", file, path)
@@ -165,7 +165,7 @@ def orientation(data: bytes) -> int:
 
 
 def read_mask(path: Path, table: UInt8[np.ndarray, "256"], sha256: str = "") -> UInt8[np.ndarray, "h w"]:
-    """Class ids, turned as the mask's own EXIF tag says.
+    """A mask as class ids (0..C-1, IGNORE), turned as its own EXIF tag says.
 
     Args:
         path: of the file.
@@ -174,7 +174,7 @@ def read_mask(path: Path, table: UInt8[np.ndarray, "256"], sha256: str = "") -> 
 
     Raises:
         UserError: the file is missing, cut short or not of ids of 8 bits, holds one that the table does not define, or
-            is not the one that it was.
+            has another hash.
     """
     data = storage.read_bytes(path)
     check_content(data, path, sha256)

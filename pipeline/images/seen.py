@@ -1,4 +1,4 @@
-"""Blocks of an image at the size at which the network sees it."""
+"""Blocks of an image in the pixels of the network's input, which has another size than the image."""
 
 from functools import lru_cache
 from itertools import pairwise
@@ -12,7 +12,7 @@ from pipeline.images.blocks import Box, Grid
 
 
 def seen_boxes(grid: Grid, size: tuple[int, int], seen: tuple[int, int]) -> list[Box]:
-    """The blocks of an image in the network's pixels: whatever block a pixel's label comes from when masks are resized.
+    """The boxes of an image's blocks at the network's size, such that each pixel is in the block its label comes from.
 
     Args:
         grid: rows and columns of the blocks.
@@ -22,7 +22,7 @@ def seen_boxes(grid: Grid, size: tuple[int, int], seen: tuple[int, int]) -> list
     Raises:
         UserError: a block has no pixel.
     """
-    rows, cols = (_seen_cuts(*of) for of in zip(grid, size, seen, (False, True), strict=True))
+    rows, cols = (_seen_cuts(*axis) for axis in zip(grid, size, seen, (False, True), strict=True))
     if min(*np.diff(rows), *np.diff(cols)) < 1:
         raise UserError(
             f"score.blocks is [{grid[0]}, {grid[1]}], but an image of {size[0]}x{size[1]}, which the network sees at "
@@ -33,7 +33,7 @@ def seen_boxes(grid: Grid, size: tuple[int, int], seen: tuple[int, int]) -> list
 
 
 def seen_crop(seen: Float[np.ndarray, "h w"], key: str, size: tuple[int, int]) -> Float[np.ndarray, "h2 w2"]:
-    """What of a map at the network's size lies in a label's place; `size` is the image's."""
+    """Crop a map at the network's size to the block of `key` (all of it for a whole image); `size` is the image's."""
     block = blocks.parse(key)
     if block is None:
         return seen

@@ -1,1 +1,1 @@
-"""The network: architectures, what a saved model holds, devices, inference, calibration, decoding."""
+"""The network: architectures, encoder weights, saved models, devices, inference, calibration, decoding of labels."""

@@ -59,11 +59,11 @@ Build = Callable[[int, str, str | None, int], nn.Module]
 
 
 class Architecture(NamedTuple):
-    """How a network is made."""
+    """One line of `MODELS`: how the body of a network is built, and what its modules are called."""
 
     body: Build
     multiple: int
-    """Of which number the sides of the body's input are multiples."""
+    """Height and width of the body's input are padded to multiples of this number."""
     parts: Parts
 
 
@@ -216,7 +216,7 @@ def auxiliary_head(network: Network, rng: torch.Generator) -> Iterator[None]:
         known = ", ".join(name for name, model in MODELS.items() if model.parts.middle)
         raise UserError(f"this model has no auxiliary head: set auxiliary to 0, or model.name to one of {known}")
     mode, device = network.training, network.mean.device
-    with torch.no_grad():  # what comes out of the middle is seen, not worked out: it differs from encoder to encoder
+    with torch.no_grad():  # run once to read off how many channels the middle has: it differs from encoder to encoder
         logits, features = network.eval()._with_middle(torch.zeros(1, 3, 64, 64, device=device))
     network.train(mode)
     classes, channels = logits.shape[1], features.shape[1]

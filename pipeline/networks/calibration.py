@@ -24,13 +24,13 @@ everywhere."""
 SHRINKAGE = 10_000.0
 """Of `vector`, in pixels: so many pixels must a class be labelled more often than predicted to gain a bias of 1 nat."""
 AGREEMENT = 1e-5
-"""How well the fit of `vector` must have converged: the largest slope, as a share of the pixels."""
+"""The fit of `vector` has converged when no component of the gradient exceeds this share of the pixels."""
 STEPS = 1000
-"""Of L-BFGS, at most."""
+"""Iterations of L-BFGS, at most."""
 
 
 class Calibration(NamedTuple):
-    """What logits are scaled by: one scale and no bias for all classes together, or one of each for every class."""
+    """Scale and bias of the logits: one scale and no bias for all classes together, or one of each for every class."""
 
     scale: tuple[float, ...]
     bias: tuple[float, ...] = ()
@@ -58,7 +58,7 @@ NONE = Calibration((1.0,))
 
 
 def of_temperature(temperature: float) -> Calibration:
-    """Logits divided by one temperature."""
+    """The calibration that divides all logits by one temperature."""
     return Calibration((1 / temperature,))
 
 

@@ -3,8 +3,8 @@
     I_a = sum_{a_i = a} p_i(a),   U_a = #{a_i = a} + sum_{a_i != a} p_i(a),   J_a = I_a / U_a
     a_i = argmax_a [ p_i(a) (1 + J_a) - J_a ] / U_a
 
-Nowozin 2014, "Optimal Decisions from Probabilistic Models: the Intersection-over-Union Case": claiming a pixel brings
-class a 1/U_a if it is of that class, and costs J_a/U_a if it is not. I and U are of the labelling itself, so they are
+Nowozin 2014, "Optimal Decisions from Probabilistic Models: the Intersection-over-Union Case": labelling a pixel as a
+adds 1/U_a to class a if that is true, and costs it J_a/U_a if not. I and U are of the labelling itself, so they are
 found by iteration from argmax, on a sample of unlabelled pixels; for any other pixel the decoder is then one affine
 function of the probability per class. It is only as good as the probabilities are calibrated.
 """
@@ -36,9 +36,9 @@ def argmax(classes: int) -> Decoder:
 def fit(probabilities: Float[Tensor, "m c"]) -> Decoder:
     """The decoder of highest expected IoU, summed over classes, among argmax and ITERATIONS that follow from it.
 
-    Each follows from the I and U of the last, mixed half and half with those before: unmixed, labellings alternate, for
-    classes that are worth more than they claimed all claim too much at once. A class that the sample expects on less
-    than one pixel claims nothing: a claim by itself makes U one pixel or more, so that 1/U is not what it is worth.
+    Each follows from the I and U of the last, averaged with those before: without averaging the labellings oscillate,
+    because all classes that were given too few pixels take too many at once. A class that the sample expects on less
+    than one pixel is given none: its first pixel would by itself raise U to one or more, so 1/U overstates its worth.
 
     Args:
         probabilities: of m pixels, calibrated.
@@ -69,7 +69,7 @@ def fit(probabilities: Float[Tensor, "m c"]) -> Decoder:
 
 
 def decode(probabilities: Float[Tensor, "n c h w"], decoder: Decoder) -> UInt8[Tensor, "n h w"]:
-    """The decoder's label of every pixel; of equal scores one of them.
+    """The decoder's label of every pixel; where several classes have the highest score, one of them.
 
     Raises:
         ValueError: the decoder is of another number of classes.

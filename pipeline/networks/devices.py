@@ -1,4 +1,4 @@
-"""The device of this process, its precision, and everything that several processes say to each other.
+"""The device of this process, its precision, and all communication between the processes of a run (collectives).
 
 A thin layer over torch.distributed: gloo between CPUs, nccl between GPUs. Under torchrun the processes are torchrun's;
 otherwise the first one starts the others, each with the same command line.
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PATIENCE = timedelta(minutes=30)
-"""So long one process waits for the others, which may be reading or writing."""
+"""Timeout of a collective: the other processes may still be reading or writing."""
 GRACE_SECONDS = 5.0
-"""So long the other processes may end by themselves once one has failed."""
+"""Once one process has failed, the others have so long to end by themselves."""
 ENDING_SECONDS = 60.0
-"""So long the first process, once it is done, waits for another; on a busy machine, to end takes seconds."""
+"""The first process, once it is done, waits so long for each other one; on a busy machine, ending takes seconds."""
 
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of a run as one of its processes sees them."""
+    """One process's view of the run: its device, its precision, its rank, and the collectives."""
 
     device: torch.device = CPU
     """This process's."""
@@ -52,7 +52,7 @@ class Devices:
 
     @classmethod
     def start(cls, compute: Compute) -> "Devices":
-        """Devices, precision and processes as `compute` says; under torchrun, its processes.
+        """Set up device, precision and processes as `compute` says; under torchrun, join the processes it has started.
 
         Raises:
             UserError: this machine has not what `compute` asks for.
@@ -80,12 +80,12 @@ class Devices:
         return self.rank == 0
 
     def say(self, sentence: str) -> None:
-        """Print it once, not once a process."""
+        """Print the sentence once, from the first process."""
         if self.is_first:
             print(sentence)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Inside, layers compute in the precision; the weights stay float32."""
+        """The autocast context of the run's precision; the weights stay float32."""
         dtype = MIXED.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
@@ -112,7 +112,7 @@ class Devices:
         return forward
 
     def total(self, share: Tensor) -> Tensor:
-        """The sum of all processes' tensors, on the CPU."""
+        """All-reduce: the sum of all processes' tensors, on the CPU."""
         if self.processes == 1:
             return share.cpu()
         summed = share.to(self.device, copy=True)
@@ -120,7 +120,7 @@ class Devices:
         return summed.cpu()
 
     def gather(self, share: Tensor, total: int) -> Tensor:
-        """Rows that were dealt round-robin, back in order, on the CPU: (rows here, ...) -> (total, ...)."""
+        """All-gather of rows that were dealt round-robin, in order, on the CPU: (rows here, ...) -> (total, ...)."""
         rows = -(-total // self.processes)
         padded = torch.zeros((rows, *share.shape[1:]), dtype=share.dtype)
         padded[: len(share)] = share
@@ -132,7 +132,7 @@ class Devices:
         return torch.stack(everyone).cpu().transpose(0, 1).flatten(0, 1)[:total]
 
     def everyone(self, value: T) -> list[T]:
-        """All processes' values, in order of their ranks; of different sizes if need be."""
+        """All-gather of Python objects: every process's value, by rank; they may differ in size."""
         values = [value] * self.processes
         if self.processes > 1:
             distributed.all_gather_object(values, value)

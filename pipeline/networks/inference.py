@@ -1,4 +1,7 @@
-"""Running a network over many images, in one streaming pass: memory does not grow with their number."""
+"""Running a network over whole images, in one streaming pass whose memory does not grow with their number.
+
+Items are dealt to processes round-robin: process k of n takes items k, k+n, k+2n, ...
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,7 +26,7 @@ from pipeline.params import Compute
 
 
 class _Whole(Dataset[tuple[int, Tensor, Tensor | None]]):
-    """Each item once, unchanged but for its size; the mask stays at its own."""
+    """Each item once: the image resized to the network's size, the mask at its own."""
 
     def __init__(self, whole: Sequence[Item], size: tuple[int, int]) -> None:
         self.whole, self.size = whole, size
@@ -53,11 +56,13 @@ def _stack(batch: list[tuple[int, Tensor, Tensor | None]]) -> Whole:
     return Whole(list(indices), torch.stack(images), list(masks))
 
 
-def whole(devices: Devices, of: Sequence[Item], size: tuple[int, int], *, batch: int, workers: int) -> Iterator[Whole]:
-    """This process's share of the items, in order, images resized to `size` and on its device."""
-    share = range(devices.rank, len(of), devices.processes)
+def whole(
+    devices: Devices, items: Sequence[Item], size: tuple[int, int], *, batch: int, workers: int
+) -> Iterator[Whole]:
+    """Batches of this process's share of the items, in order; images resized to `size`, on the process's device."""
+    share = range(devices.rank, len(items), devices.processes)
     loader = DataLoader(
-        _Whole(of, size),
+        _Whole(items, size),
         batch_size=batch,
         sampler=list(share),
         num_workers=workers,
@@ -68,11 +73,11 @@ def whole(devices: Devices, of: Sequence[Item], size: tuple[int, int], *, batch:
 
 
 PIXELS_PER_IMAGE = 1024
-"""About so many pixels of an image, evenly spread, are enough to fit a calibration or a decoder."""
+"""Pixels sampled of an image, evenly spread, at least: enough to fit a calibration or a decoder."""
 
 
 class Output(NamedTuple):
-    """A batch and what the network says of it."""
+    """A batch and the network's outputs on it."""
 
     batch: Whole
     logits: Float[Tensor, "n c h w"]
@@ -83,18 +88,18 @@ class Output(NamedTuple):
 def outputs(
     devices: Devices,
     network: Network,
-    of: Sequence[Item],
+    items: Sequence[Item],
     size: tuple[int, int],
     compute: Compute,
     name: str,
     with_cells: bool = False,
 ) -> Iterator[Output]:
-    """This process's share of the items, in order; images resized to `size`, logits at that size.
+    """The network's outputs, batch by batch, on this process's share of the items; images and logits are of `size`.
 
     Args:
         devices: of the run.
         network: is put on this process's device and into evaluation mode.
-        of: the items of all processes.
+        items: of all processes.
         size: height and width at which the network works.
         compute: batch size and readers.
         name: shown on the progress bar.
@@ -103,11 +108,11 @@ def outputs(
     Raises:
         UserError: `with_cells`, and the network has several last layers.
     """
-    loader = whole(devices, of, size, batch=compute.batch, workers=compute.workers)
-    bar = tqdm(total=len(of), desc=name, unit="image", disable=None if devices.is_first else True)
+    loader = whole(devices, items, size, batch=compute.batch, workers=compute.workers)
+    bar = tqdm(total=len(items), desc=name, unit="image", disable=None if devices.is_first else True)
     for batch in loader:
         yield Output(batch, *predict(devices, network, batch.images, with_cells))
-        bar.update(min(len(batch.indices) * devices.processes, len(of) - bar.n))
+        bar.update(min(len(batch.indices) * devices.processes, len(items) - bar.n))
     bar.close()
 
 
@@ -129,7 +134,7 @@ def small_masks(batch: Whole, size: tuple[int, int]) -> Tensor:
 
 
 class Pixels(NamedTuple):
-    """What a calibration is fitted on: labelled pixels, on the CPU."""
+    """Labelled pixels to fit a calibration on: logits, class ids and weights of all processes, on the CPU."""
 
     logits: Float[Tensor, "m c"]
     truth: Int64[Tensor, " m"]
@@ -141,7 +146,7 @@ class Pixels(NamedTuple):
         return cls(*_joined(devices.everyone(tuple(map(list, zip(*batches, strict=True))) or ([], [], []))))
 
     def fit(self, method: str) -> Calibration:
-        """By one of `calibration.CALIBRATIONS`.
+        """The calibration that one of `calibration.CALIBRATIONS` fits to these pixels.
 
         Raises:
             UserError: a logit is not finite, or the fit does not converge.
@@ -155,7 +160,7 @@ class Pixels(NamedTuple):
 def calibration_pixels(
     devices: Devices,
     network: Network,
-    of: Sequence[Item],
+    items: Sequence[Item],
     size: tuple[int, int],
     compute: Compute,
     weights: Sequence[float] | None = None,
@@ -165,7 +170,7 @@ def calibration_pixels(
     Args:
         devices: of the run.
         network: the network to calibrate.
-        of: labelled items.
+        items: labelled ones.
         size: height and width at which the network works.
         compute: batch size and readers.
         weights: importance of each item, one over the probability that it was selected; None for equal weights.
@@ -173,11 +178,11 @@ def calibration_pixels(
     Raises:
         UserError: not one pixel of the items is of a class, or, through the readers, a label is damaged.
     """
-    results = outputs(devices, network, of, size, compute, "calibrate")
+    results = outputs(devices, network, items, size, compute, "calibrate")
     kept = Pixels.gathered(devices, [labelled_pixels(out, small_masks(out.batch, size), weights) for out in results])
     if not len(kept.truth):
         raise UserError(
-            f"no pixel of the labels of {of[0].key!r} and {len(of) - 1} more is of a class: label them again"
+            f"no pixel of the labels of {items[0].key!r} and {len(items) - 1} more is of a class: label them again"
         )
     return kept
 
@@ -203,28 +208,28 @@ def labelled_pixels(out: Output, masks: UInt8[Tensor, "n h w"], weights: Sequenc
 def sampled_probabilities(
     devices: Devices,
     network: Network,
-    of: Sequence[Item],
+    items: Sequence[Item],
     size: tuple[int, int],
     compute: Compute,
     calibration: Calibration,
 ) -> Float[Tensor, "m c"]:
     """Calibrated class probabilities of evenly spread pixels of the items, of all processes, on the CPU."""
-    results = outputs(devices, network, of, size, compute, "pixels")
+    results = outputs(devices, network, items, size, compute, "pixels")
     rows = [every_nth(calibration.apply(one).softmax(0)).T.cpu() for out in results for one in out.logits]
     return _joined(devices.everyone((rows,)))[0]
 
 
 def _joined(everyone: Sequence[tuple[list[Tensor], ...]]) -> list[Tensor]:
-    """The values of all processes, one after the other; a process may have none."""
+    """Each list of tensors, concatenated over all processes, of which some may have none."""
     return [torch.cat([value for part in parts for value in part]) for parts in zip(*everyone, strict=True)]
 
 
 def every_nth(maps: Shaped[Tensor, "*c h w"]) -> Shaped[Tensor, "*c m"]:
-    """Evenly spread pixels, row by row: PIXELS_PER_IMAGE or some more, and all of a small map."""
+    """Every nth pixel of every nth row, flattened: PIXELS_PER_IMAGE or some more, and all pixels of a small map."""
     step = max(1, math.isqrt(maps.shape[-2] * maps.shape[-1] // PIXELS_PER_IMAGE))
     return maps[..., step // 2 :: step, step // 2 :: step].flatten(-2)
 
 
 def upsample(logits: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "c h2 w2"]:
-    """One image's logits at another size."""
+    """One image's logits, bilinearly interpolated to another size."""
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -1,45 +1,35 @@
-"""Images and masks as batches of tensors: reading, resizing, augmenting, and which image comes when.
-
-What step t of a training sees depends on (seed, t) alone: not on the number of workers, not on where a resumed run
-starts. Work is dealt to processes card by card: process k of n takes items k, k+n, k+2n, ...
-"""
+"""DataLoader workers as `inference` and training use them: one OpenCV thread each, and their errors in plain words."""
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import cv2
 
 from pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-
-cv2.setNumThreads(0)  # the readers are processes already
-
+cv2.setNumThreads(0)  # the workers are processes already
 
 L = TypeVar("L")
 
-
 SIGNAL_SECONDS = 3.0
-"""Within which the system says that a reader is gone, and torch raises."""
+"""The system reports a worker that has died within this time, and torch then raises."""
 
 
 def passed_on(loader: Iterable[L], workers: int) -> Iterator[L]:
-    """What a loader gives. The sentence of a reader's UserError comes without the reader's traceback around it.
+    """The loader's batches. A worker's UserError is raised again without the worker's traceback in its text.
 
     Raises:
-        RuntimeError: a reader was killed; torch's own, or in its words.
+        RuntimeError: a worker was killed; torch's own error, or one in its words.
     """
     try:
         yield from loader
     except UserError as error:
         raise UserError(str(error).rpartition(f"{UserError.__qualname__}: ")[2].strip()) from None
     except (ConnectionError, EOFError, FileNotFoundError) as error:
-        if not workers or "in DataLoader worker" in str(error):  # what reading itself has met
+        if not workers or "in DataLoader worker" in str(error):  # raised by reading a file
             raise
-        # It was killed while it handed a batch over. Torch raises when the system's signal comes, wherever this
-        # process is then: let that be here, not in the middle of what the error is answered with.
+        # A worker was killed while it handed a batch over. Torch raises in this process when the system's signal
+        # arrives, wherever it is then: wait for that here, not in the middle of handling this error.
         time.sleep(SIGNAL_SECONDS)
         raise RuntimeError(f"DataLoader worker exited unexpectedly ({type(error).__name__})") from error

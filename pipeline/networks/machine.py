@@ -1,4 +1,4 @@
-"""Whether this machine has what the section `compute` asks for, and what it means when it gives up half-way."""
+"""Whether this machine has the accelerators, precision and processes that the section `compute` asks for."""
 
 import os
 
@@ -9,7 +9,7 @@ from pipeline.params import Compute
 
 
 def world(compute: Compute) -> tuple[int, int]:
-    """Processes on this machine, and machines: as `compute` says; under torchrun, as that says."""
+    """(processes on this machine, machines), as `compute` says; under torchrun, as its environment says."""
     if not torch.distributed.is_torchelastic_launched():
         return compute.processes, 1
     here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -17,10 +17,10 @@ def world(compute: Compute) -> tuple[int, int]:
 
 
 def check(compute: Compute) -> None:
-    """Before anything is started on it.
+    """Check, before anything is started, that this machine can do what `compute` asks for.
 
     Raises:
-        UserError: the accelerator, so many of it, or the precision is not to be had here.
+        UserError: it lacks the accelerator, enough of them, or the precision.
     """
     processes, _ = world(compute)
     device = kind(compute)
@@ -46,10 +46,10 @@ def check(compute: Compute) -> None:
 
 
 def kind(compute: Compute) -> str:
-    """What `compute.accelerator` means here: cuda, mps or cpu.
+    """The type of device that `compute.accelerator` means on this machine: cuda, mps or cpu.
 
     Raises:
-        UserError: it is not to be had.
+        UserError: this machine has none.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     asked = compute.accelerator

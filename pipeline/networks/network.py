@@ -1,4 +1,4 @@
-"""What every network is: uint8 RGB images in, logits of the same height and width out."""
+"""The wrapper that every architecture is used through: uint8 RGB images in, logits of the same height and width out."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class Cells(NamedTuple):
 
 
 class Network(nn.Module):
-    """Normalises images, pads them to what the body can halve, and brings its logits to the input's size."""
+    """Normalises images, pads them to a multiple of the body's stride, and resizes its logits to the images' size."""
 
     mean: Tensor
     std: Tensor
@@ -74,7 +74,7 @@ class Network(nn.Module):
         return sized(logits), sized(self.auxiliary(features))
 
     def _with_middle(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
-        """The body's logits, and the features on its way to them that an auxiliary head reads."""
+        """The body's logits, and the features in its middle that an auxiliary head reads."""
         seen: list[Any] = []
         middle = self.body.get_submodule(str(self.parts.middle))
         handle = middle.register_forward_hook(lambda *call: seen.append(call[-1]))
@@ -157,15 +157,15 @@ class Network(nn.Module):
         )
 
     def thinned(self, members: int, dropout: float, rng: torch.Generator) -> Float[Tensor, "k c d kh kw"]:
-        """Weights of so many last layers, each blind to a random share of the features: members of a posterior.
+        """Weights of a dropout ensemble: last layers that each ignore a random share of the features.
 
         Dropout at the time of prediction samples from an approximate posterior of the weights: Gal and Ghahramani 2016,
-        "Dropout as a Bayesian Approximation", here of the last layer's weights alone. A member is blind to the same
+        "Dropout as a Bayesian Approximation", here of the last layer's weights alone. A member ignores the same
         features everywhere and in every image, so it is one network, images are compared under the same members, and
         all of them cost one convolution.
 
         Args:
-            members: how many.
+            members: size of the ensemble, k.
             dropout: probability of a feature to be dropped; the others are scaled up by 1 / (1 - dropout).
             rng: draws what is dropped, on the CPU.
 
@@ -179,7 +179,7 @@ class Network(nn.Module):
     def by_members(
         self, features: Float[Tensor, "n d h2 w2"], weights: Float[Tensor, "k c d kh kw"]
     ) -> Float[Tensor, "k n c h2 w2"]:
-        """Logits of thinned last layers, on the cells of `with_cells`."""
+        """Logits of each dropout-ensemble member, on the cells of `with_cells`."""
         layer, (members, classes) = self.last_layer(), weights.shape[:2]
         bias = None if layer.bias is None else layer.bias.repeat(members)
         made = F.conv2d(features, weights.flatten(0, 1).to(features), bias, layer.stride, layer.padding, layer.dilation)
@@ -188,10 +188,10 @@ class Network(nn.Module):
 
 
 def _apart(layer: nn.Module, given: object, logits: Tensor) -> Tensor:
-    """Where nothing is trained, the last layer leaves the pixels of a class side by side, not the classes of a pixel.
+    """In eval mode return contiguous NCHW instead of channels_last.
 
-    Before the logits grow to the image's size that costs little, and softmax then takes a quarter of the time on the
-    CPU. The loss wants them as they come.
+    Softmax over C then takes a quarter of the time on the CPU, and the copy is cheap before the logits are upsampled.
+    In training the loss is faster in channels_last.
     """
     return logits if layer.training else logits.contiguous()
 

@@ -1,4 +1,4 @@
-"""What a saved model is: weights, and all that it takes to use them and to refuse others."""
+"""What a saved model holds: its weights, and beside them architecture, class names and calibration."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.params import Model
 
 
 def new_network(model: Model, classes: ClassSet, run_rng: torch.Generator) -> Network:
-    """The network that `model` describes, with fresh weights but for its encoder's."""
+    """The network that the section `model` describes: new weights, or `model.weights` for its encoder."""
     return architectures.build(
         model.name,
         classes=len(classes.names),
@@ -26,7 +26,7 @@ def new_network(model: Model, classes: ClassSet, run_rng: torch.Generator) -> Ne
 
 
 def describe(model: Model, classes: ClassSet, calibration: Calibration) -> dict[str, Any]:
-    """What is kept beside the weights: all that it takes to use them, and to refuse others."""
+    """The description saved beside the weights: `open_network` needs it to use them, or to refuse them."""
     return {
         "name": model.name,
         "encoder": model.encoder,
@@ -37,7 +37,7 @@ def describe(model: Model, classes: ClassSet, calibration: Calibration) -> dict[
 
 
 def open_network(round_name: str, model: Model, classes: ClassSet) -> tuple[Network, Calibration]:
-    """A round's network, and what calibrates it.
+    """A round's network, and the calibration of its logits.
 
     Raises:
         UserError: the file was made with another architecture or class set, or a weight is not finite.

@@ -1,4 +1,4 @@
-"""Trained weights for an encoder: fetched by name, or taken out of the file that people have them in."""
+"""Pretrained weights for an encoder: downloaded by name, or taken out of a checkpoint file."""
 
 import argparse
 import pickle
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 
 PATIENCE = 10.0
-"""Seconds within which a server must answer. Libraries repeat for minutes what will not come."""
+"""Seconds within which a server must answer; the libraries' own retries would go on for minutes."""
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "encoder", "backbone", "module")
 """Keys under which trainings keep a state dict beside their epoch, optimiser and so on, most telling first."""
 OPENINGS = {
@@ -42,15 +42,15 @@ NUMBERS: list[Any] = [
 
 @contextmanager
 def fetched(what: str, url: str, cached: bool) -> Iterator[None]:
-    """Inside, a library fetches `url`, if it is not here already.
+    """A context in which a library may download `url`; a failure becomes one sentence, after seconds.
 
     Args:
         what: whose weights they are.
-        url: of the file, for the person who has to fetch it by other means.
-        cached: whether the file is here, so that no server needs to be asked.
+        url: of the file, for the person who has to download it by other means.
+        cached: whether the file is on this machine already, so that no server needs to answer.
 
     Raises:
-        UserError: it cannot be fetched; known after some seconds.
+        UserError: it cannot be downloaded.
     """
     try:
         if not cached:
@@ -101,10 +101,10 @@ def load(encoder: nn.Module, weights: str) -> None:
 
 
 def read(path: Path) -> Any:
-    """What a file of weights holds.
+    """The content of a file of weights, as torch.save or safetensors has written it.
 
     Raises:
-        UserError: there is none, or it is no such file, cut short, or needs code to be run that it brings along.
+        UserError: there is no such file, or it is of another kind, cut short, or can only be read by running its code.
     """
     try:
         with path.open("rb") as file:
