@@ -1,4 +1,4 @@
-"""What every acquisition is: functions from probabilities to statistics, from statistics to gain, and to a gain map."""
+"""The contract of acquisitions: probabilities -> statistics, statistics -> gain, probabilities -> gain map."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -13,40 +13,41 @@ Probabilities = Float[Tensor, "n c h w"]
 
 
 class Worth(NamedTuple):
-    """What a pixel is worth to the pooled mIoU, in points; see `shortfall.worth`."""
+    """What correcting one pixel brings to the pooled mIoU, in points; see `shortfall.worth`."""
 
     doubt: Float64[Tensor, " c"]
-    """Of one wrong claim of a class put right: (100/C) J_c / U_c."""
+    """One false positive of class c removed: (100/C) J_c / U_c."""
     miss: Float64[Tensor, " c"]
-    """Of one missed pixel of a class found: (100/C) / U_c."""
+    """One false negative of class c found: (100/C) / U_c."""
 
 
 class Posterior(NamedTuple):
-    """What several members of a network's posterior say of a batch, on the cells of the last layer."""
+    """Class probabilities of each dropout-ensemble member for a batch, on the last layer's grid of cells."""
 
     members: Float[Tensor, "k n c h2 w2"]
-    """Class probabilities of k members."""
+    """Class probabilities of the k members."""
     rows: Int64[Tensor, " h"]
-    """The row of cells in which every row of pixels lies."""
+    """For every row of pixels the row of cells that it lies in."""
     cols: Int64[Tensor, " w"]
+    """The same for columns."""
     worth: Worth | None = None
-    """What right and wrong claims are worth, for those acquisitions that need it before the pass."""
+    """For those acquisitions that need it before the pass."""
 
     def pixels(self) -> Float[Tensor, "h2 w2"]:
-        """How many pixels every cell stands for: 0 of what only pads the image."""
+        """How many pixels lie in every cell; 0 for cells of the padding."""
         height, width = self.members.shape[-2:]
         counts = torch.outer(torch.bincount(self.rows, minlength=height), torch.bincount(self.cols, minlength=width))
         return counts.to(self.members.dtype)
 
     def part(self, image: int, rows: slice, cols: slice) -> "Posterior":
-        """What they say of a part of one image, given in pixels; a cell that it cuts stands for the pixels inside."""
+        """The posterior of a part of one image, given in pixels; of a cell that it cuts only the pixels inside count."""
         of_rows, of_cols = self.rows[rows], self.cols[cols]
         top, left, bottom, right = (int(edge) for edge in (of_rows[0], of_cols[0], of_rows[-1] + 1, of_cols[-1] + 1))
         cells = self.members[:, image : image + 1, :, top:bottom, left:right]
         return Posterior(cells, of_rows - top, of_cols - left, self.worth)
 
     def spread(self, cells: Float[Tensor, "n h2 w2"]) -> Float[Tensor, "n h w"]:
-        """Every pixel with the value of its cell."""
+        """A map of pixels, each with the value of its cell (nearest-neighbour upsampling)."""
         return cells[:, self.rows[:, None], self.cols]
 
 
@@ -73,7 +74,7 @@ class GainMap(Protocol):
 
 
 class Settings(NamedTuple):
-    """What the acquisitions can be told."""
+    """The numbers of the section `score` that acquisitions take."""
 
     smooth: float
     """Share of all unions that is added to every union."""
@@ -88,7 +89,7 @@ class Acquisition(NamedTuple):
     """
 
     statistics: tuple[str, ...]
-    """What the s statistics are called."""
+    """Names of the s statistics."""
     observe: Observe
     gain: Gain
     gain_map: GainMap
@@ -99,7 +100,7 @@ class Entry(NamedTuple):
 
     make: Callable[[Settings], Acquisition]
     needs_members: bool = False
-    """Whether it asks members of the posterior."""
+    """Whether it needs the dropout-ensemble members' probabilities (`Posterior`)."""
     needs_worth: bool = False
     """Whether the posterior must come with its `worth`, estimated before the pass."""
     in_points: bool = False
@@ -107,10 +108,10 @@ class Entry(NamedTuple):
 
 
 def asked(posterior: Posterior | None, name: str) -> Posterior:
-    """The posterior that an acquisition needs.
+    """The posterior, which the acquisition `name` needs.
 
     Raises:
-        ValueError: it was not given.
+        ValueError: it is None.
     """
     if posterior is None:
         raise ValueError(f"{name} needs members of the posterior: give it a `Posterior`")
@@ -126,7 +127,7 @@ def total(pixels: Tensor) -> Float64[Tensor, " n"]:
 def by_claim(
     probabilities: Probabilities, scores: Float[Tensor, "n h w"], pixels: Float[Tensor, "h w"] | None = None
 ) -> Float64[Tensor, "n c 2"]:
-    """Claimed pixels and their summed score, of every class; `pixels` is how many a cell stands for, None for one."""
+    """By argmax class: (pixels, sum of their scores); `pixels` is how many a cell stands for, None for one."""
     _, claim = highest(probabilities)
     rows = []
     for c in range(probabilities.shape[1]):

@@ -1,14 +1,14 @@
-"""Vectors that say what is in an image, for choosing images that differ: means of the features before the last layer.
+"""Feature vectors of images, for selecting diverse ones: weighted means of the features before the last layer.
 
-With f_i the feature of pixel i, a_i its claim and p_i its probabilities, two sums per class hold all that is needed:
+With f_i the feature of pixel i, a_i its argmax class and p_i its probabilities, two sums per class are kept:
 
     doubted_c = sum_{a_i = c} (1 - p_i(c)) f_i,        missed_c = sum_{a_i != c} p_i(c) f_i
 
     by class: (J_c doubted_c + missed_c) / (its weights), the mean feature weighted by the shortfall of class c: the
         factor 1/U_c of `acquisitions` cancels, and J_c, known after the pass, only mixes the two
     gradient: (doubted_c - missed_c) / pixels = mean_i ([a_i = c] - p_i(c)) f_i, the gradient of the last layer's
-        weights if the claims were true: Ash et al. 2020, "Deep Batch Active Learning by Diverse, Uncertain Gradient
-        Lower Bounds" (BADGE), projected at random (Johnson and Lindenstrauss 1984)
+        weights if the argmax classes were true: Ash et al. 2020, "Deep Batch Active Learning by Diverse, Uncertain
+        Gradient Lower Bounds" (BADGE), projected at random (Johnson and Lindenstrauss 1984)
 """
 
 from typing import NamedTuple
@@ -24,19 +24,20 @@ GRADIENT = 256
 
 
 class Pooled(NamedTuple):
-    """Of every image of a batch."""
+    """The pooled features of every image of a batch."""
 
     image: Float32[Tensor, "n d"]
     """Mean feature of its pixels."""
     parts: Float16[Tensor, "n c 2 d"]
-    """Mean features of every class, weighted by how far its claims are doubted and by how far it is missed."""
+    """Mean features of every class, weighted by the expected false positives and by the expected false negatives."""
     gradient: Float32[Tensor, "n g"]
+    """BADGE's gradient embedding, projected."""
     statistics: Float64[Tensor, "n c 3"]
-    """Of the shortfall, on the cells: claimed, doubted and missed pixels. The latter are the weights of `parts`."""
+    """The shortfall's statistics: claimed, doubted and missed pixels. The last two are the weights of `parts`."""
 
 
 def projection(classes: int, features: int, rng: torch.Generator) -> Float32[Tensor, "cd g"]:
-    """Random matrix that keeps lengths in the mean, drawn from `rng` on the CPU."""
+    """Gaussian random matrix, drawn from `rng` on the CPU; projected vectors keep their length on average."""
     matrix: Tensor = torch.randn(classes * features, GRADIENT, generator=rng) / GRADIENT**0.5
     return matrix
 
@@ -78,7 +79,7 @@ def by_class(
     Args:
         parts: of `Pooled`.
         statistics: of `Pooled`.
-        iou: expected IoU of every class in the pool, J; that of a class without a union plays no part.
+        iou: expected IoU of every class in the pool, J; not used for a class without a union.
     """
     doubt, miss = iou.where(iou.isfinite(), 0) * statistics[:, :, 1], statistics[:, :, 2]
     total = torch.where(doubt + miss > 0, doubt + miss, 1)

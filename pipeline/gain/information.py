@@ -1,7 +1,7 @@
-"""Value of information: what of the shortfall can be learnt, by how far members of the posterior disagree on a claim.
+"""Value of information: the part of the shortfall that can be learnt, where dropout-ensemble members disagree.
 
-Claiming class a where the truth is c is worth u(a, c) = [a = c] / U_c - [a != c] J_a / U_a to the pooled mIoU, times
-100/C in points. With members p^m of the posterior and their mean p,
+Labelling a pixel a whose truth is c is worth u(a, c) = [a = c] / U_c - [a != c] J_a / U_a to the pooled mIoU, times
+100/C in points. With the members' probabilities p^m and their mean p,
 
     EVPI_i = mean_m max_a u(a, .) p_i^m  -  max_a u(a, .) p_i,    u(a, .) p = (1 / U_a + J_a / U_a) p(a) - J_a / U_a
 
@@ -21,7 +21,7 @@ STATISTICS = (*shortfall.STATISTICS, "evpi")
 
 
 def information(posterior: Posterior) -> Float[Tensor, "n h2 w2"]:
-    """EVPI of a pixel of every cell, mIoU points.
+    """EVPI of one pixel in each cell, mIoU points.
 
     Raises:
         ValueError: the posterior comes without its worth.
@@ -33,24 +33,24 @@ def information(posterior: Posterior) -> Float[Tensor, "n h2 w2"]:
     def best(probabilities: Float[Tensor, "*k n c h2 w2"]) -> Float[Tensor, "*k n h2 w2"]:
         return (probabilities * (miss + doubt)).sub_(doubt).amax(-3)
 
-    # The clamp takes off what rounding leaves below 0.
+    # The exact value is not negative; rounding may leave it just below 0.
     return (best(posterior.members).mean(0) - best(posterior.members.mean(0))).clamp(min=0)
 
 
 def annealed(rounds: int, end: float, over: int) -> float:
-    """The blend after so many rounds of buying: falls along a line from 1 to `end` over `over` rounds, and stays."""
+    """The blend after so many rounds: falls linearly from 1 to `end` over `over` rounds, and then stays."""
     return 1 - (1 - end) * min(rounds / over, 1)
 
 
 def evpi(settings: Settings) -> Acquisition:
-    """The acquisition: what of the shortfall can be learnt. It goes by no setting."""
+    """The acquisition `evpi`: the part of the shortfall that can be learnt. It uses none of the settings."""
     return Acquisition(STATISTICS, _observe, _evpi, _evpi_map)
 
 
 def gain(settings: Settings) -> Acquisition:
-    """The acquisition: evpi + blend (shortfall - evpi).
+    """The acquisition `gain`: evpi + blend (shortfall - evpi).
 
-    By class: EVPI of its claims, shortfall of its wrong claims and missed pixels.
+    By class: the EVPI of the pixels that it claims, the shortfall of its false positives and false negatives.
     """
 
     def by_class(statistics: Float64[Tensor, "m c 4"], pool: Float64[Tensor, "c 4"]) -> Float64[Tensor, "m c"]:
@@ -67,7 +67,7 @@ def gain(settings: Settings) -> Acquisition:
 
 
 def _observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 4"]:
-    """The shortfall's statistics, and the EVPI of the cells in which the members' mean claims a class."""
+    """The shortfall's three statistics, and the EVPI summed by the argmax class of the members' mean."""
     given = asked(posterior, "the value of information")
     learnt = by_claim(given.members.mean(0), information(given), given.pixels())[:, :, 1:]
     return torch.cat([shortfall.observe(probabilities), learnt], dim=2)

@@ -28,21 +28,21 @@ from torch import Tensor
 from pipeline.images.claims import highest
 
 FEATURES = ("regions", "boundary", "corrections")
-"""Connected areas of a class; pixels along boundaries between classes; pixels expected to be wrong."""
+"""Features: connected areas of a class; pixels along boundaries between classes; pixels expected to be wrong."""
 STEP = 4
-"""From one pixel that is read to the next, in both directions."""
+"""Pixels from one that is read to the next, in both directions."""
 PRIOR_IMAGES = 4.0
 CREDIBLE = 5.0
-"""Factor by which a credible time is above or below its prediction, at most. Where the logarithm of people's times
-strays by 0.5 from what features explain, 1 honest time in 800 is lost."""
+"""Largest factor by which a credible time is above or below its prediction. Where the logarithm of people's times has a
+standard deviation of 0.5 around what features explain, 1 honest time in 800 is lost."""
 REFITS = 20
-"""Most rounds of fitting and looking what is credible."""
+"""Iterations of fitting and dropping what is not credible, at most."""
 SHORTEST = 1 / 60
-"""Minutes that any image takes at least."""
+"""Lower bound of the predicted minutes of an image."""
 
 
 def observe(probabilities: Float[Tensor, "n c h w"]) -> Float64[Tensor, "n 3"]:
-    """FEATURES of a batch of calibrated predictions, in areas and pixels at the network's size."""
+    """FEATURES of every image of a batch, from calibrated probabilities, in areas and pixels at the network's size."""
     confidence, claim = highest(probabilities[..., ::STEP, ::STEP])
     height, width = probabilities.shape[-2:]
     points = claim[0].numel()
@@ -63,22 +63,22 @@ def count_regions(labels: UInt8[np.ndarray, "h w"]) -> int:
 
     All classes in one call: in a map of twice the size there is a bridge between two neighbours if they are alike.
     """
-    import cv2  # here, as SciPy below, since not all who know costs count or fit them
+    import cv2  # here, as SciPy below: most importers of this module neither count nor fit
 
     height, width = labels.shape
     bridges = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
     bridges[::2, ::2] = 1
     bridges[1::2, ::2] = labels[1:] == labels[:-1]
     bridges[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
-    return int(cv2.connectedComponents(bridges, connectivity=4)[0]) - 1  # the first one is what is not in any
+    return int(cv2.connectedComponents(bridges, connectivity=4)[0]) - 1  # component 0 is the background
 
 
 def fit(features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "4"]:
-    """Minutes to open an image, and per region, boundary pixel and correction.
+    """The coefficients: minutes to open an image, and minutes per region, boundary pixel and correction.
 
     Args:
         features: FEATURES of n labelled images, one at least, as they were when the images were bought.
-        minutes: that the labels took. Those that are not credible have no part in it.
+        minutes: that the labels took; those that are not credible are left out.
 
     Raises:
         ValueError: no image, or a value that is not finite or below 0.
@@ -92,9 +92,9 @@ def fit(features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]
 
 
 def credible(features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which of n times, one at least, say something of the work: neither a tab left open nor a click by mistake.
+    """Which of the n >= 1 times can be times of work: neither a tab left open nor a click by mistake.
 
-    Begun at the median, of an even number the lower one: a fit to all would follow the absurd ones.
+    Iterated from the (lower) median, since a fit to all of them would follow the outliers.
     """
     kept = _near(minutes, np.full(len(minutes), np.quantile(minutes, 0.5, method="lower")))
     for _ in range(REFITS):
@@ -115,7 +115,7 @@ def _least_squares(
 ) -> Float64[np.ndarray, "4"]:
     from scipy.optimize import nnls  # takes 2 s to import
 
-    # In minutes of a mean image all parts weigh alike. Of less than one region or pixel only rounding would be fitted.
+    # Scaled by their means, so that the ridge treats all features alike; by 1 at least, or rounding would be fitted.
     scale = np.maximum(features.mean(0), 1.0)
     seen = np.column_stack([np.ones(len(minutes)), features / scale])
     prior = np.sqrt(PRIOR_IMAGES) * np.eye(4)[1:]
@@ -125,6 +125,6 @@ def _least_squares(
 
 
 def predict(features: Float64[np.ndarray, "m 3"], coefficients: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, " m"]:
-    """Predicted minutes of every image, SHORTEST at least."""
+    """Predicted minutes of every image, at least SHORTEST."""
     minutes: np.ndarray = np.maximum(coefficients[0] + features @ coefficients[1:], SHORTEST)
     return minutes

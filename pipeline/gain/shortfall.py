@@ -1,15 +1,16 @@
-"""The expected reward shortfall: what the pooled mIoU lacks because claims are wrong, to first order.
+"""The expected reward shortfall: what the pooled mIoU lacks because argmax classes are wrong, to first order.
 
-With the claim a_i = argmax_c p_i(c):
+With the claim a_i = argmax_c p_i(c) of pixel i, *doubted* are expected false positives, *missed* false negatives:
 
     claimed_c = #{a_i = c},   doubted_c = sum_{a_i = c} (1 - p_i(c)),   missed_c = sum_{a_i != c} p_i(c)
     I_c = claimed_c - doubted_c,   U_c = claimed_c + missed_c + smooth * sum_k (claimed_k + missed_k),   J_c = I_c / U_c
     gain of pixel i = (100/C) [ (J_a / U_a) (1 - p_i(a)) + sum_{c != a} p_i(c) / U_c ]      in mIoU points
 
-Once put right, a wrong claim of class a leaves U_a and a pixel of class c joins I_c: J_c gains J_c/U_c and 1/U_c. With
-smooth 0 that is exact to first order. Above 0 gains stay below it: of a class that has the share q of all unions, 1/U_c
-is 1 / (1 + smooth/q) of what it would be and J_c/U_c the square of that; at the default of 0.01 that takes 3 % and 6 %
-from a class with a third of the unions, and a third and more than half from one with a fiftieth.
+Correcting a false positive of class a takes a pixel out of U_a, which raises J_a by J_a/U_a; a false negative of c that
+is found joins I_c, which raises J_c by 1/U_c. With smooth 0 that is exact to first order. Above 0 gains stay below it:
+of a class that has the share q of all unions, 1/U_c is 1 / (1 + smooth/q) of what it would be and J_c/U_c the square of
+that; at the default of 0.01 that takes 3 % and 6 % from a class with a third of the unions, and a third and more than
+half from one with a fiftieth.
 Expected intersection over expected union stands in for the expected IoU as in Nowozin 2014, "Optimal Decisions from
 Probabilistic Models: the Intersection-over-Union Case"; 1/U_c is the class weight that other methods choose by hand.
 The mean runs over all C classes, present or not: `smooth` keeps those that the pool hardly shows from dominating.
@@ -27,7 +28,7 @@ from pipeline.images.classes import IGNORE
 
 
 def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 3"]:
-    """Claimed pixels, expected wrong claims and expected missed pixels, of every class."""
+    """The statistics of every class: claimed pixels, expected false positives (doubted), false negatives (missed)."""
     n, c = probabilities.shape[:2]
     confidence, claim = highest(probabilities)
     image = torch.arange(n, device=claim.device)[:, None, None]
@@ -35,17 +36,17 @@ def observe(probabilities: Probabilities, posterior: Posterior | None = None) ->
     claimed = torch.bincount(place, minlength=n * c).view(n, c).double()
     sure = torch.bincount(place, confidence.flatten().double(), minlength=n * c).view(n, c)
     mass = probabilities.sum(3).sum(2, dtype=torch.float64)  # float32 along a row, float64 over the rows: 1e-7 of it
-    missed = (mass - sure).clamp(min=0)  # where all is claimed, the difference may round to just below 0
+    missed = (mass - sure).clamp(min=0)  # a difference of 0 may round to just below
     return torch.stack([claimed, claimed - sure, missed], dim=2)
 
 
 def observe_truth(
     prediction: UInt8[Tensor, "n h w"] | Int64[Tensor, "n h w"], truth: UInt8[Tensor, "n h w"], classes: int
 ) -> Float64[Tensor, "n c 3"]:
-    """Statistics of `shortfall` with the truth in the place of probabilities: claimed, wrongly claimed, missed pixels.
+    """The statistics of `observe` with the truth in place of probabilities: claimed, false positive, false negative.
 
-    With the totals of the pool, `gain` of these is the gain that was really there, to be held against the prediction.
-    Pixels whose truth is IGNORE count nowhere.
+    `gain` of these, with the totals of the pool, is the realised gain that the audit compares with the predicted one.
+    Pixels whose truth is IGNORE are not counted.
     """
     valid = truth != IGNORE
     right = valid & (prediction == truth)
@@ -65,10 +66,10 @@ def _intersection_and_union(pool: Float64[Tensor, "c 3"], smooth: float) -> tupl
 
 
 def worth(pool: Float64[Tensor, "c s"], smooth: float) -> Worth:
-    """MIoU points per wrong claim put right and per missed pixel found, of every class.
+    """MIoU points per false positive removed and per false negative found, of every class.
 
     Args:
-        pool: totals of claimed, doubted and missed pixels; further columns play no part.
+        pool: totals of claimed, doubted and missed pixels; further columns are not used.
         smooth: share of all unions added to every union.
 
     Raises:
@@ -84,7 +85,7 @@ def worth(pool: Float64[Tensor, "c s"], smooth: float) -> Worth:
 
 
 def gain(statistics: Float64[Tensor, "m c s"], pool: Float64[Tensor, "c s"], smooth: float) -> Float64[Tensor, "m c"]:
-    """Shortfall of every image by class: of wrong claims of a class and of missed pixels of it. Errors as `worth`."""
+    """Shortfall of every image by class, that of its false positives and false negatives. Errors as `worth`."""
     per_doubt, per_miss = worth(pool, smooth)
     return per_doubt * statistics[:, :, 1] + per_miss * statistics[:, :, 2]
 
@@ -94,7 +95,7 @@ def gain_map(probabilities: Probabilities, pool: Float64[Tensor, "c s"], smooth:
     per_doubt, per_miss = (table.to(probabilities.dtype) for table in worth(pool, smooth))
     confidence, claim = highest(probabilities)
     claim = claim.long()
-    # Never below 0: a rounded sum of positive parts is at least its largest part rounded.
+    # Not negative even after rounding: a rounded sum of positive parts is at least its largest part, rounded.
     missed = torch.einsum("nchw,c->nhw", probabilities, per_miss) - per_miss[claim] * confidence
     return per_doubt[claim] * (1 - confidence) + missed
 
@@ -103,7 +104,7 @@ STATISTICS = ("claimed", "doubted", "missed")
 
 
 def shortfall(settings: Settings) -> Acquisition:
-    """The acquisition: all that is missing, whether or not it can be learnt."""
+    """The acquisition `shortfall`: all that the mIoU lacks, whether or not it can be learnt."""
 
     def of_pixels(
         probabilities: Probabilities, pool: Float64[Tensor, "c s"], posterior: Posterior | None = None
@@ -114,12 +115,12 @@ def shortfall(settings: Settings) -> Acquisition:
 
 
 def oracle(truth: Float64[Tensor, "m c 3"], smooth: float) -> Float64[Tensor, "m c"]:
-    """The shortfall with the truth in place of the probabilities, in the images and in the pool: the formula's ceiling.
+    """The shortfall with the truth in place of probabilities, in images and pool: an upper bound for the formula.
 
-    For benchmarks only: a pool whose truth is known has nothing to buy.
+    For benchmarks only: it needs the truth of the whole pool.
 
     Args:
-        truth: `observe_truth` of all images of the pool.
+        truth: statistics of all images of the pool, from `observe_truth`.
         smooth: share of all unions added to every union.
 
     Raises:
@@ -129,10 +130,10 @@ def oracle(truth: Float64[Tensor, "m c 3"], smooth: float) -> Float64[Tensor, "m
 
 
 def expected_iou(pool: Float64[Tensor, "c s"], smooth: float = 0.0) -> Float64[Tensor, " c"]:
-    """Expected intersection over expected union of every class, in [0, 1]; not a number where there is no union.
+    """Expected intersection over expected union of every class, in [0, 1]; NaN where there is no union.
 
     Args:
-        pool: totals of claimed, doubted and missed pixels; further columns play no part.
+        pool: totals of claimed, doubted and missed pixels; further columns are not used.
         smooth: share of all unions added to every union.
     """
     intersection, union = _intersection_and_union(pool[:, :3], smooth)

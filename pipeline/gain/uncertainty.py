@@ -1,4 +1,4 @@
-"""Scores of a pixel whose mean over an image is its gain. Pool and settings play no part in them."""
+"""Uncertainty baselines: a score per pixel, whose mean over an image is its gain; neither pool nor settings matter."""
 
 from collections.abc import Callable
 
@@ -32,18 +32,18 @@ def least_confidence(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
 
 
 def alike(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
-    """1."""
+    """The same score everywhere: the random baseline."""
     return torch.ones_like(probabilities[:, 0])
 
 
 def ripu(probabilities: Probabilities) -> Float[Tensor, "n h w"]:
     """Region impurity times prediction uncertainty: Xie et al. 2022, "Towards Fewer Annotations".
 
-        impurity = -sum_c q_c log q_c,  q_c = share of the claims of class c in the region around the pixel
+        impurity = -sum_c q_c log q_c,  q_c = share of pixels of argmax class c in the region around the pixel
         uncertainty = mean entropy of the region's pixels
 
-    Both in nats: the paper's code divides by log C, which orders images alike. At the border, the region is what of it
-    lies in the image. The paper ranks regions to buy; here, the mean over the image ranks images.
+    Both in nats: the paper's code divides by log C, which gives the same order. At the border, the region is cut off at
+    the image's edge. The paper ranks regions to buy; here, the mean over the image ranks images.
     """
 
     def region(maps: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ def bald(members: Float[Tensor, "k n c h w"]) -> Float[Tensor, "n h w"]:
     """Entropy of the members' mean less the members' mean entropy: mutual information of class and member, nats."""
     apart = torch.special.entr(members).sum(2).mean(0)
     information: Tensor = torch.special.entr(members.mean(0)).sum(1) - apart
-    return information.clamp(min=0)  # by Jensen's inequality; below it by rounding only
+    return information.clamp(min=0)  # not negative by Jensen's inequality; rounding may leave it just below 0
 
 
 def of_pixels(
     score: Callable[[Probabilities], Float[Tensor, "n h w"]],
 ) -> Callable[[Settings], Acquisition]:
-    """Makes the acquisition whose gain is the mean of `score` over an image's pixels. It goes by no setting."""
+    """A factory of the acquisition whose gain is the mean of `score` over an image's pixels; it uses no setting."""
 
     def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
         return by_claim(probabilities, score(probabilities))
@@ -82,7 +82,7 @@ def of_pixels(
 def of_members(
     score: Callable[[Float[Tensor, "k n c h w"]], Float[Tensor, "n h w"]],
 ) -> Callable[[Settings], Acquisition]:
-    """The same of a `score` of the members, split by the class that their mean claims."""
+    """The same for a `score` of the ensemble's members, split by the argmax class of their mean."""
     name = getattr(score, "__name__", "score")
 
     def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:

@@ -1,1 +1,1 @@
-"""Training: one loop, which is given a loss: by likelihood, or for the reward."""
+"""Training: one loop that is given a loss (likelihood or reward), its batches, augmentation and optimiser."""

@@ -1,7 +1,7 @@
-"""Random changes of images with their masks.
+"""Random augmentation of images with their masks.
 
-One by one as they are read (albumentations): geometry together, colour on the image alone. Then, if it is asked for,
-the images of a batch are mixed with each other, on the device that trains.
+Each by itself as it is read (albumentations): geometry on image and mask alike, colour on the image alone. Then, if
+asked for, the images of a batch are mixed with each other (mixup, ClassMix), on the device that trains.
 """
 
 import os
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def augmentation(
     size: tuple[int, int], *, scale: tuple[float, float], flip: float, colour: float, blur: float, noise: float
 ) -> "A.Compose":
-    """Random zoom and crop to `size` (height, width), flip, colour, blur and noise, as in params.Augment."""
+    """The transform: random zoom, crop to `size` (height, width), flip, colour, blur, noise, as in params.Augment."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version on import
-    import albumentations as A  # a second of start-up that only training needs
+    import albumentations as A  # takes a second to import, and only training needs it
 
     return A.Compose(
         [
@@ -49,7 +49,7 @@ def augmentation(
 def augment(
     transform: "A.Compose", image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], seed: int
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"]]:
-    """One random change, the same for the same seed."""
+    """The image and mask after one random transform, the same for the same seed."""
     transform.set_random_seed(seed)
     changed = transform(image=image, mask=mask)
     return changed["image"], changed["mask"]
@@ -67,7 +67,7 @@ Mix = Callable[[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n h w"], torch.Generato
 
 
 def unmixed(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], generator: torch.Generator) -> Mixed:
-    """The batch as it is."""
+    """The batch unchanged, as a `Mixed`."""
     return Mixed(images, [(1.0, masks)])
 
 
@@ -87,7 +87,7 @@ def classmix(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], ge
     """Half of the classes of another image of the batch pasted on every image: Olsson et al. 2021, "ClassMix".
 
     The half is rounded down, as in the paper's code, so an image of one class is pasted nowhere. IGNORE is no class.
-    Here the classes are the labels', where the paper's are guesses for images without any.
+    Here the classes are those of the labels; the paper takes predicted ones, for images without labels.
     """
     n, device = len(images), images.device
     other = _others(images, generator)
@@ -103,7 +103,7 @@ def classmix(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], ge
 
 
 def _others(images: UInt8[Tensor, "n 3 h w"], generator: torch.Generator) -> Int64[Tensor, " n"]:
-    """For every image the place of another one: a random turn, since a permutation may leave it alone."""
+    """For every image the index of another one: a random cyclic shift, since a permutation may have fixed points."""
     n, device = len(images), images.device
     turn = torch.randint(1, max(n, 2), (), generator=generator, device=device)
     return (torch.arange(n, device=device) + turn) % n

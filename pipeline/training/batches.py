@@ -1,4 +1,8 @@
-"""Batches to train on: which image comes when, resized and augmented."""
+"""Training batches: which image comes in which step, resized and augmented.
+
+The batch of step t depends on (seed, t) alone: not on the number of workers, nor on where a resumed training starts. A
+batch is dealt to the processes round-robin.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +27,7 @@ from pipeline.images.items import Item
 from pipeline.networks import loading
 
 ATTEMPTS = 4
-"""So often an image of which blocks are labelled is cropped anew if the crop shows nothing of them."""
+"""An image with labelled blocks is cropped again, at most so often, while the crop shows none of its labels."""
 
 
 class Batch(NamedTuple):
@@ -34,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class _Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Items changed at random; asked for by (position, seed of the change)."""
+    """Randomly augmented items; the index is (position of the item, seed of the augmentation)."""
 
     def __init__(self, source: Sequence[Item], size: tuple[int, int], augment: Augment) -> None:
         self.source, self.size = source, size
@@ -57,7 +61,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Schedule(Sampler[list[tuple[int, int]]]):
-    """Which items, changed with which seed, make up each step's batch in this process."""
+    """Yields this process's part of each step's batch: the indices that `_Augmented` takes."""
 
     def __init__(self, groups: Sequence[tuple[int, int]], seed: int, steps: range, rank: int, world: int) -> None:
         self.groups, self.seed, self.steps, self.rank, self.world = groups, seed, steps, rank, world
@@ -71,7 +75,7 @@ class _Schedule(Sampler[list[tuple[int, int]]]):
 
 
 def plan(groups: Sequence[tuple[int, int]], seed: int, step: int) -> list[tuple[int, int]]:
-    """The batch of one step, all processes together: (position, seed of the change) pairs.
+    """The batch of one step, all processes together: (position, seed of the augmentation) pairs.
 
     Args:
         groups: (number of items, how many of them in a batch) of each group; positions count through the groups. Each
@@ -101,7 +105,10 @@ def training_batches(
     steps: int,
     workers: int,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches of augmented items: `share` of every batch from each group; call the result with the first step."""
+    """A function from the first step to an iterator over the batches from that step on, this process's part of each.
+
+    Every batch has as many augmented items of each group as `groups` says: pairs of (items, how many of them).
+    """
     used = [(group, share) for group, share in groups if share]
     together = sum(share for _, share in used)
     if together < devices.processes:
@@ -121,7 +128,7 @@ def training_batches(
 
 
 def repeated(start: Callable[[int], Iterator[Batch]], times: int) -> Callable[[int], Iterator[Batch]]:
-    """Every batch `times` times in a row, from any step on."""
+    """The same kind of function, with every batch repeated for `times` steps."""
 
     def again(first: int) -> Iterator[Batch]:
         left = times - first % times

@@ -1,6 +1,7 @@
-"""What a training's result depends on, as one hash: an unfinished training that bears another one is not gone on with.
+"""Fingerprints: one hash of all that a training's result depends on; a checkpoint with another one is not resumed.
 
-Without what is needless: settings that say where and not what, the files' places, images that are not learnt from.
+Left out is what the result does not depend on: settings that say where and not what, the files' places, images that
+are not trained on.
 """
 
 import ast
@@ -26,7 +27,7 @@ LIBRARIES = (
     "opencv-python-headless",
     "numpy",
 )
-"""Those that compute: another version of one may round, initialise or augment in another way."""
+"""Libraries that compute: another version of one may round, initialise or augment differently."""
 
 
 def of(*parts: Any) -> str:
@@ -36,7 +37,7 @@ def of(*parts: Any) -> str:
 
 
 def libraries() -> list[str]:
-    """The versions of what computes."""
+    """Name and version of each of the libraries that compute."""
     return [f"{name} {version(name)}" for name in LIBRARIES]
 
 
@@ -51,7 +52,7 @@ def code(module: str, without: Collection[str] = ()) -> str:
 
 
 def sources(module: str, without: Collection[str] = ()) -> dict[str, bytes]:
-    """Source of a module and of all of this package that it imports, by name; arguments as `code`."""
+    """By name, the source of a module and of all modules of this package that it imports; arguments as `code`."""
     found: dict[str, bytes] = {}
     ahead = _with_packages([module])
     while ahead:
@@ -74,7 +75,7 @@ def _source(module: str) -> Path | None:
 
 
 def _imports(source: bytes) -> list[str]:
-    """What a module may import: names that are no modules are among them."""
+    """Dotted names that a module's source imports; some of them are names in a module, not modules."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

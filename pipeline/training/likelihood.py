@@ -1,4 +1,4 @@
-"""Training by likelihood: class-weighted cross-entropy as a loss of the loop."""
+"""Training by likelihood: class-weighted cross-entropy as a loss of the loop, with mixing and auxiliary head."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,9 +21,9 @@ from pipeline.training.loop import Loss, LossFunction, Plan, State
 
 
 def likelihood_loss(weights: Float[Tensor, "c"], settings: Training) -> LossFunction:
-    """Class-weighted cross-entropy as a loss of the loop, with all that `settings` says of pixels, heads and mixing.
+    """Class-weighted cross-entropy as a loss of the loop, with hard pixels, auxiliary head and mixing of `settings`.
 
-    Every process mixes and mines the pixels of its own share of the batch.
+    Every process mixes images and mines hard pixels within its own part of the batch.
     """
     mix = choose("mix", augmentation.MIXES, settings.mix)
 
@@ -52,7 +52,7 @@ def likelihood_loss(weights: Float[Tensor, "c"], settings: Training) -> LossFunc
 def class_weights(
     pixels: Float64[np.ndarray, " c"], settings: Training, classes: ClassSet, section: str
 ) -> Float32[Tensor, " c"]:
-    """The weights of `losses.class_weights`; `section` of params.yaml is named where they cannot be.
+    """The weights of `losses.class_weights`; an error names `section` of params.yaml.
 
     Raises:
         UserError: a class has no pixel, and there is no smoothing.
@@ -67,14 +67,14 @@ def class_weights(
 
 
 def with_auxiliary_head(network: Network, settings: Training, seed: int) -> AbstractContextManager[None]:
-    """Inside, the network has the second head that `likelihood` trains, if `settings` give it a weight."""
+    """A context in which the network has the auxiliary head, if `settings` give that head's loss a weight."""
     if not settings.auxiliary:
         return nullcontext()
     return architectures.auxiliary_head(network, torch.Generator().manual_seed(seed))
 
 
 def likelihood_plan(settings: Training, name: str, seed: int, compute: Compute, fingerprint: str) -> Plan:
-    """The plan of a training by likelihood."""
+    """The loop's plan of a training by likelihood, from its section of params.yaml."""
     return Plan(
         name=name,
         steps=settings.steps,

@@ -1,4 +1,4 @@
-"""The one training loop: steps, schedule, precision, devices, log, checkpoint and resume. It is given a loss.
+"""The one training loop: steps, schedule, precision, devices, log, checkpoint and resume. The loss is an argument.
 
 A step's randomness comes from (seed, step) alone, and the checkpoint holds all that the loop carries from one step to
 the next; so a training that was killed and resumed ends bit for bit where an undisturbed one ends (on the CPU).
@@ -26,13 +26,13 @@ from pipeline.training.optimiser import AdamW
 State = dict[str, Tensor]
 """Tensors that a loss carries from step to step, such as running counts.
 
-What is called `own_...` is of this process's share of the batch. The checkpoint is the first process's, so of several
-none goes on with it: the loss does without.
+Entries called `own_...` belong to this process's part of the batch. The checkpoint is written by the first process, so
+where there are several processes a resumed training starts without these entries, and the loss must do without them.
 """
 
 
 class Loss(NamedTuple):
-    """What a loss function returns."""
+    """What a loss function returns: the value to minimise, terms for the log, and its state for the next step."""
 
     value: Tensor
     terms: Mapping[str, Tensor]
@@ -44,7 +44,7 @@ LossFunction = Callable[[Callable[[Tensor], Tensor], Batch, torch.Generator, Sta
 
 
 class Plan(NamedTuple):
-    """How one training goes."""
+    """The settings of one training."""
 
     name: str
     """Shown on the progress bar and in errors, e.g. `tune r02 likelihood`."""
@@ -70,24 +70,24 @@ class Plan(NamedTuple):
     lr_head: float = 1.0
     """Factor on the rate of the last layer."""
     decay_norms: bool = True
-    """Whether weight decay holds for biases and norms, too."""
+    """Whether weight decay also applies to biases and norms."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     validate_every: int = 0
     """Steps between two validations; 0 validates at the start and at the end only."""
     patience: int = 0
-    """So many validations in a row without a new best end the training; 0 goes on to the last step."""
+    """Early stopping after so many validations in a row without a new best; 0 never stops early."""
 
 
 class Best(NamedTuple):
-    """What validation has seen so far."""
+    """The best validation so far."""
 
     value: float
-    """The highest; of several equal ones the first."""
+    """The highest value; of several equal ones the first."""
     weights: State
-    """Those that it was measured with."""
+    """The network's weights at that validation."""
     missed: int
-    """Validations since."""
+    """Validations since then."""
 
 
 LOG_EVERY = 10
@@ -116,16 +116,16 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `network` in place and return the log.
 
-    With `validate`, the network is left with the weights for which it was highest. Those of the start are among them,
-    so that a training never ends below where it started, as far as validation can tell.
+    With `validate`, the network is left with the weights of the highest validation. The start is validated as well, so
+    that a training never ends below where it started, as far as validation can tell.
 
     Args:
         devices: their precision and processes are used.
         network: on any device; it is left on this process's device.
-        batches: step to start with -> one batch per step, this process's share.
+        batches: step to start with -> one batch per step, this process's part of it.
         loss: called once a step.
-        plan: how long, how fast, and where the training is kept: what is unfinished to be gone on with, what is done
-            to be taken as it is, until the caller deletes it.
+        plan: how long, how fast, and where the checkpoint lies: an unfinished training is resumed from it, a finished
+            one is loaded from it, until the caller deletes it.
         validate: measures the network, higher is better. It may leave it in either mode, must not change its weights,
             depends on nothing that a restart would change, and returns the same value in every process.
 
@@ -162,11 +162,11 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         with torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else []):
-            # For dropout, which knows the global generator only.
+            # For dropout, which can only use the global generator.
             torch.manual_seed(streams.seed_of(plan.seed, "dropout", step, devices.rank))
             result = loss(wrapped, batch, generator, state)
         scaler.scale(result.value).backward()
-        if plan.clip:  # what is not finite is left to the checks below, which have a sentence for it
+        if plan.clip:  # a gradient that is not finite is left to the checks below, which have a sentence for it
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
         scaler.step(optimizer)
@@ -240,7 +240,7 @@ def _save(
     log: list[dict[str, float]],
     best: Best | None,
 ) -> None:
-    """Write all that the loop carries on; without an optimizer, what came of a training that is over."""
+    """Write a checkpoint: all state of the loop, or, without an optimizer, the result of a finished training."""
     buffer = io.BytesIO()
     content = {
         "fingerprint": plan.fingerprint,
@@ -259,7 +259,7 @@ def _save(
 def _resume(
     devices: Devices, network: Network, optimizer: AdamW, scaler: Any, plan: Plan
 ) -> tuple[int, State, list[dict[str, float]], Best | None]:
-    """Step to go on with, the loss's state, the log so far, and the best that validation has seen."""
+    """Load the checkpoint, if there is one: next step, the loss's state, the log so far, the best validation."""
     if not plan.checkpoint.is_file():
         return 0, {}, [], None
     content = torch.load(plan.checkpoint, map_location=devices.device, weights_only=True)
@@ -282,7 +282,7 @@ def _resume(
 
 
 def check_batch(network: Network, model: Model, batch: int, processes: int, knob: str) -> None:
-    """See, before a training, that every process gets enough images of a batch to normalise over.
+    """Check, before a training, that batch norm gets enough images of a batch in every process.
 
     Args:
         network: that will be trained.
@@ -292,7 +292,7 @@ def check_batch(network: Network, model: Model, batch: int, processes: int, knob
         knob: the key of params.yaml that gives `batch`.
 
     Raises:
-        UserError: it does not, or the model does not take images of its size.
+        UserError: it gets too few, or the model does not take images of its size.
     """
     if batch < processes:
         raise UserError(
@@ -308,6 +308,6 @@ def check_batch(network: Network, model: Model, batch: int, processes: int, knob
 
 
 def fingerprint(devices: Devices, compute: Compute, *parts: Any) -> str:
-    """Hash of what a training depends on: the parts, and how and by what versions they are computed with."""
+    """Hash of what a training depends on: the parts, the precision and number of processes, the libraries' versions."""
     how = (compute.precision, devices.device.type, devices.processes)
     return fingerprints.of(fingerprints.libraries(), how, *parts)

@@ -9,8 +9,8 @@ reward_tune/detection_reward.py, `cls_smooth`).
 
 CE divides by the number n of valid pixels, where `torch.nn.functional.cross_entropy` divides by the sum of their
 weights. Divided by the weights, a batch that shows one class only has the same loss whichever class it is, so the
-weights cancel just where they matter, and the mean over batches or processes depends on who got which image. Divided
-by pixels, weights act on every pixel alike and the loss of a batch is an unbiased estimate of the loss of the set.
+weights cancel just where they matter, and the mean over batches or processes depends on how images are dealt to them.
+Divided by pixels, the loss of a batch is an unbiased estimate of the loss of the set.
 """
 
 import torch.nn.functional as F
@@ -54,9 +54,9 @@ def cross_entropy(
         poly1: eps of Poly-1: the gradient of a pixel whose class has probability p grows by the factor 1 + eps p.
         kept: share of the pixels that count, those with the largest losses; see `hardest`.
     """
-    if not poly1 and kept == 1:  # without a tensor of all pixels' losses
+    if not poly1 and kept == 1:  # saves a tensor of all pixels' losses
         valid = (truth != IGNORE).sum()
-        # Pixel by pixel: the classes of a pixel lie side by side in channels_last, and to put them apart takes as long.
+        # On rows of pixels: the logits are channels_last here, and a copy to contiguous NCHW would take as long.
         pixels = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
         loss = F.cross_entropy(pixels, truth.long().flatten(), weights, ignore_index=IGNORE, reduction="sum")
         return loss / valid.clamp(min=1)

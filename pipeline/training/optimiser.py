@@ -17,17 +17,17 @@ from pipeline.networks.network import Network
 
 
 class AdamW:
-    """Bit for bit the steps of `torch.optim.AdamW`, with its default moments; reads that one's states."""
+    """Bit for bit the steps of `torch.optim.AdamW` with its default betas; it can load that optimiser's state."""
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        """Of groups with `params`, `lr` and `weight_decay`; the rate may be set anew before every step."""
+        """Take groups with `params`, `lr` and `weight_decay`; the rate may be changed before every step."""
         self.param_groups = list(groups)
         self.moments: dict[int, dict[str, Tensor]] = {}
-        """Of each parameter that has had a gradient, by its number, counted through the groups."""
+        """Moments and step count of each parameter that has had a gradient, by its number through all groups."""
 
     @torch.no_grad()
     def step(self) -> None:
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         first = 0
         for group in self.param_groups:
             used = [(first + place, one) for place, one in enumerate(group["params"]) if one.grad is not None]
@@ -50,17 +50,17 @@ class AdamW:
             )
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to None."""
         for group in self.param_groups:
             for one in group["params"]:
                 one.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training that is resumed goes on with."""
+        """Moments and step counts, for the checkpoint."""
         return {"state": self.moments}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, of this class or of torch's."""
+        """Restore a `state_dict`, of this class or of `torch.optim.AdamW`."""
         # The count of steps stays on the CPU, where reading it does not wait for the GPU.
         self.moments = {number: {**one, "step": one["step"].cpu()} for number, one in content["state"].items()}
 
@@ -73,7 +73,7 @@ class AdamW:
 def parameter_groups(
     network: Network, *, lr: float, weight_decay: float, lr_encoder: float, lr_head: float, decay_norms: bool
 ) -> list[dict[str, Any]]:
-    """The network's parameters as groups of an optimiser: every parameter is in one of them.
+    """The network's parameters as groups for the optimiser: every parameter is in exactly one.
 
     Args:
         network: with its parts named.
@@ -88,7 +88,7 @@ def parameter_groups(
         One group per rate and decay, in the order of `network.parameters()`; `peak` is its own rate.
 
     Raises:
-        UserError: a factor is given for a part that the model has not.
+        UserError: a factor is given for a part that the model does not have.
     """
     if lr_encoder != 1 and network.parts.encoder is None:
         known = ", ".join(name for name, model in MODELS.items() if model.parts.encoder)

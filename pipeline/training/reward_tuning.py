@@ -1,4 +1,7 @@
-"""Tuning for the reward: the training loop's loss in which an estimator, its anchors and its gauges come together."""
+"""Tuning for the reward: a loss for the training loop, made of an estimator's loss, cross-entropy and KL.
+
+The log also gets the signal-to-noise ratio of the gradient and the other measures of the estimator.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,11 +26,11 @@ from pipeline.training.batches import Batch
 from pipeline.training.loop import Loss, LossFunction, State
 
 OWN = tuple(f"own_{name}" for name in Rollout._fields)
-"""What PPO has drawn for the batch of this process, as it is called in the loss's state."""
+"""Names, in the loss's state, of the rollout that PPO has drawn for this process's part of the batch."""
 
 
 def reward_function(settings: Reward, weights: Tensor, classes: ClassSet) -> RewardFunction:
-    """The reward that params.yaml names, with its numbers.
+    """The reward that `tune.reward` names, made with its settings.
 
     Raises:
         UserError: the reward, or a class that has a cost, is unknown.
@@ -46,10 +49,10 @@ def reward_function(settings: Reward, weights: Tensor, classes: ClassSet) -> Rew
 def held_out_reward(
     devices: Devices, reward: RewardFunction, items: Sequence[Item], model: Model, compute: Compute
 ) -> Callable[[Network], float]:
-    """The reward of a network's most probable labels on labelled pool images that it does not learn from.
+    """A function from a network to the reward of its argmax labels on labelled pool images that it is not trained on.
 
     Raises:
-        UserError: when it is asked, nothing in their labels can be rewarded.
+        UserError: when it is called, nothing in their labels can be rewarded.
     """
 
     def validate(network: Network) -> float:
@@ -68,13 +71,13 @@ def held_out_reward(
 
 
 def nothing(reward: RewardFunction) -> Tensor:
-    """The statistics of no image."""
+    """The statistics of an empty set of images: zeros."""
     unlabelled = torch.full((1, 1, 1), IGNORE, dtype=torch.uint8)
     return reward.statistics(unlabelled, unlabelled)[0]
 
 
 def seen(reward: RewardFunction, out: Output, size: tuple[int, int]) -> Tensor:
-    """The statistics of a batch's most probable labels, at the size of the network, where rewards are tuned for."""
+    """The reward's statistics of a batch's argmax labels at the network's size, the size at which `tune` rewards."""
     truth = inference.small_masks(out.batch, size).to(out.logits.device)
     return reward.statistics(highest(out.logits)[1], truth).sum(0).cpu()
 
@@ -93,8 +96,8 @@ def loss_function(
         settings: estimator and the anchors' weights.
         reward: what is tuned for.
         weights: of the classes in the cross-entropy.
-        network: the one that is tuned, for the signal-to-noise gauge.
-        anchor: the likelihood model, not trained further; None without the KL.
+        network: the one that is tuned, for the gradient's signal-to-noise ratio in the log.
+        anchor: the frozen likelihood model; None without the KL.
         devices: sums the statistics over processes.
     """
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
@@ -116,17 +119,17 @@ def loss_function(
             "advantage_std": estimate.advantage_std,
             "cross_entropy": cross_entropy,
         }
-        if not estimate.reward.isnan():  # a first batch of crops without a label has none, and that is no fault
+        if not estimate.reward.isnan():  # the crops of a first batch may all be without labels: no reward, no error
             terms["reward"] = estimate.reward
         total = estimate.loss + settings.cross_entropy * cross_entropy
         if anchor is not None:
-            with torch.no_grad(), devices.autocast():  # as the tuned network is, so that nothing else divides them
+            with torch.no_grad(), devices.autocast():  # in the tuned network's precision: no difference but the weights
                 before = anchor(batch.images)
             terms["kl"] = losses.kl(logits, before, batch.masks != IGNORE)
             total = total + settings.kl * terms["kl"]
         if (step + 1) % loop.LOG_EVERY == 0:
             terms["entropy"] = losses.entropy(logits.detach(), batch.masks != IGNORE)
-            # The gradients of DDP come by `backward` alone; a baseline of other images needs two of them in each half.
+            # DDP gives gradients by `backward` only; the baseline of other images needs two images in each half.
             if devices.processes == 1 and len(logits) >= 4:
                 halves = (slice(None, len(logits) // 2), slice(len(logits) // 2, None))
                 shares = [
@@ -139,7 +142,7 @@ def loss_function(
         kept = {"step": torch.tensor(step + 1), "memory": memory}
         if estimate.rollout is not None:
             kept |= dict(zip(OWN, estimate.rollout, strict=True))
-        if problem.rollout is None:  # labellings are counted once
+        if problem.rollout is None:  # the memory counts every drawn labelling once
             kept["memory"] = settings.memory * memory + devices.total(estimate.statistics).to(memory.device)
         return Loss(total, terms, kept)
 
@@ -147,7 +150,7 @@ def loss_function(
 
 
 def check(settings: Reward, classes: ClassSet) -> None:
-    """Ask the estimator once, about two small random images: what it refuses is then known before anything is trained.
+    """Call the estimator once, on two small random images, so that what it refuses is known before any training.
 
     Raises:
         UserError: the reward and the estimator do not go together, or not with these settings.
@@ -171,7 +174,7 @@ def _estimate(settings: Reward, logits: Tensor, problem: Problem) -> Estimate:
     how = estimators.Settings(settings.samples, settings.baseline, settings.credit, settings.clip_ratio)
     try:
         return choose("tune.reward.estimator", ESTIMATORS, settings.estimator).make(how)(logits, problem)
-    except ValueError as error:  # what it refuses is the user's mistake
+    except ValueError as error:  # a combination of settings that it refuses: the user's mistake
         raise UserError(f"tune.reward: estimator {settings.estimator} with reward {settings.reward}: {error}") from None
 
 
@@ -183,7 +186,7 @@ UNITS: dict[str, Callable[[Tensor, int], Tensor | None]] = {
 
 
 def _cosine(shares: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Between the gradients of two half batches: 1 is all signal, 0 is all noise."""
+    """Cosine between the gradients of two half batches: 1 is all signal, 0 is all noise."""
     one, other = (
         torch.cat([part.flatten() for part in torch.autograd.grad(share, parameters, retain_graph=True)])
         for share in shares

@@ -1,4 +1,4 @@
-"""A trial of the network on this machine, before hours are spent: what the stages would stop at, in seconds.
+"""A trial of the network on this machine, in seconds: finds what would stop the stages after hours.
 
 The network is built with its weights; one tiny batch goes forward and backward in the precision and on the accelerator
 that the stages will use. Nothing is written, and no process but this one is started.
@@ -25,11 +25,11 @@ from pipeline.training.likelihood import likelihood_loss, with_auxiliary_head
 from pipeline.training.optimiser import AdamW
 
 ENOUGH = 2
-"""Images of the tiny batch, on the CPU; a GPU is given a process's whole share, which shows whether it fits."""
+"""Images of the tiny batch on the CPU; a GPU gets as many as a process trains on, to show whether they fit."""
 
 
 def run(params: Params, classes: ClassSet) -> list[str]:
-    """What is wrong, one sentence each; a line of what was tried is printed."""
+    """Run the trial, print one line that says what was tried, and return what is wrong, one sentence each."""
     problems: list[str] = []
 
     @contextmanager
@@ -71,7 +71,7 @@ def run(params: Params, classes: ClassSet) -> list[str]:
 
 
 def _step(network: Network, params: Params, classes: ClassSet) -> str:
-    """Forward and backward, as `pretrain` does it; the line to print."""
+    """One training step as `pretrain` does it; returns the line to print."""
     settings, compute = params.pretrain, params.compute
     devices = Devices.start(compute.model_copy(update={"processes": 1}))
     share = max(1, settings.batch // compute.processes)
