@@ -1,4 +1,4 @@
-"""Where labels come from, by the name in `annotate.annotator`."""
+"""Annotators by their name in `annotate.annotator`: `label_studio` (people) and `oracle` (a benchmark's labels)."""
 
 from pipeline.annotators import oracle
 from pipeline.annotators.contract import Annotator

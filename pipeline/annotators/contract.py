@@ -1,4 +1,4 @@
-"""What every annotator is: a function that is asked and answers.
+"""The contract of annotators: a function from a `Request` to an iterator over answers, skips and labels held back.
 
 An annotator sends what is not sent yet (idempotently, by round and image key) and yields what has come back. It may be
 called any number of times; when it ends before everything has come back, people are still at work.
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 
 class Unreachable(UserError):
-    """The annotators cannot be reached at the moment; it is worth while to try again later."""
+    """The annotators cannot be reached at the moment; a later attempt may succeed."""
 
 
 class Request(NamedTuple):
-    """What an annotator is asked for."""
+    """The orders of a round, and what an annotator needs to know to carry them out."""
 
     round_name: str
     orders: Sequence[Order]
-    """Images, or blocks, of the round that may still have something to say."""
+    """Orders of the round, of images or blocks, that may still be answered."""
     known: Mapping[str, str]
-    """By image key, the version of what is on record. Answered again only in another version, and never sent again."""
+    """By image key, the version of the label on record: only another version is answered again, and none is sent again."""
     pool: "pd.DataFrame"
     """The pool's manifest, indexed by key; a block has a row of its own, with the size of its crop."""
     classes: ClassSet
-    """What can be painted."""
+    """Classes that can be painted."""
     annotate: Annotate
-    """How this annotator works."""
+    """The section of params.yaml."""
     acquisition: str
-    """What the orders' gains are: of `params.IN_POINTS` points of mIoU, others have units of their own."""
+    """The acquisition of the orders' gains: those of `params.IN_POINTS` are in points of mIoU."""
 
 
 class Answer(NamedTuple):
-    """The label of one image has come back."""
+    """A label of one image that has come back."""
 
     key: str
     mask: UInt8[np.ndarray, "h w"]
     """Class ids and IGNORE, at the image's own size, or the block's."""
     minutes: float
-    """What it took."""
+    """Minutes that it took."""
     annotator: str
     """Who made it."""
     changed: int | None = None
@@ -69,7 +69,7 @@ class Skipped(NamedTuple):
 
 
 class HeldBack(NamedTuple):
-    """There is an annotation, but it cannot be taken as it is."""
+    """An annotation that is not taken as it is."""
 
     key: str
     reason: str

@@ -1,4 +1,4 @@
-"""The known labels of a benchmark, in place of people. An image takes `annotate.oracle_minutes`, a block its share."""
+"""The oracle: a benchmark's labels in place of people's, at `annotate.oracle_minutes` an image, a block its share."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def answers(request: Request) -> Iterator[Answer | Skipped]:
-    """The own mask of everything that is ordered, read from the pool's folder; what has none is skipped.
+    """Answer every order with the mask from the pool's folder; images without one are skipped.
 
     Raises:
         UserError: nothing of the round has a mask that can be read there.
@@ -26,7 +26,7 @@ def answers(request: Request) -> Iterator[Answer | Skipped]:
     table = artifacts.load_ids("pool", request.classes)
     waiting = [order for order in request.orders if order.key not in request.known]
     reasons = refused([order.key for order in waiting], request.pool, table)
-    if reasons and len(reasons) == len(request.orders):  # all: is the disk there?
+    if reasons and len(reasons) == len(request.orders):  # all of them: perhaps the disk is not mounted
         raise UserError(next(iter(reasons.values())))
     for order in waiting:
         if order.key in reasons:
@@ -39,7 +39,7 @@ def answers(request: Request) -> Iterator[Answer | Skipped]:
 
 
 def refused(keys: Iterable[str], pool: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> dict[str, str]:
-    """What the oracle cannot deliver, by key, and why: an order of it would never come back.
+    """By key, why the oracle cannot deliver a label, for those that it cannot deliver.
 
     Args:
         keys: of images or blocks.
@@ -83,7 +83,7 @@ def known_label(key: str, pool: "pd.DataFrame", table: UInt8[np.ndarray, "256"])
     if blocks.parse(key) is None:
         return whole
     size = (int(image["height"]), int(image["width"]))
-    if whole.shape != size:  # of a whole image, whoever takes the label sees that
+    if whole.shape != size:  # for a whole image, `annotate` itself checks the size
         raise UserError(
             f"the mask {mask} is {whole.shape[0]}x{whole.shape[1]}, its image {size[0]}x{size[1]} (height x width), so "
             f"the oracle cannot cut {key!r} out: mend it, or take the image out of the pool"

@@ -40,7 +40,7 @@ class Posterior(NamedTuple):
         return counts.to(self.members.dtype)
 
     def part(self, image: int, rows: slice, cols: slice) -> "Posterior":
-        """The posterior of a part of one image, given in pixels; of a cell that it cuts only the pixels inside count."""
+        """The posterior of a part of one image, in pixels; of a cell that it cuts only the pixels inside count."""
         of_rows, of_cols = self.rows[rows], self.cols[cols]
         top, left, bottom, right = (int(edge) for edge in (of_rows[0], of_cols[0], of_rows[-1] + 1, of_cols[-1] + 1))
         cells = self.members[:, image : image + 1, :, top:bottom, left:right]

@@ -16,6 +16,6 @@ STAGES = (
     "report",
 )
 NETWORK = ("pretrain", "score", "predict", "audit", "tune", "evaluate")
-"""Stages that run the network: they are started by `launch`."""
+"""Stages that run the network: `launch` starts their processes."""
 ONCE = ("settings", "prepare", "pretrain", "report")
-"""Stages that are of no round."""
+"""Stages that run once, not once a round."""

@@ -1,7 +1,7 @@
 """Stage: orders the selected images and collects their labels. The only stage that spends.
 
-The order of things is what makes labels safe: an order is in the ledger before it is sent; a mask is on the disk
-before its delivery is in the ledger, and in DVC's cache before the next is read. Whoever dies in between, the next run
+The order of writing is what makes labels safe: an order is in the ledger before it is sent; a mask is on the disk
+before its delivery is in the ledger, and in DVC's cache before the next is read. Whenever a run is killed, the next one
 finds what is paid for and goes on from there.
 
 A line in minutes is spent by the clock, not by the prediction. While nothing has come back from these annotators,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 30.0
 LONGEST_POLL_SECONDS = 600.0
-"""Doubled up to this while the annotators cannot be reached."""
+"""Longest wait between two attempts while the annotators cannot be reached; the wait doubles up to it."""
 PATIENCE_SECONDS = 24 * 3600.0
-"""So long they may stay away in mode `wait`."""
+"""In mode `wait`, the stage gives up when they cannot be reached for so long."""
 VOID = "not one pixel of its label has a class, so nothing can be learnt from it: paint what is to be seen, or skip it"
 
 
@@ -90,7 +90,7 @@ def _tell_times(round_name: str, spending: Spending) -> None:
 
 
 def _needs_more(round_name: str, line: BudgetLine, selection: "pd.DataFrame", annotate: Annotate) -> str | None:
-    """What else `select` has to draw for the round, in words; None if it is as the line says."""
+    """A phrase for what `select` still has to draw for the round; None if the budget line is filled."""
     book = ledger.load()
     spending, asked = book.spending(round_name), _asked(book, round_name)
     if line.minutes is None:
@@ -107,7 +107,7 @@ def _needs_more(round_name: str, line: BudgetLine, selection: "pd.DataFrame", an
 
 
 def _prices(rows: "pd.DataFrame", spending: Spending, annotate: Annotate) -> Float64[np.ndarray, " n"]:
-    """Minutes that images are expected to take: as predicted, at the round's pace. The oracle's are known."""
+    """Expected minutes of each image: the predicted ones times the round's pace. The oracle's are known."""
     if annotate.annotator == "oracle":
         return np.array([annotate.oracle_minutes * blocks.share(key) for key in rows["key"]])
     prices: np.ndarray = rows["minutes"].to_numpy(float) * spending.pace
@@ -115,7 +115,7 @@ def _prices(rows: "pd.DataFrame", spending: Spending, annotate: Annotate) -> Flo
 
 
 def _asked(book: Ledger, round_name: str) -> set[str]:
-    """What the round has ordered, be it skipped since."""
+    """Keys of all that the round has ordered, also of what was skipped since."""
     return {entry.key for entry in book.entries if entry.round == round_name}
 
 
@@ -142,7 +142,7 @@ def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> "pd.Da
 
 
 def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> str:
-    """Take what comes back until everything has, or in mode `stop` what is there by now; say how far this came."""
+    """Record what comes back, until all has or, in mode `stop`, what is there by now; returns how far it is, in words."""
     name = about.round_name
     poll, last_answer, first = POLL_SECONDS, time.monotonic(), True
     told: set[HeldBack] = set()
@@ -152,7 +152,7 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
         pending = [order for order in request.orders if order.key not in request.known]
         held: list[HeldBack] = []
         try:
-            # What is on record is looked at once, for corrections; while people are waited for, only the rest is.
+            # Deliveries on record are checked for corrections once; while waiting for people, only the rest is asked.
             for said in annotator(request if first else request._replace(orders=pending)):
                 if isinstance(said, Answer) and (said.mask == IGNORE).all():
                     held.append(HeldBack(said.key, VOID))
@@ -187,17 +187,17 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
 
 
 def _request(about: Request) -> Request:
-    """With all that the annotators may still have something to say of, as the ledger has it now."""
+    """The request with the orders that may still bring answers, as the ledger has them now."""
     book, name = ledger.load(), about.round_name
     standing = {order.key for order in book.orders}
-    # A skipped image may be labelled after all, unless another order has it by now.
+    # A skipped image may still be labelled after all, unless it was ordered again since.
     late = [order for order in book.withdrawn if order.round == name and order.key not in standing]
     known = {e.key: e.version for e in book.entries if isinstance(e, Delivery | Skip) and e.round == name}
     return about._replace(orders=[*book.ordered(name), *late], known=known)
 
 
 def _record(round_name: str, said: Answer | Skipped, request: Request, add: Callable[[], None]) -> None:
-    """Put what came back into the store, the ledger and DVC's cache."""
+    """Write an answer to the label store, the ledger and DVC's cache; of a skip, its entry in the ledger."""
     name = request.annotate.annotator
     if said.key not in {order.key for order in request.orders} or request.known.get(said.key) == said.version:
         raise AssertionError(f"{name} answered {said.key!r}, which it was not asked for")
@@ -205,7 +205,7 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
         raise UserError(f"{name} says that {said.key!r} took {said.minutes} minutes, which is no time")
     if isinstance(said, Skipped):
         if said.key in {delivery.key for delivery in ledger.load().delivered(round_name)}:
-            return  # a label that is here stays, whatever is done to it there
+            return  # a skip does not take back a label that was delivered
         print(f"{round_name}: {said.key} was skipped by {said.annotator}; it is back in the pool")
         ledger.append([Skip(round_name, said.key, said.annotator, said.minutes, ledger.now(), said.version)])
         return
@@ -213,7 +213,7 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
         print(f"{round_name}: {said.key} was changed by {said.annotator}; taken as corrected")
     _check_mask(said.key, said.mask, request, name)
     path = paths.mask(said.key)
-    # What is there may have been changed by hand. If it is this very answer, a run was killed before it was on record.
+    # The mask on disk may have been changed by hand. If it is this answer, a run was killed before recording it.
     if said.key in request.known and path.is_file() and not np.array_equal(load_mask(path), said.mask):
         _take_corrections(round_name, request)
         add()
@@ -224,10 +224,10 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
 
 
 def _check_pool(round_name: str, selected: Iterable[str], pool: "pd.DataFrame") -> None:
-    """See that what was bought, and what is to be, is in the pool.
+    """Check that what was bought, and what is to be bought, is in the pool.
 
     Raises:
-        UserError: it is not.
+        UserError: an image is not.
     """
     for order in ledger.load().ordered(round_name):
         if order.key not in pool.index:
@@ -248,9 +248,9 @@ def _order(
     classes: ClassSet,
     annotate: Annotate,
 ) -> bool:
-    """Put on record what the selection adds to what was asked for already; whether that is anything.
+    """Write to the ledger the orders that the selection adds to those on record; returns whether there are any.
 
-    What the oracle cannot deliver is skipped at once, so that others are drawn.
+    What the oracle cannot deliver is skipped at once, so that `select` draws others.
     """
     book = ledger.load()
     for grid in set(map(blocks.grid_of, selection["key"])):
@@ -291,7 +291,7 @@ def _order(
 def _portion(
     wanted: "pd.DataFrame", line: BudgetLine, book: Ledger, round_name: str, annotate: Annotate
 ) -> "pd.DataFrame":
-    """The head of what is selected that goes out now; of a line in images all."""
+    """The first rows of the selection, as many as are ordered now; for a budget line in images, all of them."""
     if line.minutes is None or wanted.empty:
         return wanted
     spending = book.spending(round_name)
@@ -324,7 +324,7 @@ def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequen
             f"is thrown away: buy them with `dvc repro` first, then experiment on what was bought"
         )
     images, _ = book.spent(round_name, new)
-    if line.images is not None and images > line.images:  # of minutes nothing is ordered that does not fit
+    if line.images is not None and images > line.images:  # for minutes, `_portion` orders nothing that does not fit
         raise UserError(
             f"{round_name} would order {counted(images, 'image')}, but its budget line says {line}: "
             f"raise it in {paths.PARAMS}, or run `dvc repro -s -f select@{round_name}`"
@@ -332,7 +332,7 @@ def _check_spending(round_name: str, line: BudgetLine, book: Ledger, new: Sequen
 
 
 def _check_mask(key: str, mask: UInt8[np.ndarray, "h w"], request: Request, whose: str) -> None:
-    """See that a label can be trained on."""
+    """Check that a label can be trained on: the size of its image, and ids of classes only."""
     classes = len(request.classes.names)
     unknown = np.setdiff1d(mask, [*range(classes), IGNORE])
     if unknown.size:
@@ -353,7 +353,7 @@ def _check_size(key: str, mask: UInt8[np.ndarray, "h w"], image: "pd.Series") ->
 
 
 def _take_corrections(round_name: str, request: Request) -> None:
-    """A mask that was changed by hand since it was delivered is delivered anew, for no further minutes."""
+    """Record a new delivery, of no further minutes, for each mask that was changed by hand since it was delivered."""
     latest = {delivery.key: delivery for delivery in ledger.load().delivered(round_name)}
     for key, delivery in latest.items():
         digest = storage.sha256(paths.mask(key))

@@ -1,8 +1,8 @@
 """Stage: measures a round's model on the test set, at the labels' own size. Nothing is chosen or tuned on it.
 
-Both decoders are measured, so that what tuning brings and what decoding brings are not taken for each other. And so is
-the reward that `tune.reward.reward` names: of the most probable labels at the network's size, where `tune` rewards
-them. That of pooled_miou therefore differs a little from `miou_argmax`.
+Both decoders are measured, so that the effect of tuning can be told from that of decoding. So is the reward that
+`tune.reward.reward` names, of the argmax labels at the network's size, where `tune` rewards them: that of pooled_miou
+therefore differs a little from `miou_argmax`.
 """
 
 import math
@@ -25,8 +25,8 @@ from pipeline.params import Compute, Evaluate, Model, Roots, Tune
 from pipeline.training import losses, reward_tuning
 
 CLASS_SMOOTH = 0.05
-"""Of the class weights that `weighted_iou` and `detection` have here, from the pixels of the test set itself: the same
-for every round, whatever `tune` weighs by, so that rounds may be compared."""
+"""Smoothing of the class weights that `weighted_iou` and `detection` have here. They come from the pixels of the test
+set, so that they are the same for every round, whatever `tune` weighs by, and rounds can be compared."""
 
 
 def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Evaluate, compute: Compute) -> None:
@@ -40,7 +40,7 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
     table = artifacts.load_ids("test", classes)
     items = items_of(artifacts.load_manifest("test", roots.test), table)
     network, calibration = saved.open_network(round_name, model, classes)
-    # The pool's own masks are none of the model's business.
+    # Without the pool's own masks, which only the oracle may open.
     pool = artifacts.load_images(round_name, roots.pool).assign(mask="")
     places = np.linspace(0, len(pool) - 1, min(evaluate.decode_images, len(pool))).round().astype(int)
     seen = items_of(pool.iloc[places], table)
@@ -64,7 +64,7 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
             full = inference.upsample(logits, (mask.shape[0], mask.shape[1]))[None]
             truth = mask[None].to(full.device)
             probabilities = calibration.apply(full).softmax(1)
-            # The network's own labels: a bias that was fitted to the model before must not change what is measured.
+            # Argmax of the uncalibrated logits: a bias fitted to the model before must not change what is measured.
             labellings = {"argmax": highest(full)[1], "expected_iou": decoding.decode(probabilities, decoder)}
             for name, prediction in labellings.items():
                 confusions[name] += metrics.confusion(prediction, truth, len(classes.names)).cpu()
@@ -89,7 +89,7 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
 
 
 def _pixels(devices: Devices, items: Sequence[Item], classes: int) -> Tensor:
-    """Labelled pixels of the test set by class, of all processes."""
+    """Labelled pixels of the test set by class, summed over all processes."""
     counts = torch.zeros(classes, dtype=torch.int64)
     for item in items[devices.rank :: devices.processes]:
         for path in item.masks:
@@ -99,5 +99,5 @@ def _pixels(devices: Devices, items: Sequence[Item], classes: int) -> Tensor:
 
 
 def _measured(name: str, value: Tensor) -> dict[str, float]:
-    """A measure, unless the test set has nothing that it could be of, such as a boundary."""
+    """The measure under its name; nothing where it is NaN, because the test set has, for instance, no boundary."""
     return {} if math.isnan(value) else {name: float(value)}

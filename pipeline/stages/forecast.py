@@ -1,7 +1,7 @@
-"""Stage: the mIoU that the round may be expected to end with, before it is paid for.
+"""Stage: forecasts the mIoU that the round will end with, before it is paid for.
 
-It alone looks at the test set's mIoU of the rounds before, so that what selects, trains and stops never does. Labels
-are counted in images; a block is its share of one.
+Only this stage reads the test set's mIoU of the rounds before; selection, training and early stopping never do. Labels
+are counted in images; a block counts as its share of one.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from pipeline.params import IN_POINTS, BudgetLine, Score
 
 
 def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
-    """Write forecast.json: expected mIoU after the round, and the interval that holds it with a probability of 0.8."""
+    """Write forecast.json: expected mIoU after the round, and an interval that holds it with a probability of 0.8."""
     labels = artifacts.load_labels(line.after)
     names = [paths.SOURCE_ROUND, *dict.fromkeys(row["round"] for row in labels)]
     each = [sum(blocks.share(row["key"]) for row in labels if row["round"] == name) for name in names[1:]]

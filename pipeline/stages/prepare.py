@@ -58,7 +58,7 @@ def run(*, prepare: Prepare) -> None:
 
 
 def save_start() -> None:
-    """Write what the first round finds of the round before it, in which nothing was bought or forecast."""
+    """Write the files of r00 that the first round reads: no labels, no audit, no forecast."""
     artifacts.save_labels(paths.SOURCE_ROUND, [])
     artifacts.save_purchases(paths.SOURCE_ROUND, [])
     storage.save_json(paths.audit(paths.SOURCE_ROUND), {"signal": None, "judged": []})
@@ -66,12 +66,12 @@ def save_start() -> None:
 
 
 def check_bought(classes: ClassSet) -> None:
-    """See that what was bought was bought in these classes, before anything is made anew.
+    """Check that what was bought was bought in these classes, before anything is written.
 
-    An older ledger names a class list by its path only: then the source model says which classes that listed.
+    An older ledger names a class list by its path only: then the classes are those of the source model.
 
     Raises:
-        UserError: it was not.
+        UserError: something was bought in other classes.
     """
     book, unnamed = ledger.load(), None
     by_path = any(not order.class_names and order.classes not in CLASS_SETS for order in book.orders)
@@ -101,12 +101,12 @@ def draw(prepare: Prepare) -> None:
 
 
 def look(data: Data, split: str, classes: ClassSet) -> list[Found]:
-    """Every sample of a set, with the masks of source and test."""
+    """Scan every sample of a set; the masks only of source and test."""
     root = Path(data.root)
     listing = datasets.listing(data.dataset, root, data.split)
     for line in passed_over(split, listing.unused):
         print(f"warning: {line}")
-    # for the pool too: an early error if classes do not fit
+    # also for the pool, so that classes that do not fit are an error now
     table = ids(data, split, [sample.mask for sample in listing.samples], classes)
     return scan(listing.samples, None if split == "pool" else table, split)
 
@@ -119,7 +119,7 @@ def ids(data: Data, split: str, masks: Sequence[Path | None], classes: ClassSet)
 
 
 def passed_over(split: str, unused: Mapping[str, Sequence[Path]]) -> list[str]:
-    """A sentence for each reason why files are neither image nor mask that people may have meant to be."""
+    """One sentence per reason why files were not taken, for files that may be meant as images or masks."""
     lines = []
     for reason, files in unused.items():
         if reason != LEFT_BY_SYSTEMS:
@@ -132,7 +132,7 @@ def passed_over(split: str, unused: Mapping[str, Sequence[Path]]) -> list[str]:
 
 
 def keep(found: Sequence[Found], name: str, *, skip: bool) -> list[Found]:
-    """The samples that can be used: all, or with `skip` all but those whose mask has another size.
+    """The samples that can be used: all of them, or with `skip` those whose mask has the image's size.
 
     Raises:
         UserError: anything else is wrong with a sample, or none is left.
@@ -155,7 +155,7 @@ def keep(found: Sequence[Found], name: str, *, skip: bool) -> list[Found]:
 
 
 def refuse_leakage(sets: Mapping[str, Sequence[Found]]) -> None:
-    """Raise where two sets share an image file, whatever it is called: the test would not be one."""
+    """Raise if two sets hold an image file of the same content: the test set would not be held out."""
     for one, other in itertools.combinations(sets, 2):
         for left, right in shared_images(sets[one], sets[other]):
             raise UserError(
@@ -165,9 +165,9 @@ def refuse_leakage(sets: Mapping[str, Sequence[Found]]) -> None:
 
 
 def doubts(prepare: Prepare, sets: Mapping[str, Sequence[Found]], classes: ClassSet) -> list[Doubt]:
-    """What looks wrong about source and test: ids that seem to mean something else, images turned without their masks.
+    """Doubts about source and test: ids that seem to mean something else, images rotated by EXIF without their masks.
 
-    The pool's masks stay closed, also where the oracle will label: it looks before it takes an order.
+    The pool's masks stay closed, also where the oracle labels: it checks them before it takes an order.
     """
     found, counted = list[Doubt](), {}
     for split in ("source", "test"):
@@ -192,7 +192,7 @@ def doubts(prepare: Prepare, sets: Mapping[str, Sequence[Found]], classes: Class
 
 
 def pool_doubts(pool: Sequence[Found], book: Ledger) -> list[Doubt]:
-    """Where the pool and the ledger disagree, and what the pool has twice."""
+    """Doubts about the pool: where it disagrees with the ledger, and images that it holds twice."""
     there, by_hash = {one.sample.key: one for one in pool}, {one.sha256: one.sample.key for one in pool}
     bought = {blocks.image_of(order.key): order for order in book.orders}
     found = []
@@ -233,7 +233,7 @@ def pool_doubts(pool: Sequence[Found], book: Ledger) -> list[Doubt]:
 
 
 def refuse_or_tell(found: Sequence[Doubt]) -> None:
-    """Raise where something is surely wrong, print the rest."""
+    """Raise if a doubt is sure, print the others."""
     for doubt in found:
         if doubt.sure:
             raise UserError(doubt.text)
@@ -242,7 +242,7 @@ def refuse_or_tell(found: Sequence[Doubt]) -> None:
 
 
 def frame(found: Sequence[Found], root: Path, classes: ClassSet | None) -> "pd.DataFrame":
-    """A manifest, with paths below `root`; with `classes`, also the pixels of each class in a column `n_<class>`."""
+    """The manifest, with paths below `root`; with `classes` also the pixels of each class, in columns `n_<class>`."""
     import pandas as pd  # here, since it takes as long to import as all the rest
 
     rows: list[dict[str, str | int]] = []

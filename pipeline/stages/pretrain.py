@@ -16,8 +16,8 @@ from pipeline.training import batches, fingerprints, loop
 from pipeline.training.likelihood import class_weights, likelihood_loss, likelihood_plan, with_auxiliary_head
 
 HELD_OUT = 20
-"""One source image in so many is kept from training, to calibrate on; so that what is learnt is the same
-whatever it is calibrated on."""
+"""One source image in so many is held out of training, to calibrate on; also where `calibration.start` does not ask for
+it, so that the model does not depend on that."""
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Running a stage in this process, with the sections of params.yaml that its signature names."""
+"""Runs a stage in this process: gives it the sections of params.yaml that its signature names, and nothing else."""
 
 import importlib
 import inspect
@@ -11,14 +11,14 @@ from pipeline.params import BudgetLine, Params
 
 
 def function(stage: str) -> Callable[..., None]:
-    """The function that a stage is: `run` of its module."""
+    """The stage's function: `run` of its module."""
     with environment.explained():
         run: Callable[..., None] = importlib.import_module(f"pipeline.stages.{stage}").run
     return run
 
 
 def sections(run: Callable[..., None], settings: Params) -> dict[str, Any]:
-    """What of params.yaml a stage's signature names; `settings` are all of it."""
+    """The sections of params.yaml that a stage's signature names, out of all `settings`."""
     wanted = inspect.signature(run).parameters
     named = {name: getattr(settings, name) for name in wanted if name not in ("round_name", "line", "settings")}
     return named | {"settings": settings} if "settings" in wanted else named
@@ -31,7 +31,7 @@ def run(stage: str, settings: Params, round_name: str = "", **given: Any) -> Non
         stage: one of STAGES.
         settings: all of params.yaml; the stage is given the sections that its signature names, nothing else.
         round_name: r00, r01, ...; not for stages that are run once.
-        given: what the command line says of the round's line of the budget table; checked against the table.
+        given: the round's budget line as the command line gives it; checked against the budget table.
 
     Raises:
         UserError: the round is unknown, the command line contradicts the budget table, or the stage itself refuses.

@@ -26,9 +26,10 @@ from pipeline.params import BudgetLine, Compute, Model, Roots, Score
 def run(
     round_name: str, line: BudgetLine, *, seed: int, roots: Roots, model: Model, score: Score, compute: Compute
 ) -> None:
-    """Write scores.csv (gain, its part per class, predicted minutes) and pool.csv (what the gains are relative to).
+    """Write scores.csv, pool.csv and features.npz.
 
-    And features.npz: of the images left and of those bought before, or of none if `score.features` is false.
+    Per image left the gain, its part per class and the predicted minutes; the pool's summed statistics, which the gains
+    are relative to; the features of the images left and those bought, empty if `score.features` is false.
 
     Raises:
         UserError: the pool is used up, a gain is not finite, the model cannot have members or features, or what was
@@ -49,7 +50,7 @@ def run(
             f"{round_name}: all {units.size} {score.unit}s of the pool are labelled: remove its line from the budget"
         )
     seen = pd.concat([left, pool[labelled]]) if score.features else left
-    # The pool's own masks are none of the model's business.
+    # Without the pool's own masks, which only the oracle may open.
     items = items_of(seen.assign(mask=""), id_table_of_labels(len(classes.names)))
 
     network, calibration = saved.open_network(line.after, model, classes)
@@ -77,13 +78,13 @@ def run(
 
 
 def _cut(left: pd.DataFrame, free: Bool[np.ndarray, "m b"], grid: Grid, seen: tuple[int, int]) -> Cut:
-    """The blocks of the images left."""
+    """The boxes of the blocks of the images left, at the network's size, and which of them may be bought."""
     sizes = zip(left["height"], left["width"], strict=True)
     return Cut([seen_boxes(grid, (int(height), int(width)), seen) for height, width in sizes], free)
 
 
 def _labelled(bought: pd.DataFrame, seen: tuple[int, int], classes: ClassSet) -> Float64[np.ndarray, "b c"]:
-    """Labelled pixels of images bought by class, as many as they are at the size that the network sees."""
+    """Labelled pixels by class of each image bought, scaled to the network's size."""
     counts = np.zeros((len(bought), len(classes.names)))
     for row, key in zip(counts, bought["key"], strict=True):
         mask = load_mask(paths.mask(key))
@@ -97,7 +98,7 @@ def _minutes(
     purchases: Mapping[str, Mapping[str, Any]],
     until_known: float,
 ) -> Float64[np.ndarray, " m"]:
-    """Predicted minutes, from those of the labels that have come back and what was said of their images before."""
+    """Predicted minutes: fitted to the minutes of the labels that came back, by what was predicted of their images."""
     if not bought:
         return np.full(len(effort), until_known)
     for row in bought:

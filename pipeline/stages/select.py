@@ -1,7 +1,7 @@
-"""Stage: which images, or blocks, a round buys. What the round has ordered before stays; the rest is drawn by gain.
+"""Stage: chooses the images, or blocks, that a round buys, by `select.method`. What it has ordered already stays.
 
-Where the last audit found no signal in the score, the rest is drawn class-stratified (`select.fallback`). What somebody
-would not label in an earlier round comes last.
+Where the last audit found no signal in the score, the choice is class-stratified (`select.fallback`). What somebody
+skipped in an earlier round comes last.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
     import pandas as pd  # here, since it takes as long to import as all the rest
 
     book = ledger.load()
-    kept = book.ordered(round_name)  # paid for: whatever the scores say now, they stay
+    kept = book.ordered(round_name)  # paid for, so they stay whatever the scores say now
     scores = artifacts.load_scores(round_name)
     grid = blocks.grid_of(scores["key"].iloc[0])
     blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
@@ -48,7 +48,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
     for sentence in aside:
         print(sentence)
     spending = book.spending(round_name)
-    if annotate.annotator == "oracle":  # its minutes are known, whatever was predicted before
+    if annotate.annotator == "oracle":  # its minutes are known and need no prediction
         spending = spending._replace(pace=1.0)
     budget = _budget(line, spending)
 
@@ -59,7 +59,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 f"budget: {round_name} asks for {line}, but only {len(left)} of the pool are left: "
                 f"lower it in {paths.PARAMS}"
             )
-        fallback = select.fallback and entry.by_gain  # a verdict on the score is none on who does not go by it
+        fallback = select.fallback and entry.by_gain  # methods that ignore the gain do not need it to have a signal
         name = verdict.method(wanted, artifacts.load_audit(line.after)["signal"], fallback)
         if name != wanted:
             print(
@@ -78,7 +78,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
 
 
 def _budget(line: BudgetLine, spending: Spending) -> Budget | None:
-    """What is left of a line, minutes in predicted ones; None if nothing is."""
+    """The rest of a budget line, in images or predicted minutes; None if it is spent."""
     if line.images is not None:
         images = line.images - spending.images
         return Budget(images=images) if images > 0 else None
@@ -95,7 +95,7 @@ def _choose(
     settings: Settings,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Rows of the selection by one method: of what nobody has skipped; only when that is used up, of the rest.
+    """Rows of the selection, chosen by one method: first among images nobody has skipped, then among the others.
 
     Raises:
         UserError: the numbers are not what the method needs.
@@ -121,7 +121,7 @@ def _choose(
                 f"annotators of an earlier round have skipped will be asked for again"
             )
         if len(drawn) < len(part):
-            break  # the line is filled, or the next one does not fit
+            break  # the budget line is filled, or the next image does not fit
     return rows
 
 

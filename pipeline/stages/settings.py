@@ -1,4 +1,4 @@
-"""Stage: all settings in force, those that params.yaml leaves out included, where DVC compares them.
+"""Stage: writes all settings in force, with the defaults of those that params.yaml leaves out, for DVC to compare.
 
 DVC fails on `params: [score]` where params.yaml has no section `score`, and only after the stage has run. The other
 stages therefore depend on what this one writes. It also refuses a mistake in params.yaml before any of them starts.

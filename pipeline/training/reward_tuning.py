@@ -1,6 +1,6 @@
-"""Tuning for the reward: a loss for the training loop, made of an estimator's loss, cross-entropy and KL.
+"""Tuning for the reward: the training loop's loss, the sum of an estimator's loss, cross-entropy and KL.
 
-The log also gets the signal-to-noise ratio of the gradient and the other measures of the estimator.
+It logs the reward, and how noisy its gradient is: spread of the advantages, cosine between half batches.
 """
 
 import math
@@ -96,7 +96,7 @@ def loss_function(
         settings: estimator and the anchors' weights.
         reward: what is tuned for.
         weights: of the classes in the cross-entropy.
-        network: the one that is tuned, for the gradient's signal-to-noise ratio in the log.
+        network: the one that is tuned, for the cosine between half batches in the log.
         anchor: the frozen likelihood model; None without the KL.
         devices: sums the statistics over processes.
     """

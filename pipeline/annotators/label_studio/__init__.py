@@ -1,1 +1,1 @@
-"""People who label in Label Studio: its server, its projects, its tasks and its editor."""
+"""People who label in Label Studio: the annotator, its HTTP client, projects, tasks, editor, masks, a local server."""

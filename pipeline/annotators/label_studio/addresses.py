@@ -23,17 +23,17 @@ from pipeline.errors import UserError
 from pipeline.images import blocks, reading
 
 PLAIN = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-"""Formats that a browser shows."""
+"""Suffixes of the formats that a browser shows."""
 UPLOAD_BYTES = 20_000_000
-"""Per request; Label Studio takes 250 MB."""
+"""Bytes uploaded per request; Label Studio takes 250 MB."""
 
 FOR_BROWSERS = ("http://", "https://", "/")
-"""How an address starts that a browser asks for as it is."""
+"""Starts of addresses that a browser requests as they are."""
 ORIENTATION = 0x0112
 """EXIF tag: how to turn the picture; 1 is upright."""
 
 Addresses = list[tuple[str, str]]
-"""Of the image and of its gain map, for each image."""
+"""For each image the addresses of the image and of its gain map."""
 Place = Callable[[Client, int, Sequence[str], Request], Addresses]
 
 
@@ -59,7 +59,7 @@ def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def upload(server: Client, project: int, keys: Sequence[str], request: Request) -> Addresses:
-    """Send the pictures to the server."""
+    """Upload the pictures; returns their addresses on the server."""
     addresses: list[str] = []
     files: dict[str, tuple[str, bytes]] = {}
     for key in keys:
@@ -80,7 +80,7 @@ def upload(server: Client, project: int, keys: Sequence[str], request: Request) 
 def _upload(server: Client, project: int, files: Mapping[str, tuple[str, bytes]]) -> list[str]:
     if not files:
         return []
-    # Each under a field name of its own: of files in one field the server keeps the last.
+    # One form field per file: of several files in one field the server keeps only the last.
     ids = server.upload(f"/api/projects/{project}/import", files, commit_to_project="false")["file_upload_ids"]
     stored = {one["id"]: one["file"] for one in server.get(f"/api/projects/{project}/file-uploads", ids=str(ids))}
     names = [str(stored.get(number, "")) for number in ids]
@@ -91,12 +91,12 @@ def _upload(server: Client, project: int, files: Mapping[str, tuple[str, bytes]]
 
 
 def _served(server: Client, path: str) -> str:
-    """The address of what Label Studio serves under /data, as a browser has to ask for it: with the server's path."""
+    """The address of a file that Label Studio serves under /data, as a browser requests it: with the server's path."""
     return f"{urlsplit(server.url).path}/data/{path}"
 
 
 def local_files(server: Client, project: int, keys: Sequence[str], request: Request) -> Addresses:
-    """Write the pictures where the server reads them; the folder's record in the project is what lets it."""
+    """Write the pictures to the folder that the server reads, and register that folder with the project."""
     root = Path(request.annotate.media)
     if not root.is_dir():
         raise UserError(
@@ -164,10 +164,10 @@ def address(server: Client, project: int, keys: Sequence[str], request: Request)
 
 
 def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Request, advice: str) -> Addresses:
-    """The addresses, once all of them have been looked at as the annotators' browsers will: Submit works without.
+    """The addresses, after fetching each as a browser would: the editor lets people submit even without a picture.
 
     Raises:
-        UserError: there is no picture, or one of another size than the labels that are sent with it; `advice` follows.
+        UserError: there is no picture, or its size is not that of the labels sent with it; the message ends in `advice`.
     """
     unseen = []
     for key, (image, gain) in zip(keys, addresses, strict=True):
@@ -192,7 +192,7 @@ def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Re
 
 
 def fault(server: Client, data: Mapping[str, Any]) -> str | None:
-    """What keeps annotators from seeing the pictures of a task, given its data, as far as can be told from here."""
+    """Why annotators cannot see the pictures of a task, given its data; None if they can, as far as known here."""
     for address in (data.get("image"), data.get("gain")):
         try:
             found = _fault(server, address) if isinstance(address, str) else f"its address is {address!r}"
@@ -204,7 +204,7 @@ def fault(server: Client, data: Mapping[str, Any]) -> str | None:
 
 
 def _fault(server: Client, address: str, size: tuple[int, int] | None = None) -> str | None:
-    """What keeps a browser from showing this picture, of this width and height; read no further than its header."""
+    """Why a browser cannot show this picture in this width and height, or None; reads only the picture's header."""
     parser, start = ImageFile.Parser(), b""
     content = server.show(address)
     try:

@@ -1,4 +1,4 @@
-"""What the annotations of one image come to: a label, a skip, or reasons why they need another look. No I/O."""
+"""From the annotations of one image to its answer: a label, a skip, or a reason why it is held back. No I/O."""
 
 import base64
 import contextlib
@@ -17,18 +17,18 @@ from pipeline.images.classes import ClassSet
 from pipeline.params import Annotate
 
 UNKNOWN = "unknown"
-"""Who made an annotation whose author is no longer in Label Studio."""
+"""Stands for the author of an annotation who is no longer in Label Studio."""
 MOST_SECONDS = 1e7
 """Four months: nobody takes longer over one image."""
 
 
 def pack(sent: UInt8[np.ndarray, "h w"]) -> str:
-    """A mask as text: a PNG in base64."""
+    """A mask as text, for a task's `meta`: a PNG in base64."""
     return base64.b64encode(cv2.imencode(".png", sent)[1].tobytes()).decode()
 
 
 def unpack(text: Any) -> UInt8[np.ndarray, "h w"] | None:
-    """What `pack` made; None if it was not made by it."""
+    """The mask that `pack` has written; None for any other text."""
     try:
         data = base64.b64decode(text, validate=True)
     except (TypeError, ValueError):
@@ -57,13 +57,13 @@ class Work(NamedTuple):
 def come_to(
     key: str, tasks: Iterable[Mapping[str, Any]], request: Request, classes: ClassSet
 ) -> Iterator[Answer | Skipped | HeldBack]:
-    """Read all annotations of one image.
+    """Yield the answer, skips and labels held back that all annotations of one image amount to.
 
     Args:
         key: of the image.
         tasks: the tasks that show it (one, unless somebody made a copy) with `meta` and `annotations`, as JSON.
-        request: what was asked for.
-        classes: what can be painted.
+        request: of the round.
+        classes: those that can be painted.
     """
     size = (int(request.pool.at[key, "height"]), int(request.pool.at[key, "width"]))
     done: list[Work | Skipped] = []
@@ -86,7 +86,7 @@ def come_to(
 def _work(
     key: str, annotation: Mapping[str, Any], sent: UInt8[np.ndarray, "h w"], annotate: Annotate, classes: ClassSet
 ) -> Work | Skipped:
-    """One annotation as a mask.
+    """One annotation read as a mask, or as a skip.
 
     Raises:
         Refused: it is not a person's, or cannot be a mask, or needs another look.
@@ -115,7 +115,7 @@ def _work(
 
 
 def _author(made_by: Any) -> str:
-    """A user's e-mail address or number; UNKNOWN if the user was deleted, which leaves nothing."""
+    """A user's e-mail address or number; UNKNOWN if the user was deleted, of whom nothing is left."""
     who = made_by.get("email") or made_by.get("id") if isinstance(made_by, dict) else made_by
     if who is None or who == "":
         return UNKNOWN
@@ -127,7 +127,7 @@ def _author(made_by: Any) -> str:
 def _decide(
     key: str, works: Sequence[Work], skips: Sequence[Skipped], held: Sequence[HeldBack], request: Request
 ) -> Iterator[Answer | Skipped | HeldBack]:
-    """Ground truth first; else the latest of each person, once there are enough people, by `annotate.several`."""
+    """What counts of several annotations: ground truth; else, once enough people have labelled, by `annotate.several`."""
     known = request.known.get(key)
     latest = {work.person: work for work in sorted(works, key=lambda work: work.at)}
     people = sorted(latest.values(), key=lambda work: work.at)
@@ -160,7 +160,7 @@ def _decide(
 def _is_newer(version: str, known: str) -> bool:
     """Whether an annotation was changed since the one on record; a restored database holds older ones.
 
-    What is on record without a time was not made in Label Studio.
+    A version without a time was not made in Label Studio.
     """
     now, then = (_time(one.rpartition("@")[2]) for one in (version, known))
     return now is not None and then is not None and now > then
