@@ -30,7 +30,7 @@ class Request(NamedTuple):
     orders: Sequence[Order]
     """Orders of the round, of images or blocks, that may still be answered."""
     known: Mapping[str, str]
-    """By image key, the version of the label on record: only another version is answered again, and none is sent again."""
+    """By image key, the version of the label on record: another version is answered again, none is sent again."""
     pool: "pd.DataFrame"
     """The pool's manifest, indexed by key; a block has a row of its own, with the size of its crop."""
     classes: ClassSet

@@ -1,4 +1,4 @@
-"""What every estimator is: logits, a truth and a reward to a loss whose gradient raises the reward.
+"""The contract of estimators: (logits, labels, reward) -> a loss whose gradient descent raises the reward.
 
 Losses are in reward per share of the pixels that is relabelled: what is rewarded is the running pool, `memory` + batch,
 of which the batch is a part; the factor s = (memory + batch) / batch, in the reward's own measure of size, undoes that,
@@ -34,12 +34,12 @@ class Rollout(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the estimators that draw labellings can be told."""
+    """The numbers of `tune.reward` that the sampling estimators take."""
 
     samples: int = 2
-    """Labellings that are drawn."""
+    """Labellings drawn per image."""
     baseline: Baseline = "leave_one_out"
-    """What a labelling's reward is held against."""
+    """What is subtracted from a labelling's reward."""
     credit: Credit = "image"
     """Whether an image's labels share one advantage, or each pixel has that of the statistics which it can change."""
     clip: float = 0.2
@@ -47,10 +47,10 @@ class Settings(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A batch whose reward is to be raised, but for the logits."""
+    """All that an estimator is given besides the logits: the batch's labels, the reward, its memory, the randomness."""
 
     truth: UInt8[Tensor, "n h w"]
-    """Class ids."""
+    """Class ids and IGNORE."""
     reward: RewardFunction
     memory: Float64[Tensor, " s"]
     """Statistics of the pool before this batch, so that a class is as rare as the pool has it; zeros for none."""
@@ -63,14 +63,14 @@ class Problem(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What one batch says about the reward."""
+    """An estimator's result on one batch: the loss, and what is logged and remembered."""
 
     loss: Float32[Tensor, ""]
-    """To be minimised for its gradient. Of sampled labellings its value says nothing: it is noise around 0."""
+    """To be minimised for its gradient. For the sampling estimators its value means nothing: it is noise around 0."""
     reward: Float64[Tensor, ""]
     """Reward of the memory together with the labelling; NaN where neither has anything to reward."""
     reward_std: Float64[Tensor, ""]
-    """Spread of the reward over the images, each by itself."""
+    """Standard deviation of the reward of single images."""
     advantage_std: Float32[Tensor, ""]
     """Root mean square advantage of the sampled labels, in the unit of the loss; 0 where nothing is sampled."""
     statistics: Float64[Tensor, " s"]
@@ -92,14 +92,14 @@ class Entry(NamedTuple):
     needs_miou: bool = False
     """Whether the reward must be the mIoU, pooled or by image."""
     needs_samples: bool = False
-    """Whether it learns from how drawn labellings were rewarded, and so goes by the settings."""
+    """Whether it learns from the rewards of sampled labellings, and so uses the settings."""
 
 
 def counts_of(reward: RewardFunction, estimator: str) -> CountReward:
     """The reward as a function of the confusion matrix.
 
     Raises:
-        ValueError: it is more than that.
+        ValueError: it depends on more than the confusion matrix.
     """
     if reward.of_counts is None:
         raise ValueError(f"{estimator} needs a reward of pixel counts: take reinforce or ppo for this one")
@@ -114,13 +114,13 @@ def estimate(
     rollout: Rollout | None = None,
     statistics: Float64[Tensor, "n s"] | None = None,
 ) -> Estimate:
-    """The estimate, with what the labelling was rewarded; `statistics` of the labelling, where they are known."""
+    """The `Estimate` of a loss and a labelling, whose reward is computed here; `statistics` if known already."""
     if statistics is None:
         statistics = problem.reward.statistics(labelling, problem.truth)
     together = statistics.sum(0)
     total = problem.reward.value(problem.memory + together).total
     alone = problem.reward.value(statistics).total
-    known = alone[~alone.isnan()]  # the others have no label
+    known = alone[~alone.isnan()]  # NaN: images without a label
     return Estimate(
         loss=loss.float(),
         reward=total,

@@ -1,4 +1,4 @@
-"""The exact estimator for rewards of pixel counts."""
+"""The estimator `counterfactual`: for rewards of pixel counts, every pixel's own credit, exactly."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline.images.classes import IGNORE
 from pipeline.rewards import CountReward, count
 
 ENTRIES = 2**22
-"""Entries of the confusion matrices that are valued at once: 32 MB."""
+"""Entries of the confusion matrices whose rewards are computed at once: 32 MB."""
 
 
 def counterfactual(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estimate:
@@ -58,7 +58,7 @@ def counterfactual(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estima
         row += torch.arange(len(row), device=row.device)[:, None, None] * (classes + 1) * classes
     total, squares = _Expectation.apply(pixels(labelled_by), gains.flatten(0, 2), row.flatten())
     valid = (problem.truth != IGNORE).sum().clamp(min=1)
-    spread = (squares * valid).sqrt()  # in the unit of a loss per share of pixels
+    spread = (squares * valid).sqrt()  # in the unit of the loss: reward per share of the pixels
     return estimate(-total, labelling, problem, spread, statistics=statistics)
 
 

@@ -1,4 +1,4 @@
-"""Estimators that learn from how sampled labellings were rewarded."""
+"""The estimators `reinforce` and `ppo`: policy gradients from the rewards of sampled labellings."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ OTHER_IMAGES = 0.1
 def reinforce(logits: Float[Tensor, "n c h w"], problem: Problem, settings: Settings) -> Estimate:
     """Loss = - (1/N) sum_n s_n (1/K) sum_k sum_i A log p_i(y_i): every image is rewarded by itself, within the pool.
 
-    Baselines, none of which depends on the label that it is held against, so that none adds a bias:
+    Baselines, none of which depends on the sampled label that it is subtracted from, so that none adds a bias:
 
         none             0
         two_sample       the reward of a second labelling of the image; only the first one is learnt from (the paper's)
@@ -29,10 +29,10 @@ def reinforce(logits: Float[Tensor, "n c h w"], problem: Problem, settings: Sett
     the pool: to first order in the pool the same gradient, with the noise of a neighbourhood instead of an image's.
 
     Raises:
-        ValueError: the baseline needs more samples or images, or it or the reward knows no local credit.
+        ValueError: the baseline needs more samples or images, or local credit is not defined for it or for the reward.
     """
     found = _policy_gradient(logits, problem, settings, lambda log_p, drawn: drawn.advantages * log_p)
-    return found._replace(rollout=None)  # after a step, its labellings are another policy's
+    return found._replace(rollout=None)  # on-policy only: after a step these labellings are off-policy
 
 
 def ppo(logits: Float[Tensor, "n c h w"], problem: Problem, settings: Settings) -> Estimate:
@@ -67,7 +67,7 @@ def _policy_gradient(
 
 
 def _roll_out(log_p: Float[Tensor, "n c h w"], problem: Problem, settings: Settings) -> Rollout:
-    """Draw labellings and say by how much each was better than expected."""
+    """Draw labellings and compute their advantages."""
     least = 2 if settings.baseline in ("two_sample", "leave_one_out") else 1
     if settings.samples < least:
         raise ValueError(f"the baseline {settings.baseline} needs at least {least} samples, not {settings.samples}")
@@ -109,7 +109,7 @@ def _by_image(
 
 
 def _mass(problem: Problem) -> Float64[Tensor, " n"]:
-    """How much there is to be counted in each image, which no sample changes."""
+    """The reward's size of each image, which does not depend on the sample."""
     return problem.reward.size(problem.reward.statistics(problem.truth, problem.truth))
 
 
@@ -127,7 +127,7 @@ def _by_pixel(
     with torch.enable_grad():
         total = problem.reward.value(pool).total
         (worth,) = torch.autograd.grad(total, pool)
-    worth = torch.where(total.isnan(), 0, worth)  # where there is nothing to reward, nothing is worth anything
+    worth = torch.where(total.isnan(), 0, worth)  # the reward is not defined: no advantage
     mass = _mass(problem).sum()
     worth = worth * (problem.reward.size(problem.memory) + mass) / mass.clamp(min=1e-9)
     parts = torch.stack([credit(one, problem.truth, worth) for one in labellings]).double()

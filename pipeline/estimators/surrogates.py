@@ -1,4 +1,4 @@
-"""Losses that stand in for a policy gradient: nothing is sampled."""
+"""The estimators `soft_iou`, `lovasz` and `reward_weighted`: surrogate losses, which sample nothing."""
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ def _lovasz_softmax(p: Float[Tensor, "c m"], truth: UInt8[Tensor, " m"]) -> Floa
 
 
 def reward_weighted(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estimate:
-    """Loss = mean_n r_n CE_n, r_n = (1 - R_n) - 0.1 mean_{m != n} (1 - R_m), R of each image's most probable labels."""
+    """Loss = mean_n r_n CE_n, r_n = (1 - R_n) - 0.1 mean_{m != n} (1 - R_m), R of each image's argmax labels."""
     pooled = field(logits, problem.segments)
     labelling = highest(pooled.detach())[1]
     valid = (problem.truth != IGNORE).sum((1, 2))
@@ -80,7 +80,7 @@ def reward_weighted(logits: Float[Tensor, "n c h w"], problem: Problem) -> Estim
         problem.reward.value(problem.reward.statistics(labels, problem.truth)).total
         for labels in (problem.truth, labelling)
     )
-    seen = (valid > 0) & ~best.isnan()  # an image of one class has pixels, and no boundary to reward
+    seen = (valid > 0) & ~best.isnan()  # NaN although there are labels: one class only, so no boundary to reward
     lack = torch.where(seen, best - is_now, 0)
     others = (lack.sum() - lack) / (seen.sum() - 1).clamp(min=1)
     weight = (lack - OTHER_IMAGES * others).float()

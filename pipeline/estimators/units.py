@@ -1,17 +1,17 @@
-"""What has one label of its own: a pixel, or a segment (patch, superpixel), whose logits are averaged."""
+"""Units, which have one label of their own: a pixel, or a segment (patch, superpixel), whose logits are averaged."""
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 CHUNK = 2**15
-"""Pixels at a time: what is computed of so many stays in the processor's cache."""
+"""Pixels per chunk: intermediate results of so many stay in the processor's cache."""
 COLOUR = 40.0
-"""Levels of colour, 0-255, that weigh as much as one side of a superpixel."""
+"""Difference in colour, 0-255, that counts as much as a distance of one superpixel."""
 
 
 def field(logits: Float[Tensor, "n c h w"], segments: Int64[Tensor, "n h w"] | None) -> Float[Tensor, "n c h w"]:
-    """The logits by which units are labelled: a segment's are the mean of its pixels'."""
+    """The logits of every pixel's unit: for segments, the mean over the segment's pixels."""
     if segments is None:
         return logits.float()
     sums = segment_sums(logits.float(), segments)
@@ -110,5 +110,5 @@ def sample(
 
 
 def pixels(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c"]:
-    """A row per pixel; without a copy where the classes of a pixel lie side by side, as they do in channels_last."""
+    """One row of C values per pixel; for channels_last tensors a view, otherwise a copy."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,1 +1,1 @@
-"""What is measured and shown: metrics, the verdict on the gain, the learning curve, pictures."""
+"""Evaluation: metrics on the test set, the audit's verdict on the gain, the forecast by a learning curve, pictures."""

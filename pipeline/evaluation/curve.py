@@ -5,9 +5,9 @@ a round, x = log((n' + OFFSET) / (n + OFFSET)), and g the gain that was predicte
 
     change = beta x + gamma g + noise,     noise ~ N(0, sigma^2 x)
 
-A learning curve that is a line in the logarithm of the labels; what it strays in a round grows with x as a random walk
-does: the first labels change much, and differently from run to run. Divided by sqrt(x), this is ordinary regression
-with the conjugate prior
+A learning curve that is linear in the logarithm of the labels; its noise grows with x as in a random walk: the first
+labels change much, and differently from run to run. Divided by sqrt(x), this is ordinary regression with the conjugate
+prior
 
     (beta, gamma) ~ N(MEAN, sigma^2 (SD / SPREAD)^2),     1 / sigma^2 ~ Gamma(DOF / 2, DOF SPREAD^2 / 2)
 
@@ -18,7 +18,7 @@ Where the prior's numbers come from: CamVid from the rendered town, docs/results
 runs. OFFSET = 0.1 is where rounds after the first lie on the line through all (mean residual 0.0); there beta is 4.5,
 1.1 from run to run, widened to 2 for other data and networks; the residuals over sqrt(x) have a spread of 2.1, taken
 for as many degrees of freedom as there are runs. Nothing is known of gamma: 0, with a spread of 0.1 points per
-predicted point, so that one surprising round is not laid to the score. The demo town has no part in these numbers.
+predicted point, so that one surprising round is not attributed to the score. The demo town was not used for these.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ SPREAD = 2.1
 """Prior of sigma: points over the root of x."""
 DOF = 6.0
 LEVEL = 0.8
-"""Probability that the interval is to hold the mIoU."""
+"""Probability with which the interval should hold the mIoU."""
 
 
 class Round(NamedTuple):
@@ -59,12 +59,12 @@ class Forecast(NamedTuple):
 
 
 def forecast(history: Sequence[tuple[Round, float]], following: Round, miou_points: float) -> Forecast:
-    """Expected mIoU after a round and its interval, cut to what an mIoU can be.
+    """Expected mIoU after a round and its interval, clipped to [0, 100].
 
     Args:
         history: earlier rounds and by how many points each has changed the mIoU.
         following: the round that is to be bought.
-        miou_points: last measured.
+        miou_points: the mIoU before it, as measured last.
 
     Raises:
         ValueError: a round adds no label, or a number is not finite.
@@ -75,7 +75,7 @@ def forecast(history: Sequence[tuple[Round, float]], following: Round, miou_poin
     changes = np.array([change for _, change in history])
     if not (np.isfinite(rows).all() and np.isfinite(changes).all() and np.isfinite(miou_points)):
         raise ValueError("a forecast needs rounds that add labels, and finite gains and changes")
-    spread = np.sqrt(rows[:, 0])  # of the noise, in units of sigma
+    spread = np.sqrt(rows[:, 0])  # standard deviation of the noise, in units of sigma
     x, y = rows[:-1] / spread[:-1, None], changes / spread[:-1]
     precision = np.diag((SPREAD / SD) ** 2)
     posterior = precision + x.T @ x
@@ -90,7 +90,7 @@ def forecast(history: Sequence[tuple[Round, float]], following: Round, miou_poin
     return Forecast(*map(float, cut))
 
 
-def _row(of: Round) -> tuple[float, float]:
-    if not of.after > of.before >= 0:
-        raise ValueError(f"a forecast needs rounds that add labels, not one from {of.before} to {of.after}")
-    return float(np.log((of.after + OFFSET) / (of.before + OFFSET))), of.gain_points
+def _row(bought: Round) -> tuple[float, float]:
+    if not bought.after > bought.before >= 0:
+        raise ValueError(f"a forecast needs rounds that add labels, not one from {bought.before} to {bought.after}")
+    return float(np.log((bought.after + OFFSET) / (bought.before + OFFSET))), bought.gain_points

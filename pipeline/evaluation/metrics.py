@@ -1,4 +1,4 @@
-"""What is measured: IoU from a pooled confusion matrix, and calibration.
+"""The metrics: IoU and accuracy from a pooled confusion matrix, and the calibration error.
 
     IoU_c = K_cc / (sum_j K_cj + sum_i K_ic - K_cc),   mIoU = mean of IoU_c over the classes present in the truth
 
@@ -22,7 +22,7 @@ def confusion(
     truth: UInt8[Tensor, "n h w"] | Int64[Tensor, "n h w"],
     classes: int,
 ) -> Int64[Tensor, "c c"]:
-    """Pixel counts by true class (row) and predicted class (column); pixels whose truth is IGNORE count nowhere.
+    """Pixel counts by true class (row) and predicted class (column); pixels whose truth is IGNORE are left out.
 
     Raises:
         ValueError: an id among the counted pixels is not below `classes`.

@@ -1,4 +1,4 @@
-"""Pictures that a person would rather look at than read: the rounds, how training went, a panel per bought image.
+"""Pictures: the curve of the rounds, training logs, audits, a panel per bought image, gain maps laid over images.
 
 Matplotlib takes 2 s to import, so the functions that draw with it import it.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GAP, HEADER = 6, 44
 """Pixels between the pictures of a panel, and above them for the captions."""
 LONGEST = 1024
-"""Pixels of the longer side, at most, of a picture that is looked at in a browser."""
+"""Longer side, at most, of a picture for the browser, pixels."""
 STAGES = {0: ("by likelihood", "#1f6f8b"), 1: ("for the reward", "#c8553d")}
 """Stages of a training log: what they train by, and their colour."""
 SIGNALS = {
@@ -36,7 +36,7 @@ SIGNALS = {
     "entropy": "entropy of the predictions",
     "validation": "validation",
 }
-"""What the columns of a training log mean; others are shown under their own name."""
+"""Captions of the columns of a training log; others are shown under their own name."""
 
 
 def png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -91,7 +91,7 @@ def gain_overlay(image: UInt8[np.ndarray, "h w 3"], gain: Float[np.ndarray, "h2 
     zoom = min(1.0, LONGEST / max(height, width))
     size = (max(1, round(height * zoom)), max(1, round(width * zoom)))
     grey = cv2.cvtColor(resizing.resize(image, size), cv2.COLOR_RGB2GRAY)[..., None]
-    # In these shares the darkest pixel of highest gain is still brighter than a white one of none.
+    # With these weights the darkest pixel of highest gain is still brighter than a white one without gain.
     picture = 0.35 * grey + 0.65 * resizing.resize(_heat(gain_levels(gain)), size)
     buffer = io.BytesIO()
     Image.fromarray(picture.round().astype(np.uint8)).save(buffer, "JPEG", quality=90)
@@ -175,7 +175,7 @@ def audit(
 
 
 def training_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
-    """Every signal of a training log in a panel of its own over the steps, as a PNG file.
+    """Every column of a training log in a panel of its own over the steps, as a PNG file.
 
     Args:
         rows: `step`, and whatever else was logged, stage after stage (`stage` 0: likelihood, 1: reward; without it 0).
@@ -222,7 +222,7 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """Empty, of so many inches."""
+    """An empty figure, sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")

@@ -1,7 +1,7 @@
-"""The audit: was the gain that a round was bought for really there? Known once its labels are back.
+"""The verdict of an audit: was the gain that a round was bought for real? Known once its labels are back.
 
-Of every image that came back, the gain that was predicted (g_i, calibrated, on its labelled pixels) is held against the
-gain that its label shows (r_i, the same formula with the truth in the place of probabilities). Three questions:
+For every image that came back, the predicted gain (g_i, calibrated, on its labelled pixels) is compared with the
+realised one (r_i, the same formula with the labels in the place of probabilities). Three questions:
 
 - *Level*: the slope through the origin, sum g r / sum g^2 of what was bought, and the line r = a + b g of the whole
   pool, by least squares with the weights 1 / pi_i that undo how the images were drawn (Horvitz and Thompson 1952).
@@ -13,9 +13,9 @@ gain that its label shows (r_i, the same formula with the truth in the place of 
 
   A score carries a signal if p <= 0.1. Fewer than 6 images give no verdict; they are pooled with the rounds before.
 
-Where the score carries none, drawing by it is a random choice with a bias, and the next round is drawn by `FALLBACK`:
+Where the score carries none, drawing by it is a random choice with a bias, and the next round is chosen by `FALLBACK`:
 Munjal et al. 2022, "Towards robust and reproducible active learning", and Lüth et al. 2023, "Navigating the pitfalls of
-active learning evaluation", find that scores often do worse than an even choice, and nothing tells so but an audit.
+active learning evaluation", find that scores often do worse than a uniform choice, and only an audit can show it.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 FALLBACK = "class_stratified"
 """The selection method that takes over where the score carries no signal."""
 FEWEST = 6
-"""Images that a verdict needs: of 6 that are ordered by chance, 1 in 720 is in perfect order."""
+"""Images that a verdict needs: a random order of 6 images is perfect with a probability of 1 in 720."""
 LEVEL = 0.1
-"""Share of scores without a signal that pass the test."""
+"""Significance level: the share of scores without a signal that pass the test."""
 PERMUTATIONS = 9999
 
 Values = Float64[np.ndarray, " n"]
@@ -65,9 +65,9 @@ class Verdict(NamedTuple):
 
     rank: Rank
     images: int
-    """That it rests on."""
+    """Number of images that it rests on."""
     rounds: int
-    """That they are of, this and the ones just before."""
+    """Number of rounds that they are of: this one and those just before."""
     signal: bool | None
     """None: too few images to tell."""
 
@@ -77,7 +77,7 @@ def fit_line(predicted: Values, realised: Values, probabilities: Values) -> Line
 
     Args:
         predicted: gain of every image that came back.
-        realised: the same with the truth in hand.
+        realised: the same gain, computed from its labels.
         probabilities: with which each was drawn, in (0, 1].
     """
     squares = float(predicted @ predicted)
@@ -118,7 +118,7 @@ def correlate(
 
 
 def _centred_ranks(values: Float[np.ndarray, " n"]) -> Values:
-    """Ranks over the number of values, equal ones share their mean rank; mean 0."""
+    """Ranks (ties get their mean rank) divided by the number of values, minus their mean."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     centred: np.ndarray = (ranks[place] - (len(values) + 1) / 2) / max(len(values), 1)
@@ -128,7 +128,7 @@ def _centred_ranks(values: Float[np.ndarray, " n"]) -> Values:
 def judge(
     audits: Sequence[tuple[Float64[np.ndarray, " _"], Float64[np.ndarray, " _"]]], rng: np.random.Generator
 ) -> Verdict:
-    """The verdict on the last of some audits; as many as it needs of those before are pooled with it.
+    """The verdict on the last audit; earlier ones are pooled with it until there are enough images.
 
     Args:
         audits: (predicted, realised) gains of each round's images, oldest round first.
@@ -162,7 +162,7 @@ def method(wanted: str, signal: bool | None, fallback: bool) -> str:
 def conclude(
     earlier: list[list[list[float]]], frame: "pd.DataFrame", rng: np.random.Generator, acquisition: str
 ) -> dict[str, Any]:
-    """What the table says, with the gains of earlier rounds where it says too little alone."""
+    """The content of audit.json: sums, line, verdict; with gains of earlier rounds if the table has too few images."""
     if "realised" not in frame.columns:
         why = f"no verdict on {acquisition}: the statistics that it sums over the pool do not give the realised gain"
         return {"signal": None, "conclusion": why, "judged": earlier}
@@ -176,7 +176,7 @@ def conclude(
     content |= {"tested_images": verdict.images, "tested_rounds": verdict.rounds, "signal": verdict.signal}
     content |= {"conclusion": _sentence(verdict, content, acquisition)}
     own = [[float(f"{value:.9g}") for value in side] for side in (predicted, realised)]  # as the table has them
-    return content | {"judged": [*earlier, own][-verdict.rounds :]}  # no later round goes further back
+    return content | {"judged": [*earlier, own][-verdict.rounds :]}  # later verdicts never need older rounds
 
 
 def _sentence(verdict: Verdict, content: dict[str, Any], acquisition: str) -> str:

@@ -20,8 +20,8 @@ is IGNORE are in no statistic, and a reward without any labelled pixel is not de
     detection        boxes around connected areas: Pinto et al. 2023, pipeline/rewards/detection.py
 
 where K is the confusion matrix: K_tp pixels of true class t were labelled p. A *count reward* is a function of K alone,
-so the change that relabelling one pixel makes is exact and cheap (pipeline/estimators/counterfactual.py). K and with it
-every other statistic may be a fraction.
+so the effect of relabelling one pixel can be computed exactly and cheaply (pipeline/estimators/counterfactual.py). K,
+like every other statistic, may hold fractions.
 """
 
 from functools import partial

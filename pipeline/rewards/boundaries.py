@@ -1,4 +1,4 @@
-"""The boundary reward: boundaries of the classes in label maps, and how far a label's influence on them reaches."""
+"""The reward `boundary_f1`: boundaries of the classes in label maps, and which of them a pixel's label can change."""
 
 import torch
 import torch.nn.functional as F
@@ -51,14 +51,14 @@ def boundary_f1(settings: Settings) -> RewardFunction:
             maps = matches(at & (labelling == number), wanted & (truth == number), tolerance)
             for weight, each in zip((hit, labelled, met), maps[:3], strict=True):
                 weighted += weight * each
-        # A label makes its neighbours boundaries, and those match true boundaries within the tolerance.
+        # A label can turn its neighbours into boundaries, which match true boundaries within the tolerance.
         return window_sum(weighted, tolerance + 1).where(truth != IGNORE, 0)
 
     return RewardFunction(statistics, value, lambda statistics: statistics[..., 3::4].sum(-1), credit=credit)
 
 
 def find(labels: UInt8[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
-    """Pixels beside another class, above, below, left or right; IGNORE is none, and has no boundary itself."""
+    """Boundary pixels: another class is above, below, left or right; IGNORE neither counts as one nor has any."""
     found = torch.zeros_like(labels, dtype=torch.bool)
     for dim in (1, 2):
         size = labels.shape[dim] - 1
@@ -72,17 +72,17 @@ def find(labels: UInt8[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
 def matches(
     labelled: Bool[Tensor, "n h w"], true: Bool[Tensor, "n h w"], tolerance: int
 ) -> tuple[Bool[Tensor, "n h w"], ...]:
-    """What is counted of one class's boundaries: matched labelled, labelled, matched true, true."""
+    """Masks of one class's boundary pixels: matched labelled, labelled, matched true, true."""
     return labelled & grown(true, tolerance), labelled, true & grown(labelled, tolerance), true
 
 
 def grown(mask: Bool[Tensor, "n h w"], reach: int) -> Bool[Tensor, "n h w"]:
-    """Pixels with one of the mask in the square of 2 * reach + 1 around them; rows, then columns."""
+    """The mask dilated by a square of side 2 * reach + 1, separably: rows, then columns."""
     high = F.max_pool2d(mask.float(), (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     return F.max_pool2d(high, (1, 2 * reach + 1), stride=1, padding=(0, reach)) > 0
 
 
 def window_sum(values: Float64[Tensor, "n h w"], reach: int) -> Float64[Tensor, "n h w"]:
-    """Sums over the square of 2 * reach + 1 around every pixel; rows, then columns."""
+    """Sums over the square of side 2 * reach + 1 around every pixel, separably: rows, then columns."""
     high = F.avg_pool2d(values, (2 * reach + 1, 1), stride=1, padding=(reach, 0), divisor_override=1)
     return F.avg_pool2d(high, (1, 2 * reach + 1), stride=1, padding=(0, reach), divisor_override=1)

@@ -1,4 +1,4 @@
-"""What every reward is: additive statistics of images, and the value of their sum."""
+"""The contract of rewards: additive statistics of images, and the value of their sum."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from pipeline.images.classes import IGNORE
 
 
 class Reward(NamedTuple):
-    """A reward and what it is made of."""
+    """The value of a reward, and the terms that it is made of."""
 
     total: Float64[Tensor, "*batch"]
     terms: dict[str, Float64[Tensor, "*batch _"]]
@@ -29,7 +29,7 @@ Credit = Callable[[Labels, UInt8[Tensor, "n h w"], Float64[Tensor, " s"]], Float
 
 
 class Settings(NamedTuple):
-    """What the rewards can be told. Tensors are moved to where the labels are."""
+    """The numbers that rewards take. Tensors are moved to the labels' device."""
 
     classes: int
     weights: Float64[Tensor, " c"]
@@ -71,11 +71,11 @@ class Entry(NamedTuple):
     make: Callable[[Settings], RewardFunction]
     """Errors: ValueError if the settings are nonsense."""
     needs_weights: bool = False
-    """Whether it goes by the class weights."""
+    """Whether it uses the class weights."""
 
 
 def refuse_nonsense(settings: Settings) -> None:
-    """Check the settings, also those that this reward does not go by.
+    """Check the settings, also those that this reward does not use.
 
     Raises:
         ValueError: one sentence that says which number is wrong.
@@ -94,7 +94,7 @@ def refuse_nonsense(settings: Settings) -> None:
 
 
 def masked(labelling: Labels, truth: UInt8[Tensor, "n h w"], classes: int) -> UInt8[Tensor, "n h w"]:
-    """The labelling with IGNORE where the truth has it, so that what stands there changes nothing.
+    """The labelling with IGNORE where the truth is IGNORE, so that its labels there have no effect.
 
     Raises:
         ValueError: an id elsewhere is not below `classes`.
@@ -112,5 +112,5 @@ def share(part: Float64[Tensor, "*any"], whole: Float64[Tensor, "*any"]) -> Floa
 
 
 def on_cpu(*maps: UInt8[Tensor, "n h w"]) -> list[tuple[UInt8[np.ndarray, "h w"], ...]]:
-    """The maps of one image after the other."""
+    """For each image of the batch its maps, as arrays on the CPU."""
     return list(zip(*(each.cpu().numpy() for each in maps), strict=True))

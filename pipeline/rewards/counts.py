@@ -1,6 +1,6 @@
 """Count rewards: functions of the confusion matrix K alone, K_tp pixels of true class t that were labelled p.
 
-The change that relabelling one pixel makes to such a reward is exact and cheap. K may hold fractions.
+What relabelling one pixel does to such a reward can be computed exactly and cheaply. K may hold fractions.
 """
 
 import torch
@@ -26,7 +26,7 @@ def count(
     truth: UInt8[Tensor, "n h w"] | Int64[Tensor, "n h w"],
     classes: int,
 ) -> Float64[Tensor, "c c"]:
-    """Confusion matrix of a labelling, as the rewards take it; IGNORE counts nowhere."""
+    """Confusion matrix of a labelling, in float64 as the rewards take it; pixels whose truth is IGNORE are left out."""
     return metrics.confusion(labelling, truth, classes).double()
 
 
@@ -70,7 +70,7 @@ def _present(confusion: Float64[Tensor, "*batch c c"]) -> Bool[Tensor, "*batch c
 
 
 def pooled(settings: Settings, of_counts: CountReward) -> RewardFunction:
-    """A count reward of all images together."""
+    """The reward function that applies `of_counts` to the summed confusion matrix of all images."""
     refuse_nonsense(settings)
     c = settings.classes
 

@@ -33,7 +33,7 @@ TERMS = ("reward", "num_matches", "nms_penalty")
 
 
 class DetectionReward(NamedTuple):
-    """The reward of every image and what it is made of."""
+    """The reward of every image, and its terms."""
 
     total: Float[Tensor, " n"]
     terms: dict[str, Float[Tensor, " n"]]
@@ -140,12 +140,12 @@ def detection(settings: Settings) -> RewardFunction:
     def boxes(labels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "k 5"]:
         found = objects.find(labels)
         rows: np.ndarray = np.unique(np.column_stack([found.labels, found.boxes]), axis=0)
-        return rows  # sorted, as the first of equal overlaps wins and OpenCV's order of the areas is its own
+        return rows  # sorted: the first of equal overlaps wins, and OpenCV's order of the areas is arbitrary
 
     def of_image(labels: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]) -> Float64[Tensor, " s"]:
         total = torch.zeros(4, dtype=torch.float64)
         predicted, true = (torch.from_numpy(boxes(each)) for each in (labels, truth))
-        for number in torch.unique(true[:, 0]):  # classes do not meet, and sampled labels have very many small areas
+        for number in torch.unique(true[:, 0]):  # class by class: sampled labels have very many small areas
             pairs = [each[each[:, 0] == number].unsqueeze(0) for each in (predicted, true)]
             sides = [(each[..., 1:].double(), each[..., 0], torch.ones_like(each[..., 0])) for each in pairs]
             terms = detection_reward(*sides[0], *sides[1], weights).terms

@@ -1,6 +1,6 @@
-"""The object reward: objects of a label map, the connected areas of every class, neighbours across corners included.
+"""The reward `object_recall`, and objects of a label map: 8-connected components of every class.
 
-Label maps do not tell two cars apart that touch, so these are areas rather than instances.
+A label map does not separate two cars that touch, so objects are areas rather than instances.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from pipeline.rewards.contract import Labels, Reward, RewardFunction, Settings, 
 
 
 class Objects(NamedTuple):
-    """Class by class."""
+    """The objects of one label map, class by class."""
 
     ids: Int64[np.ndarray, "h w"]
     """The object that a pixel belongs to, -1 where the map is IGNORE."""
@@ -33,7 +33,7 @@ def find(labels: UInt8[np.ndarray, "h w"]) -> Objects:
     for number in np.setdiff1d(labels, [IGNORE]):
         mask = labels == number
         areas, table = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)[1:3]
-        ids[mask] = areas[mask] - 1 + found  # OpenCV's component 0 is what is not in the mask
+        ids[mask] = areas[mask] - 1 + found  # OpenCV's component 0 is the background
         left, top, width, height, _ = table[1:].T.astype(np.int64)
         boxes.append(np.stack([top, left, top + height, left + width], axis=1))
         numbers.append(np.full(len(left), number, np.int64))
@@ -80,7 +80,7 @@ def object_recall(settings: Settings) -> RewardFunction:
         for labels, truth_labels in on_cpu(masked(labelling, truth, c), truth):
             true = find(truth_labels)
             of_object = of_class[true.labels] * found(labels, true)
-            maps.append(np.append(of_object, 0)[true.ids])  # IGNORE's id is -1: the last
+            maps.append(np.append(of_object, 0)[true.ids])  # the id of IGNORE is -1, which takes the last: 0
         return torch.from_numpy(np.stack(maps)).to(weights)
 
     return RewardFunction(statistics, value, lambda statistics: statistics[..., 1::2].sum(-1), credit=credit)

@@ -1,4 +1,4 @@
-"""What every selection method is: of candidates, within a budget, it chooses images, and says how likely each was.
+"""The contract of selection methods: (candidates, budget, rng) -> chosen images and their inclusion probabilities.
 
 Under a budget in minutes a method that goes down a fixed or drawn order stops at the first image that does not fit:
 passing it over for a later, smaller one would favour small images beyond what the probabilities say.
@@ -52,7 +52,7 @@ class Budget(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the methods can be told."""
+    """The numbers that the methods take, from the section `select` and for their searches."""
 
     power: float = 1.0
     """Exponent of the gain in draws: 0 is uniform, large is best first."""
@@ -84,17 +84,17 @@ class Entry(NamedTuple):
 
     make: Callable[[Settings], Method]
     needs_features: Literal["features", "by_class", "gradient"] | None = None
-    """The field of `Candidates` without which it refuses; None makes do with the scores."""
+    """The field of `Candidates` that it needs; None if gains and minutes are enough."""
     by_gain: bool = False
-    """Whether it looks for gain, so that a score without a signal misleads it; the others look for what is rare,
-    typical or different, whatever the score says."""
+    """Whether it looks for gain, so that a score without a signal misleads it; the others look for rare, typical or
+    diverse images."""
 
 
 NAMES = {"features": "features", "by_class": "features by class", "gradient": "gradient embeddings"}
 
 
 def check(candidates: Candidates, budget: Budget, *, classes: bool = False) -> None:
-    """See that the numbers are such that a method can go by them, by classes if it weighs them.
+    """Check the numbers of candidates and budget; with `classes`, also the gains by class.
 
     Raises:
         ValueError: one sentence that says what is wrong.
@@ -119,7 +119,7 @@ def check(candidates: Candidates, budget: Budget, *, classes: bool = False) -> N
 
 
 def compared(candidates: Candidates, need: str) -> tuple[Float[np.ndarray, "m ..."], Float[np.ndarray, "b ..."]]:
-    """The field by which a method compares images, and that of the bought ones, of which there may be none.
+    """The field `need` of the candidates, and that of the images bought already (zero rows if there are none).
 
     Raises:
         ValueError: there is no such field, it is not of these images, or not finite.
@@ -140,14 +140,14 @@ def compared(candidates: Candidates, need: str) -> tuple[Float[np.ndarray, "m ..
 
 
 def expected_number(candidates: Candidates, budget: Budget) -> float:
-    """How many images the budget buys, at their mean minutes."""
+    """How many images the budget buys, if each takes the mean of the predicted minutes."""
     if budget.minutes is None:
         return float(budget.images or 0)
     return budget.minutes / float(candidates.minutes.mean()) if len(candidates.minutes) else 0.0
 
 
 def take(order: Iterable[int], minutes: Float64[np.ndarray, " m"], budget: Budget) -> Int64[np.ndarray, " k"]:
-    """The images at the head of an order that fill the budget; no more of the order is looked at than is needed.
+    """The first images of an order that fill the budget; the order is read only as far as needed.
 
     Raises:
         ValueError: the order has fewer images than are asked for.

@@ -21,9 +21,9 @@ from pipeline.selection.draws import log_shares, stepwise
 from pipeline.selection.greedy import greedy, sample_size, sample_terms
 
 ROWS = 256
-"""Candidates that are compared with the terms at a time."""
+"""Candidates compared with the terms at a time."""
 DRAWN_FROM = 128
-"""Fewest candidates that one is drawn from."""
+"""Each step draws from at least so many candidates."""
 
 
 def coverage(candidates: Candidates, budget: Budget, rng: np.random.Generator, settings: Settings) -> Choice:
@@ -73,7 +73,7 @@ def drawn_coverage(candidates: Candidates, budget: Budget, rng: np.random.Genera
 
 
 def representative(candidates: Candidates, budget: Budget, rng: np.random.Generator, settings: Settings) -> Choice:
-    """The images that the others resemble most: `coverage` by the mean feature of whole images, classes put aside.
+    """The images that the others resemble most: `coverage` by the mean feature of whole images, not class by class.
 
         F(S) = sum_j g_j max_{x in S u L} max(0, cos(f_x, f_j))
 
@@ -99,14 +99,14 @@ class Terms(NamedTuple):
     """Of length 1, or 0."""
     weights: Float32[np.ndarray, " n"]
     bought: Float32[np.ndarray, " n"]
-    """How well each is covered by what is bought."""
+    """How well each is covered by the images bought."""
 
 
 class Covering:
-    """F, and what is chosen so far."""
+    """The objective F, with the images chosen so far."""
 
     def __init__(self, candidates: Candidates, settings: Settings, rng: np.random.Generator) -> None:
-        """The candidates with features by class; the generator draws the terms."""
+        """Take candidates that have features by class; the generator draws the terms."""
         self._by_class, bought = compared(candidates, "by_class")
         images, classes, weights = sample_terms(candidates.parts, settings.terms, rng)
         self._terms = []
@@ -121,7 +121,7 @@ class Covering:
         self.restart()
 
     def restart(self) -> None:
-        """Nothing is chosen but what is bought."""
+        """Reset to nothing chosen but what is bought."""
         self._covered = [terms.bought for terms in self._terms]
 
     def value(self) -> float:
@@ -149,7 +149,7 @@ class Covering:
 
 
 def _unit(vectors: Float[np.ndarray, "*n d"]) -> Float32[np.ndarray, "*n d"]:
-    """Vectors of length 1; those of length 0 stay."""
+    """The vectors scaled to length 1; zero vectors stay zero."""
     single = vectors.astype(np.float32)
     lengths = np.linalg.norm(single, axis=-1, keepdims=True)
     single /= np.where(lengths > 0, lengths, 1)

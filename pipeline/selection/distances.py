@@ -1,4 +1,4 @@
-"""Distances: images that differ from each other, by one vector per image."""
+"""Diversity methods: images that differ from each other, by the distances of one feature vector per image."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -10,11 +10,11 @@ from pipeline.selection.contract import Budget, Candidates, Choice, check, compa
 from pipeline.selection.draws import stepwise
 
 ITERATIONS = 100
-"""Most of Lloyd's algorithm; it mostly ends by itself."""
+"""Iterations of Lloyd's algorithm, at most; it usually converges before."""
 WORK = 500_000_000
-"""Most distances that Lloyd's algorithm computes in all; but five iterations it has, few points change later."""
+"""Distances that Lloyd's algorithm computes, at most; five iterations it always has, after which few points change."""
 ROWS = 512
-"""Images whose distances to all centres are in memory at a time."""
+"""Images whose distances to all centres are computed at a time."""
 STALE = 16.0
 """Distances are brought up to date whenever a sixteenth more centres have been drawn."""
 
@@ -129,10 +129,10 @@ def kmeanspp(
     """Draw points in proportion to weight times squared distance to the nearest drawn one, each with its share.
 
     k-means++, Arthur and Vassilvitskii 2007, "The Advantages of Careful Seeding", without replacement; the first point
-    is drawn in proportion to `first`. Distances only fall, so that old ones are upper bounds: a point drawn from those
-    is kept with probability new / old, and otherwise drawn anew from new ones, which is exactly a draw from new ones.
-    So all distances are brought up to date seldom, for many centres in one matrix product; the share is that in the
-    total of the last time, a little too small. Where all distances are 0, every point left is alike.
+    is drawn in proportion to `first`. Distances only fall, so that stale ones are upper bounds: a point drawn by those
+    is accepted with probability new / old, and otherwise drawn again, which is exactly a draw by the new ones
+    (rejection sampling). So all distances are updated seldom, for many centres in one matrix product; the share is
+    that in the last total, a little too small. Where all distances are 0, every point left is equally likely.
     """
     free = np.ones(len(points), bool)
     squares = np.full(len(points), np.inf, np.float32)
@@ -160,7 +160,7 @@ def kmeanspp(
 
 
 def centred(features: Float[np.ndarray, "m d"]) -> tuple[Float32[np.ndarray, "m d"], Float32[np.ndarray, " d"]]:
-    """Features without their mean, and the mean: squared distances of single precision lose digits far from 0."""
+    """(features minus their mean, mean): squared distances in single precision lose digits far from 0."""
     points = np.asarray(features, np.float32)
     mean = points.mean(0) if len(points) else np.zeros(points.shape[1], np.float32)
     return points - mean, mean
@@ -169,7 +169,7 @@ def centred(features: Float[np.ndarray, "m d"]) -> tuple[Float32[np.ndarray, "m 
 def nearest(
     points: Float32[np.ndarray, "m d"], centres: Float32[np.ndarray, "k d"]
 ) -> tuple[Int64[np.ndarray, " m"], Float32[np.ndarray, " m"]]:
-    """The nearest centre of every point, of equal ones the first, and the squared distance to it."""
+    """(index of the nearest centre, squared distance to it) of every point; of equal ones the first."""
     labels, squares = np.zeros(len(points), np.int64), np.empty(len(points), np.float32)
     offset = np.square(centres).sum(1) / 2
     for start in range(0, len(points), ROWS):

@@ -1,9 +1,9 @@
-"""Draws: images by chance, with the probability that each had.
+"""Random methods: images drawn by chance, with the inclusion probability of each.
 
 `draw` takes images without replacement in proportion to q_i = (1 - u) g_i^power / sum_j g_j^power + u / m, by an
 exponential race: image i arrives at T_i = E_i / q_i with E_i ~ Exp(1), and the earliest arrivals win. Ranking by
 log q_i + Gumbel noise is the same race, the Gumbel top-k trick: Kool et al. 2019, "Stochastic Beams and Where to Find
-Them". Drawn and not taken best first, because near-duplicates and imagined classes share the top of every ranking.
+Them". Drawn rather than taken best first, because near-duplicates and hallucinated classes crowd the top of a ranking.
 
 Every choice comes with its probability of inclusion, the weight of later estimates being its inverse. For k draws
 
@@ -39,10 +39,10 @@ def draw(candidates: Candidates, budget: Budget, rng: np.random.Generator, setti
 def class_stratified(candidates: Candidates, budget: Budget, rng: np.random.Generator) -> Choice:
     """Random images, as many for every class: the random choice that little beats once training is equal.
 
-    An image belongs to the class of whose gain it holds the largest share; where the acquisition is `random`, of whose
-    predicted pixels. Rounds of slots are dealt to the classes that have images left, in a new random order each, and
-    filled at random. Class-stratified querying as in Lüth et al. 2026, "Finally Outshining the Random Baseline"
-    (ClaSP), without its entropy: the stratified counterpart of the random baselines in nnActive (Lüth et al. 2025).
+    An image belongs to the class of whose total gain it holds the largest share; where the acquisition is `random`, of
+    whose predicted pixels. Slots are dealt round-robin to the classes that have images left, in a new random order each
+    time, and filled at random. Class-stratified querying as in Lüth et al. 2026, "Finally Outshining the Random
+    Baseline" (ClaSP), without its entropy: the stratified counterpart of nnActive's random baselines (Lüth et al. 2025).
     The probabilities are exact for a budget in images; in minutes, those of a budget of as many images.
 
     Raises:
@@ -60,7 +60,7 @@ def class_stratified(candidates: Candidates, budget: Budget, rng: np.random.Gene
 
 
 def strata(parts: Float64[np.ndarray, "m c"]) -> Int64[np.ndarray, " m"]:
-    """The class of whose total every image has the largest share; c, a stratum of its own, for images without gain."""
+    """For every image the class of whose total it has the largest share; c, a stratum of its own, without any gain."""
     if not parts.any():
         return np.full(len(parts), parts.shape[1])
     scaled = parts / parts.max()
@@ -70,7 +70,7 @@ def strata(parts: Float64[np.ndarray, "m c"]) -> Int64[np.ndarray, " m"]:
 
 
 def _dealt(sizes: Int64[np.ndarray, " h"], k: int) -> Float64[np.ndarray, " h"]:
-    """Expected number of slots of every stratum, of k that are dealt."""
+    """Expected number of slots of every stratum when k are dealt."""
     slots = np.zeros(len(sizes))
     while k > 0:
         open_ = sizes > np.floor(slots)
@@ -114,13 +114,13 @@ def inclusion(log_q: Float64[np.ndarray, " m"], k: int) -> Float64[np.ndarray, "
 
 
 def _arrived(log_q: Float64[np.ndarray, " m"], log_tau: float) -> Float64[np.ndarray, " m"]:
-    """Probability of an arrival before tau; exp(700) is about the largest double, and already certainty."""
+    """Probability that each image arrives before tau; exp(700), about the largest double, already gives 1."""
     probabilities: np.ndarray = -np.expm1(-np.exp(np.minimum(log_q + log_tau, 700.0)))
     return probabilities
 
 
 def log_shares(gains: Float64[np.ndarray, " m"], settings: Settings) -> Float64[np.ndarray, " m"]:
-    """Log of q, which sums to 1.
+    """Log of the drawing probabilities q, which sum to 1.
 
     Raises:
         ValueError: power or uniform share are out of range, or no image has a probability.

@@ -1,4 +1,4 @@
-"""Greedy search: images that together are worth most to a monotone submodular objective, within a budget."""
+"""Greedy maximisation of a monotone submodular objective within a budget in images or minutes."""
 
 from typing import Protocol, runtime_checkable
 
@@ -8,20 +8,20 @@ from jaxtyping import Float64, Int64
 from pipeline.selection.contract import Budget, Candidates, Choice, Settings, expected_number
 
 AT_ONCE = 128
-"""Old bounds that the lazy search renews at a time: one matrix product for many."""
+"""Stale bounds that the lazy search updates at a time, in one matrix product."""
 ENUMERATED = 1000
-"""Candidates squared times choices up to which the greedy search is begun with every candidate in turn."""
+"""Up to this value of candidates squared times choices, the search is started from every candidate in turn."""
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A monotone submodular value of what is chosen so far."""
+    """A monotone submodular function of the images chosen so far."""
 
     def restart(self) -> None:
-        """Nothing is chosen."""
+        """Reset to nothing chosen."""
 
     def value(self) -> float:
-        """Of what is chosen."""
+        """The value of what is chosen."""
 
     def gains(self, indices: Int64[np.ndarray, " s"]) -> Float64[np.ndarray, " s"]:
         """What every one of these images would add."""
@@ -70,7 +70,7 @@ def lazy(
     budget: Budget,
     first: int | None = None,
 ) -> list[int]:
-    """Greedy by added value per cost, after `first`. What an image adds only falls: old values are upper bounds."""
+    """Lazy greedy by added value per cost, from `first` on: what an image adds only falls, so old values are bounds."""
     bounds = objective.gains(np.arange(len(costs))) / costs
     if first is not None:
         bounds[first] = np.inf
@@ -122,7 +122,7 @@ def stochastic(
 def sample_terms(
     parts: Float64[np.ndarray, "m c"], number: int, rng: np.random.Generator
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Images, classes and weights of at most `number` terms; the weights sum to all gain, in units of the largest."""
+    """(images, classes, weights) of at most `number` terms; the weights sum to the total gain over the largest."""
     flat = (parts / parts.max() if parts.any() else parts).ravel()
     if np.count_nonzero(flat) <= number:
         hit = np.flatnonzero(flat)

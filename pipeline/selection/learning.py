@@ -1,4 +1,4 @@
-"""Learning curves: images that add most to the labels of the classes that can still be taught.
+"""Selection by learning curves: images whose labels raise most the IoU of the classes that can still improve.
 
 With the number n of its labelled pixels, the IoU of a class rises as a logistic curve in log n,
 
@@ -57,14 +57,14 @@ class Curves(NamedTuple):
     vectors: Float32[np.ndarray, "n d"]
     weights: Float64[np.ndarray, " n"]
     before: Float64[np.ndarray, " n"]
-    """1 and what is labelled for each, in average images."""
+    """1 + the labels that each term has already, in average images."""
 
 
 class LearningCurves:
-    """F, and what is chosen so far."""
+    """The objective F, with the images chosen so far."""
 
     def __init__(self, candidates: Candidates, settings: Settings, rng: np.random.Generator) -> None:
-        """The candidates with features; the generator draws the terms and the pairs.
+        """Take candidates that have features; the generator draws the terms and the pairs.
 
         Raises:
             ValueError: there are no features, or it is not said what every image holds.
@@ -91,11 +91,11 @@ class LearningCurves:
         return likeness
 
     def restart(self) -> None:
-        """Nothing is chosen but what is bought."""
+        """Reset to nothing chosen but what is bought."""
         self._held = [curves.before for curves in self._curves]
 
     def value(self) -> float:
-        """By how much F has risen."""
+        """The rise of F since nothing was chosen."""
         risen = (c.weights @ np.log(held / c.before) for c, held in zip(self._curves, self._held, strict=True))
         return float(sum(risen))
 
@@ -121,10 +121,10 @@ class LearningCurves:
 def _holds(
     candidates: Candidates, bought: int
 ) -> tuple[Float[np.ndarray, "m c"], Float[np.ndarray, "b c"], Float64[np.ndarray, " c"]]:
-    """What the candidates and the images bought hold, and what more of every class is worth.
+    """(n of the candidates, n of the images bought, W by class), checked.
 
     Raises:
-        ValueError: it is not said, not of these images and classes, negative or not finite.
+        ValueError: one is missing, not of these images and classes, negative or not finite.
     """
     own, known, iou = candidates.holds, candidates.bought_holds, candidates.iou
     if own is None or iou is None or (known is None and bought):
@@ -149,7 +149,7 @@ def worth(iou: Float64[np.ndarray, " c"]) -> Float64[np.ndarray, " c"]:
 
 
 def median_square(points: Float32[np.ndarray, "m d"], rng: np.random.Generator) -> float:
-    """Median squared distance of two different points, of random pairs; 1 where most are alike."""
+    """Median squared distance over random pairs of different points; 1 where it is 0."""
     if len(points) < 2:
         return 1.0
     first = rng.integers(len(points), size=PAIRS)

@@ -1,4 +1,4 @@
-"""Rankings: the images of highest gain, with nothing left to chance. Every probability is 1."""
+"""Ranking methods: the images of highest gain, deterministically. Every inclusion probability is 1."""
 
 from collections.abc import Iterator
 

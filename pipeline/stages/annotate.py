@@ -142,7 +142,7 @@ def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> "pd.Da
 
 
 def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> str:
-    """Record what comes back, until all has or, in mode `stop`, what is there by now; returns how far it is, in words."""
+    """Record what comes back until all has, or in mode `stop` what is there by now; returns how far it is, in words."""
     name = about.round_name
     poll, last_answer, first = POLL_SECONDS, time.monotonic(), True
     told: set[HeldBack] = set()

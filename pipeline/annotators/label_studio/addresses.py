@@ -167,7 +167,7 @@ def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Re
     """The addresses, after fetching each as a browser would: the editor lets people submit even without a picture.
 
     Raises:
-        UserError: there is no picture, or its size is not that of the labels sent with it; the message ends in `advice`.
+        UserError: there is no picture, or not of the size of the labels sent with it; the message ends with `advice`.
     """
     unseen = []
     for key, (image, gain) in zip(keys, addresses, strict=True):

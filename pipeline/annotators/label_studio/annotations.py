@@ -127,7 +127,7 @@ def _author(made_by: Any) -> str:
 def _decide(
     key: str, works: Sequence[Work], skips: Sequence[Skipped], held: Sequence[HeldBack], request: Request
 ) -> Iterator[Answer | Skipped | HeldBack]:
-    """What counts of several annotations: ground truth; else, once enough people have labelled, by `annotate.several`."""
+    """What several annotations amount to: ground truth; else, of enough people, as `annotate.several` says."""
     known = request.known.get(key)
     latest = {work.person: work for work in sorted(works, key=lambda work: work.at)}
     people = sorted(latest.values(), key=lambda work: work.at)

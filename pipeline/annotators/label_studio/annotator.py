@@ -1,8 +1,8 @@
-"""People who label in Label Studio: sends images with the model's own labels to correct, collects what they make of it.
+"""The annotator `label_studio`: sends images with the model's predicted labels to correct, and collects the results.
 
 A task is known by its `data.key`, `ROUND/KEY`, never by its number: numbers are used again after a deletion. What is
-missing is sent, what is there is left alone, so a lost answer or a second run makes no second task. The prediction that
-was sent travels with the task (`meta.sent`), so that any clone, at any time, compares with what people really saw.
+missing is sent, what is there is left alone, so a lost answer or a second run makes no second task. The prediction is
+kept in the task (`meta.sent`), so that any clone of the project, at any time, compares with what people really saw.
 """
 
 import time
@@ -22,7 +22,7 @@ from pipeline.params import Annotate
 BATCH = 10
 """Images per import: 4 MB of regions at 2048x1024."""
 ATTEMPTS = 3
-"""So often what is missing is looked for and sent, before it is left to the next run."""
+"""Attempts to send the tasks that are missing, before they are left to the next run."""
 
 
 def answers(request: Request) -> Iterator[Answer | Skipped | HeldBack]:
@@ -98,9 +98,9 @@ def _send_missing(server: Client, project: int, request: Request, classes: Class
 
 
 def _scores(request: Request) -> dict[str, float]:
-    """By key, what puts the images in order for the label stream, which gives out the lowest first.
+    """By key, the prediction score that orders the label stream, which gives out the lowest score first.
 
-    From 0 for the highest gain of the round's pool to 1; a later round lies below all that is left of those before.
+    Within a round 0 is the pool's highest gain, 1 no gain; the scores of a later round lie below those of earlier ones.
     """
     rounds = list(dict.fromkeys(entry.round for entry in ledger.load().entries))
     place = rounds.index(request.round_name) if request.round_name in rounds else len(rounds)
@@ -140,11 +140,11 @@ def _send_batch(
 
 
 class Progress(NamedTuple):
-    """Tasks of one round, as Label Studio has them."""
+    """How many tasks of one round Label Studio has, by their state."""
 
     sent: int
     started: int
-    """Not done, but with a draft."""
+    """Not submitted, but with a draft."""
     done: int
     skipped: int
 

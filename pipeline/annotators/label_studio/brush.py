@@ -1,4 +1,4 @@
-"""Label Studio's brush masks: a run-length code, written bit by bit, of an RGBA picture's bytes.
+"""Codec for Label Studio's brush masks: a bit-packed run-length encoding (RLE) of the bytes of an RGBA picture.
 
 A header (32 bits how many values, 5 bits word size - 1, four times 4 bits size - 1), then blocks. A block is one bit
 (1: a run, 0: literal values), two bits that choose one of the four sizes, as many bits as it says for how many values
@@ -21,7 +21,7 @@ OPAQUE = 128
 
 
 def _runs() -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Of a run of 0, 1, ... pixels: its block without length and value, and how many bits it has."""
+    """For runs of 0, 1, ... pixels: the block's bits without length and value, and the number of bits of the block."""
     pixels = np.arange(2 ** SIZES[-2] // CHANNELS + 2)  # the last entry stands for all longer runs
     codes = np.searchsorted([2**size // CHANNELS for size in SIZES[:-1]], pixels)
     sizes = np.array(SIZES)[codes]

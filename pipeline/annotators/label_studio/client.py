@@ -1,8 +1,8 @@
-"""Calls to a Label Studio server: the only file that opens a socket.
+"""HTTP client of a Label Studio server: all calls that the loop makes go through it.
 
-Reading is tried again after a fault; nothing that creates is: an answer that was lost may belong to a request that was
-carried out, so the caller has to look first. Every fault ends as one sentence. Not label-studio-sdk: importing it takes
-5 s, it repeats lost POSTs, and it walks over every number of a mask in Python (docs/decisions/0007).
+A request that reads is retried after a fault; one that creates is not, since it may have been carried out although its
+response was lost, so the caller has to look first. Every fault ends as one sentence. Not label-studio-sdk: importing it
+takes 5 s, it repeats lost POSTs, and it walks over every number of a mask in Python (docs/decisions/0007).
 """
 
 import base64
@@ -25,17 +25,17 @@ from pipeline.errors import UserError
 
 KEY = "LABEL_STUDIO_API_KEY"
 TIMEOUT = 120.0
-"""Seconds that the server may be silent for."""
+"""Read timeout for the server, seconds."""
 SHOWN = 30.0
-"""Seconds that the host of a picture may be silent for."""
+"""Read timeout for the host of a picture, seconds."""
 CONNECT = 20.0
-"""Seconds that it may take to let us in."""
+"""Connect timeout, seconds."""
 PAUSES = (0.5, 2.0)
 """Seconds before a request that only reads is tried again."""
 GATEWAY = (502, 503, 504)
-"""What a proxy answers when it does not reach the server."""
+"""Status codes of a proxy that does not reach the server."""
 ACCESS_SECONDS = 200.0
-"""An access token is used for so long; the server takes it for 300 s."""
+"""Seconds after which an access token is renewed; the server accepts it for 300."""
 
 
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
@@ -46,11 +46,11 @@ class NotFound(UserError):
 
 
 class NotShown(UserError):
-    """An address where a browser would find nothing."""
+    """An address that answers a browser with an error."""
 
 
 class Elsewhere(UserError):
-    """An address that cannot be asked from this machine; a browser may see it."""
+    """An address that cannot be reached from this machine; an annotator's browser may reach it."""
 
 
 class Client:
@@ -84,7 +84,7 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **params: Any) -> Any:
-        """Read something; tried again twice if the server cannot be reached."""
+        """GET: the JSON of the response; retried twice if the server cannot be reached."""
         for pause in PAUSES:
             try:
                 return self._call("GET", path, params=params)
@@ -93,7 +93,7 @@ class Client:
         return self._call("GET", path, params=params)
 
     def send(self, method: Method, path: str, body: Any = None, **params: Any) -> Any:
-        """Change something, once. `body` may hold NumPy arrays.
+        """POST, PATCH or DELETE, never retried: the JSON of the response. `body` may hold NumPy arrays.
 
         Raises:
             Unreachable: it may or may not have been carried out.
@@ -101,13 +101,13 @@ class Client:
         return self._call(method, path, params=params, body=body)
 
     def upload(self, path: str, files: Mapping[str, tuple[str, bytes]], **params: Any) -> Any:
-        """Send files by field: name and content. Once, as `send`."""
+        """POST files, by form field: (name, content). Never retried, as `send`."""
         return self._call("POST", path, params=params, files=files)
 
     def show(self, address: str) -> Generator[bytes]:
-        """A file as a browser gets it that is logged in here and shows this address: its bytes, as they come.
+        """The bytes, as they arrive, of what a browser that is logged in to Label Studio gets from this address.
 
-        The key goes to this server only, whatever redirects there are.
+        The key is sent to this server only, also when it redirects elsewhere.
 
         Raises:
             NotShown: the address answers with an error.
@@ -164,7 +164,7 @@ class Client:
         return {"Authorization": f"Bearer {self._access}"}
 
     def _lost(self, error: httpx.HTTPError) -> Unreachable:
-        """What lies between us and the server, in words."""
+        """The error for a request that failed on the way: which host, proxy or certificate is at fault."""
         why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         causes = list(connection.causes(error))
         host = httpx.URL(self.url).host
@@ -196,7 +196,7 @@ class Client:
         )
 
     def _redirected(self, answer: httpx.Response, what: str) -> UserError:
-        """Ours are calls of an API, which are at home where they are sent to or nowhere."""
+        """The error for a redirect: an API call must be sent to the right address in the first place."""
         to = answer.url.join(answer.headers["location"])
         asked = answer.url.path.removeprefix(httpx.URL(self.url).path.rstrip("/"))
         home = to.copy_with(path=to.path.removesuffix(asked) or "/", query=None, fragment=None)
@@ -209,7 +209,7 @@ class Client:
         )
 
     def _content(self, answer: httpx.Response, what: str) -> Any:
-        """The answer's JSON, or a sentence that says why there is none."""
+        """The response's JSON; raises one sentence if it has none or is an error."""
         status = answer.status_code
         if status == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
             raise Unreachable(

@@ -1,4 +1,4 @@
-"""The way to a Label Studio server: proxies, certificates, and whether an address is on this machine."""
+"""Connections to a Label Studio server: proxies and certificates of the environment, loopback addresses."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 
 class Proxy(NamedTuple):
-    """A proxy of the environment."""
+    """A proxy that an environment variable names."""
 
     variable: str
     """HTTP_PROXY, HTTPS_PROXY or ALL_PROXY."""
@@ -24,7 +24,7 @@ class Proxy(NamedTuple):
     """With its password."""
 
     def __str__(self) -> str:
-        """Where it is and who says so, without a password."""
+        """Its address without the password, and the variable that names it."""
         url = httpx.URL(self.url)
         return f"{url.scheme}://{url.host}{f':{url.port}' if url.port else ''} ({self.variable})"
 
@@ -105,7 +105,7 @@ def connections(transport: httpx.BaseTransport | None = None, **more: Any) -> ht
 
 
 class Routes(httpx.BaseTransport):
-    """Connections to each host by its own way: pictures may lie elsewhere than Label Studio."""
+    """A transport that picks the proxy by host: pictures may lie on other hosts than Label Studio."""
 
     def __init__(self) -> None:
         """Connect to nothing yet.
@@ -124,7 +124,7 @@ class Routes(httpx.BaseTransport):
         self._ways: dict[str | None, httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request by the way that the environment has for its host."""
+        """Send a request directly or by the environment's proxy for its host."""
         through = proxy(request.url)
         way = None if through is None else through.url
         if way not in self._ways:
@@ -138,7 +138,7 @@ class Routes(httpx.BaseTransport):
 
 
 def way_to_trust(error: ssl.SSLCertVerificationError, host: str) -> str:
-    """What helps against a certificate: X509_V_ERR_... numbers of OpenSSL."""
+    """Advice for a certificate that cannot be verified, by OpenSSL's error number (X509_V_ERR_...)."""
     if error.verify_code in (9, 10):
         return "its certificate is not valid today: have it renewed, or set this machine's clock"
     if error.verify_code in (62, 64):
@@ -162,7 +162,7 @@ def speaks_https(url: httpx.URL) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it was raised from."""
+    """An error and the chain of errors that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

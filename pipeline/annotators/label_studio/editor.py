@@ -1,4 +1,4 @@
-"""What annotators see in Label Studio: the labels to paint with, and what is asked of them. Text in, text out."""
+"""What annotators see: the labelling interface (XML), its hotkeys, and the instruction (HTML). Pure text functions."""
 
 import html
 import re
@@ -9,9 +9,9 @@ from pipeline.annotators.label_studio.regions import FROM_NAME, TO_NAME
 from pipeline.images.classes import ClassSet
 
 PLAIN_KEYS = "1234567890qwrtyiopasdfgjklzxcnm"
-"""Keys that Label Studio's editor leaves free: it has b (brush), e (eraser), h (hand), u (unselect), v (move)."""
+"""Hotkeys that Label Studio's editor leaves free: it has b (brush), e (eraser), h (hand), u (unselect), v (move)."""
 HOTKEYS = (*PLAIN_KEYS, *(f"shift+{key}" for key in PLAIN_KEYS if key.isalpha() and key != "r"))
-"""Of the classes, in their order; with shift, the editor has 1 and 2 (zoom) and r (a rotated rectangle)."""
+"""Hotkeys of the classes, in order; with shift, the editor has 1 and 2 (zoom) and r (a rotated rectangle)."""
 NO_KEY = "—"
 """For the classes beyond: no keyboard has this key. A label without any would be given one of the editor's own tools:
 e, which then erases and relabels, v or b."""
@@ -19,15 +19,15 @@ GAIN = (
     'Where a correction is worth most: bright<br/><a href="$gain" target="_blank" title="larger">'
     '<img src="$gain" style="width: 32vw; height: 22vh; object-fit: contain; object-position: left top"/></a>'
 )
-"""The second picture."""
+"""Name of the second picture, the gain map."""
 ALWAYS = "Every image comes with the model's own labels"
-"""From here on, instructions are the same in every round."""
+"""From this sentence on, the instruction is the same in every round."""
 SHOWN = 3
-"""So many classes are named as worth most."""
+"""How many classes the instruction names as worth most."""
 
 
 def label_config(classes: ClassSet) -> str:
-    """The labelling interface: the image; below it the brushes, one per class, and beside those the gain map."""
+    """The labelling interface as XML: the image; below it one brush per class, and beside those the gain map."""
     view = ElementTree.Element("View")
     image = ElementTree.SubElement(view, "Image", name=TO_NAME, value="$image", zoom="true", zoomControl="true")
     # The editor fits the image before its toolbar is there: without room for that, 2% of the image are cut off.
@@ -45,7 +45,7 @@ def label_config(classes: ClassSet) -> str:
 
 
 def painted_names(config: str) -> list[str] | None:
-    """The labels that a labelling interface paints on our image; None if it is not one that we can read answers of."""
+    """The labels that a labelling interface paints on our image; None if we could not read annotations made with it."""
     brushes = _brushes(config)
     return None if brushes is None else [label.get("value", "") for label in brushes.iter("Label")]
 
@@ -58,7 +58,7 @@ def keyless_names(config: str) -> list[str]:
 
 
 def other_controls(config: str) -> list[str]:
-    """What else people are asked for: the names of controls that are not ours, whose answers are passed over."""
+    """Names of the controls in the interface that are not ours; their answers are ignored."""
     view = _view(config)
     controls = () if view is None else view.iter()
     return [control.get("name", "") for control in controls if control.get("toName") and not _is_ours(control)]
@@ -83,7 +83,7 @@ def _is_ours(control: ElementTree.Element) -> bool:
 def instruction(
     round_name: str, images: int, expected_points: float | None, per_class: Mapping[str, float], classes: ClassSet
 ) -> str:
-    """What the annotators are asked, as HTML.
+    """The instruction for annotators, as HTML.
 
     Args:
         round_name: which round.
@@ -118,7 +118,7 @@ def instruction(
 
 
 def says_the_same(one: str, other: str) -> bool:
-    """Whether two instructions are the same; Label Studio writes tags and quotes in a way of its own."""
+    """Whether two instructions have the same text; Label Studio changes tags and quotes when it saves one."""
     return _text(one) == _text(other)
 
 

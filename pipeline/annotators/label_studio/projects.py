@@ -1,4 +1,4 @@
-"""The project in Label Studio: made, found, checked against the settings that Regain needs, and set to the round."""
+"""The project in Label Studio: creating and finding it, checking its labels, and setting it up for a round."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ SETTINGS = {
     "show_overlap_first": False,
     "overlap_cohort_percentage": 100,
 }
-"""Of the project: what the loop counts on, whoever has changed it since."""
+"""Settings of the project that the loop relies on; they are restored if somebody has changed them."""
 TAB = {
     "title": "Most valuable first",
     "ordering": ["tasks:predictions_score"],
@@ -37,7 +37,7 @@ Label All Tasks, is given the tasks in this order."""
 
 
 def prepared(server: Client, annotate: Annotate, classes: ClassSet) -> int:
-    """The project of this title, made if there is none; its labels are ours."""
+    """The id of the project of this title, created if there is none, after checking its labels."""
     for _ in range(2):  # after making one, look again: a second clone may have made one at the same time
         found = existing(server, annotate, classes)
         if found is not None:
@@ -88,17 +88,17 @@ def _check_labels(server: Client, project: Mapping[str, Any], annotate: Annotate
 
 
 def _wanted(annotate: Annotate) -> dict[str, Any]:
-    """Settings of the project that stay over the rounds."""
+    """The settings that the project should have in every round."""
     return {**SETTINGS, "maximum_annotations": annotate.annotators_per_image}  # params.yaml may have been edited since
 
 
 def _differing(project: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that are not as they should be. What this Label Studio does not know is none."""
+    """Settings that are not as wanted; those that this version of Label Studio does not have are left out."""
     return {name: value for name, value in wanted.items() if name in project and project[name] != value}
 
 
 def set_up(server: Client, project: int, request: Request, classes: ClassSet, **more: str) -> None:
-    """Give the project what the round needs, and say what was changed since the last time."""
+    """Set the project's settings and instruction to the round's, and print what somebody else had changed in them."""
     there = server.get(f"/api/projects/{project}")
     changes = _differing(there, _wanted(request.annotate) | more)
     for name, value in changes.items():
@@ -114,7 +114,7 @@ def set_up(server: Client, project: int, request: Request, classes: ClassSet, **
 
 
 def name_predictions_alike(server: Client, project: int) -> bool:
-    """Open tasks that were sent under another name (`before r01`, say) are shown with their predictions, too.
+    """Rename the model version of open tasks' predictions (`before r01`, say), so that the label stream shows them.
 
     Returns:
         Whether there is any prediction under our name; the project takes no other.
@@ -135,15 +135,15 @@ def name_predictions_alike(server: Client, project: int) -> bool:
 def next_task(server: Client, project: int) -> Mapping[str, Any] | None:
     """The task without an annotation that the label stream gives out first; None if it gives none.
 
-    The stream itself cannot be asked: what it gives out is locked for a day, for whoever asks. Its order can: the list
-    of tasks has the same predictions' scores, none where the stream shows no prediction.
+    Not by asking the stream itself: a task that it gives out is locked for a day for whoever asked. The list of tasks
+    can be put in the same order: it has the same predictions' scores, none where the stream shows no prediction.
     """
     first = listed(server, project, [OPEN, NOT_SKIPPED], ordering="tasks:predictions_score", page_size=1)
     return next(first, None)
 
 
 def instruction(request: Request, classes: ClassSet) -> str:
-    """What the round asks of people, as HTML for the project's instruction."""
+    """The round's instruction for annotators, as HTML."""
     orders = [order for order in request.orders if order.key not in request.known]
     scores = artifacts.load_scores(request.round_name).set_index("key")
     columns = [f"gain_{name}" for name in classes.names]
@@ -154,7 +154,7 @@ def instruction(request: Request, classes: ClassSet) -> str:
 
 
 def check(annotate: Annotate, classes: ClassSet) -> str:
-    """Who we are there, and whether there is a project, in words.
+    """A sentence that says which user the key belongs to and whether there is a project.
 
     Raises:
         UserError: the server does not answer or refuses the key, or the project has other labels.
@@ -170,7 +170,7 @@ def check(annotate: Annotate, classes: ClassSet) -> str:
 
 
 def concerns(annotate: Annotate, classes: ClassSet) -> list[str]:
-    """What in the project, if there is one, annotators would be misled by; one sentence each.
+    """What in the project, if there is one, would mislead annotators, one sentence each.
 
     Raises:
         UserError: as of `check`.

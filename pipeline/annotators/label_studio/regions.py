@@ -1,4 +1,4 @@
-"""Between masks of class ids and what Label Studio calls a result: a list with one brush region per painted area."""
+"""Conversion between masks of class ids and Label Studio's *results*: lists of brush regions, one per painted area."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import combinations
@@ -16,13 +16,13 @@ TYPE, FORMAT = "brushlabels", "rle"
 
 
 class Refused(Exception):
-    """An annotation that cannot become a mask: one sentence with the reason and what the annotator should do."""
+    """An annotation that cannot be read as a mask: one sentence with the reason and what the annotator should do."""
 
 
 def prediction(ids: UInt8[np.ndarray, "h w"], classes: ClassSet) -> list[dict[str, Any]]:
-    """The regions to send along for correction: one per class that occurs. Nobody claims IGNORE.
+    """The regions to send along for correction: one per class that occurs, none for IGNORE.
 
-    The RLE stays an array of bytes: a JSON writer must know those.
+    The RLE stays an array of bytes, which the JSON writer (`client`) must know.
     """
     height, width = ids.shape
     return [
@@ -41,14 +41,14 @@ def prediction(ids: UInt8[np.ndarray, "h w"], classes: ClassSet) -> list[dict[st
 
 
 def mask(result: Any, sent: UInt8[np.ndarray, "h w"], classes: ClassSet) -> UInt8[np.ndarray, "h w"]:
-    """The mask that an annotator meant who was given `prediction(sent, classes)` to correct.
+    """The mask that an annotator made by correcting `prediction(sent, classes)`.
 
     The editor lets regions overlap: painting one class does not take the pixels from another. So every region is
     compared with the one of the same id and class that was sent. Pixels that were added win over those that were left
-    as they were, later ones over earlier ones, whatever the order of the regions. What nobody claims is IGNORE.
+    as they were, later ones over earlier ones, whatever the order of the regions. Pixels in no region are IGNORE.
 
-    Answers of other controls, which a team may have added to the interface, are passed over. What is of our brushes is
-    meant as a label; so may be what does not say of which control it is, and a region that was sent as ours.
+    Results of other controls, which a team may have added to the interface, are ignored. Those of our brushes are read
+    as labels, and so are those that name no control and those that correct a region which we have sent.
 
     Args:
         result: any JSON value, as Label Studio has no opinion on what people's scripts send.
@@ -90,7 +90,7 @@ def mask(result: Any, sent: UInt8[np.ndarray, "h w"], classes: ClassSet) -> UInt
 
 
 def changed(mask: UInt8[np.ndarray, "h w"], sent: UInt8[np.ndarray, "h w"]) -> int:
-    """In how many pixels the mask differs from what was sent."""
+    """The number of pixels in which the mask differs from what was sent."""
     return int(np.count_nonzero(mask != sent))
 
 
@@ -103,7 +103,7 @@ def held_back(
     max_share: float,
     classes: ClassSet,
 ) -> str | None:
-    """Why a mask should be looked at once more before it is used, or None.
+    """Why a mask should be checked again by its annotator before it is used; None if it need not be.
 
     Args:
         mask: what came back.
@@ -127,7 +127,7 @@ def held_back(
 
 
 def majority(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> UInt8[np.ndarray, "h w"]:
-    """Per pixel the id that most masks have. IGNORE has no vote; where nobody is ahead it is the result.
+    """Majority vote per pixel. IGNORE has no vote; a tie gives IGNORE.
 
     Raises:
         ValueError: there is no mask.
@@ -164,7 +164,7 @@ def agreement(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> float:
 
 
 def _region_id(number: int) -> str:
-    """Label Studio keeps the ids of what was sent, so a region of this id is that class's, corrected."""
+    """The id of the region of a class that we send; Label Studio keeps it when the region is corrected."""
     return f"c{number:02d}"
 
 
@@ -221,7 +221,7 @@ def _class(region: Mapping[str, Any], name: str, classes: ClassSet) -> int:
 
 
 def _painted(region: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
-    """Where the region is."""
+    """The region's pixels as a boolean mask."""
     height, width = shape
     rotation = region.get("image_rotation")
     if rotation is not None and not _equal(rotation, 0):

@@ -1,6 +1,6 @@
-"""`python -m pipeline label-studio`: a Label Studio server on this machine, for people who have none.
+"""Installs, starts and stops a Label Studio server on this machine, for `python -m pipeline label-studio`.
 
-It lives in an environment of its own, because its pins are not ours, and it answers this machine only.
+It has a virtual environment of its own, because its pinned packages differ from ours, and listens on loopback only.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ EMAIL = "regain@localhost"
 
 
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
-"""All that the server sees of the user's environment: it takes any DEBUG, HOST or PORT for a setting of its own."""
+"""Variables of the user's environment that the server gets. No others: it reads any DEBUG, HOST or PORT as its own."""
 
 
 PROGRAM = """
@@ -39,11 +39,11 @@ sys.exit(main())
 
 
 START_SECONDS = 600
-"""The first start makes the database: 40 s to 60 s on two slow cores."""
+"""Timeout of the start. The first one creates the database: 40 s to 60 s on two slow cores."""
 
 
 class Login(NamedTuple):
-    """What the first start made up."""
+    """The account that the first start creates."""
 
     email: str
     password: str
@@ -63,7 +63,7 @@ class Server:
         self.url, self.login, self.process = url, login, process
 
     def stop(self) -> None:
-        """Ask it to end, and kill it if it does not."""
+        """Terminate it, and kill it if it does not end."""
         self.process.terminate()
         try:
             self.process.wait(10)
@@ -71,7 +71,7 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """Kill it without a word, with all that it started."""
+        """Kill its whole process group."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -198,7 +198,7 @@ def _check_free(port: int) -> None:
 
 
 def _login(data: Path) -> Login:
-    """The log-in as `key.env` has it; made up at the first start."""
+    """The account from `key.env`; at the first start a new one, written there."""
     path = data / "key.env"
     if path.is_file():
         text = path.read_text()
@@ -221,7 +221,7 @@ def _login(data: Path) -> Login:
 
 
 def _wait(started: Server, port: int, data: Path) -> None:
-    """Return when the server that we started, and no other, lets its user in."""
+    """Wait until the server that we have started, not another on this port, accepts its user's key."""
     log, deadline = data / "server.log", time.monotonic() + START_SECONDS
     while f"Starting development server at {started.url}/" not in log.read_text(errors="replace"):  # said once bound
         if started.process.poll() is not None:
@@ -245,5 +245,5 @@ def _wait(started: Server, port: int, data: Path) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last thing that a log says."""
+    """The last line of a log that is not empty."""
     return (log.read_text(errors="replace").strip().splitlines() or ["without a word"])[-1]

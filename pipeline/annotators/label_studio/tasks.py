@@ -1,4 +1,4 @@
-"""The tasks of a project: listed, found for a round, copies taken away, annotations read."""
+"""The tasks of a project: listing them, finding those of a round, deleting copies, reading annotations."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +10,12 @@ from pipeline.errors import UserError
 
 PAGE = 500
 MODEL_VERSION = "Regain"
-"""What all predictions are called, those of every round: the label stream shows, and puts in order, only those that are
-called as the project's `model_version` says."""
+"""Model version of all predictions, of every round: the label stream shows, and orders tasks by, only predictions whose
+version is the project's `model_version`."""
 
 
 class Task(NamedTuple):
-    """A task of ours, as the list of tasks tells."""
+    """A task of ours, with what the list of tasks says of it."""
 
     id: int
     key: str
@@ -40,7 +40,7 @@ def listed(
     ordering: str | None = None,
     page_size: int = PAGE,
 ) -> Iterator[Mapping[str, Any]]:
-    """Tasks that pass all filters (column, operator, type, value): the first `page_size` of them."""
+    """The first `page_size` tasks that pass all filters (column, operator, type, value)."""
     items = [
         {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
         for column, operator, kind, value in filters
@@ -73,7 +73,7 @@ def all_tasks(server: Client, project: int) -> Iterator[Task]:
     """Every task of a project that is of ours, without its regions.
 
     Raises:
-        Unreachable: the server lists fewer than there are; whoever sent the others again would make copies.
+        Unreachable: the server lists fewer than there are; to send the others again would make copies.
     """
     number = int(server.get(f"/api/projects/{project}", include="task_number")["task_number"])
     if not number:
@@ -96,7 +96,7 @@ def all_tasks(server: Client, project: int) -> Iterator[Task]:
 
 
 def _with_drafts(server: Client, project: int) -> set[int]:
-    """Numbers of the tasks that somebody has begun and not submitted."""
+    """Ids of the tasks that somebody has begun and not submitted."""
     item = {"filter": "filter:tasks:draft_exists", "operator": "equal", "type": "Boolean", "value": True}
     query = json.dumps({"filters": {"conjunction": "and", "items": [item]}})
     drafts, page, total = set[int](), 1, 1
@@ -110,7 +110,7 @@ def _with_drafts(server: Client, project: int) -> set[int]:
 
 
 def _without_copies(server: Client, same: list[Task]) -> list[Task]:
-    """A task that was imported twice: copies that nobody has touched go, before somebody labels the image again."""
+    """The tasks of one image that remain after copies which nobody has touched are deleted from the server."""
     if len(same) == 1:
         return same
     touched = [task for task in same if task.annotated or task.skipped or task.draft]
@@ -127,7 +127,7 @@ def _without_copies(server: Client, same: list[Task]) -> list[Task]:
 
 
 def _is_untouched(server: Client, task: Task) -> bool:
-    """Whether it is still this task, and without any work: since the list was read, time has passed."""
+    """Whether the task still exists and has no work in it; read again, since the list may be out of date."""
     try:
         now = server.get(f"/api/tasks/{task.id}", include="id,data,annotations,drafts")
     except NotFound:
@@ -137,11 +137,11 @@ def _is_untouched(server: Client, task: Task) -> bool:
 
 
 def read_tasks(server: Client, tasks: Sequence[Task]) -> Iterator[Mapping[str, Any]]:
-    """Everything that the server has of these tasks but the regions that were sent."""
+    """The full JSON of these tasks, annotations included, without the predictions' regions."""
     for task in tasks:
         try:
             content = server.get(f"/api/tasks/{task.id}", include="id,data,meta,annotations")
         except NotFound:
-            continue  # deleted since the list was read; the next run sends it again
+            continue  # deleted since the list was read: the next run sends it again
         if (content["data"].get("key"), content["data"].get("sha256")) == (task.key, task.sha256):
             yield content  # else the number was given to another task since
