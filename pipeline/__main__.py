@@ -22,14 +22,14 @@ with environment.explained():
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 LAUNCHED = "REGAIN_LAUNCHED"
-"""Set for what `launch` has started."""
+"""Environment variable that marks the processes that `launch` has started."""
 WAITING = 75
 STOPPED = 130
-"""As a shell has it after Ctrl-C."""
+"""Exit status after Ctrl-C, as in a shell."""
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """The parsed command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for stage in STAGES:
@@ -62,7 +62,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def _whole(text: str) -> int:
-    """DVC writes `images: 1e3` of the budget table as 1000.0."""
+    """A whole number; DVC writes `images: 1e3` of the budget table as 1000.0."""
     number = float(text)
     if not number.is_integer():
         raise ValueError(text)
@@ -116,17 +116,17 @@ def main(argv: list[str]) -> int:
         return STOPPED
     except (MemoryError, OSError, RuntimeError) as error:
         if (said := faults.sentence(error, given.command, settings)) is None:
-            raise  # a fault of ours: its traceback is what helps
+            raise  # a bug: the traceback is what helps
         print(f"{given.command}: {said}", file=sys.stderr)
         return 1
     return 0
 
 
 def _launch(launch: str, argv: list[str]) -> None:
-    """Become what `launch` starts, unless this is it already; the default starts nothing.
+    """Replace this process by the `launch` command, unless that has started it already; the default does nothing.
 
-    Here and not in dvc.yaml: how many GPUs there are says nothing of what comes out, and DVC runs a stage anew when its
-    command changes.
+    Here and not in dvc.yaml: the number of GPUs does not determine the result, but DVC reruns a stage when its command
+    changes.
     """
     if launch == Params.model_fields["launch"].default or {LAUNCHED, "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         return
@@ -150,14 +150,14 @@ def _launch(launch: str, argv: list[str]) -> None:
 
 
 def _check_costs(settings: Params) -> None:
-    """See that `tune.reward.costs` is of classes that there are; everything else about params.yaml is known by then.
+    """Check that `tune.reward.costs` names existing classes; everything else in params.yaml is checked by then.
 
     Raises:
-        UserError: it names another, or the class list cannot be read.
+        UserError: it names another class, or the class list cannot be read.
     """
     if not (costs := settings.tune.reward.costs):
         return
-    from pipeline import datasets  # reads a class list; few have costs
+    from pipeline import datasets  # imported only here: few have costs
 
     known = dict.fromkeys(datasets.class_set(settings.prepare.classes).names)
     for true, by_label in costs.items():

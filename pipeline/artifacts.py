@@ -36,7 +36,7 @@ AUDIT_COLUMNS = ("key", "probability", "predicted")
 FILES = ("image", "mask")
 """Columns of a manifest that are paths."""
 IGNORED = "ignore"
-"""Stands for IGNORE where ids have names."""
+"""Name of IGNORE in tables from ids to names."""
 
 
 def save_manifest(split: str, frame: "pd.DataFrame") -> None:
@@ -53,12 +53,12 @@ def load_manifest(split: str, root: Path = Path()) -> "pd.DataFrame":
 
 
 def save_images(round_name: str, frame: "pd.DataFrame") -> None:
-    """Write the pool as a round has it: rows of the pool's manifest."""
+    """Write the pool as a round has it: a table of rows of the pool's manifest."""
     storage.save_table(paths.images(round_name), frame, MANIFEST_COLUMNS)
 
 
 def load_images(round_name: str, root: Path = Path()) -> "pd.DataFrame":
-    """The pool as a round has it, as `load_manifest` does; until that is on record, the pool of now."""
+    """The pool as a round has it, with `load_manifest`'s columns; the present pool if the round has none on record."""
     path = paths.images(round_name)
     if not path.is_file():
         return load_manifest("pool", root)
@@ -66,11 +66,11 @@ def load_images(round_name: str, root: Path = Path()) -> "pd.DataFrame":
 
 
 def _below(root: Path, frame: "pd.DataFrame") -> "pd.DataFrame":
-    return frame.assign(**{of: [(root / path).as_posix() if path else "" for path in frame[of]] for of in FILES})
+    return frame.assign(**{name: [(root / path).as_posix() if path else "" for path in frame[name]] for name in FILES})
 
 
 def save_classes(classes: ClassSet) -> None:
-    """Write the class set that everything is made with."""
+    """Write the class set in force."""
     import pandas as pd
 
     frame = pd.DataFrame({"id": range(len(classes.names)), "name": classes.names})
@@ -81,15 +81,15 @@ def save_classes(classes: ClassSet) -> None:
 
 
 def load_classes() -> ClassSet:
-    """The class set that everything is made with; it is called like a set of ours where it has its names."""
+    """The class set in force; its name is that of a built-in set if it has the same classes."""
     names = tuple(name for _, (name,) in sorted(storage.load_class_table(paths.CLASSES, CLASS_COLUMNS).items()))
     colours = storage.load_class_table(paths.COLOURS, COLOUR_COLUMNS)
-    name = next((name for name, of in CLASS_SETS.items() if of.names == names), paths.CLASSES.as_posix())
+    name = next((name for name, known in CLASS_SETS.items() if known.names == names), paths.CLASSES.as_posix())
     return ClassSet(name, names, tuple(colours[each] for each in names))
 
 
 def save_ids(split: str, table: UInt8[np.ndarray, "256"], classes: ClassSet) -> None:
-    """Write which class each id is that the masks of a set store."""
+    """Write the table from the ids that the masks of a set store to classes."""
     import pandas as pd
 
     known = np.flatnonzero(table != UNKNOWN)
@@ -113,12 +113,12 @@ def save_scores(round_name: str, frame: "pd.DataFrame") -> None:
 
 
 def load_scores(round_name: str) -> "pd.DataFrame":
-    """Columns key, gain, minutes, `gain_<class>`, and what the minutes are predicted from."""
+    """Columns key, gain, minutes, `gain_<class>`, and the features that the minutes are predicted from."""
     return storage.load_table(paths.scores(round_name), SCORE_COLUMNS, paths.maker("score", round_name))
 
 
 class Features(NamedTuple):
-    """What m images of the pool, bought or not, look like to the model; no image at all where it was not asked for."""
+    """Feature vectors of m images of the pool, bought or not; m = 0 where `score.features` is false."""
 
     keys: list[str]
     image: Float32[np.ndarray, "m d"]
@@ -128,13 +128,13 @@ class Features(NamedTuple):
     gradient: Float32[np.ndarray, "m g"]
     """BADGE's gradient embedding."""
     holds: Float32[np.ndarray, "m c"]
-    """Pixels of every class, in average images of the pool: labelled ones, of images without a label expected ones."""
+    """Pixels of every class, as a multiple of the pool's mean image: labelled ones; expected ones without a label."""
     iou: Float64[np.ndarray, " c"]
     """Expected IoU of every class in the pool, in [0, 1]."""
 
     @classmethod
     def none(cls) -> "Features":
-        """Of no image."""
+        """Empty features, where score.features is false."""
         flat = np.zeros((0, 0), np.float32)
         return cls([], flat, np.zeros((0, 0, 0), np.float16), flat, flat, np.zeros(0))
 
@@ -198,7 +198,7 @@ def load_selection(round_name: str) -> "pd.DataFrame":
 def save_pool(
     round_name: str, names: Sequence[str], statistics: Sequence[str], sums: Float64[np.ndarray, "c s"]
 ) -> None:
-    """Write what the gains are relative to: the acquisition's statistics summed over the scored pool, per class."""
+    """Write the acquisition's statistics, per class, summed over the scored pool: what the gains are relative to."""
     import pandas as pd
 
     frame = pd.DataFrame(sums, columns=list(statistics))
@@ -214,7 +214,7 @@ def load_pool(round_name: str) -> Float64[np.ndarray, "c s"]:
 
 
 def save_audit(round_name: str, frame: "pd.DataFrame", content: Mapping[str, Any]) -> None:
-    """Write what a round's labels say of its score: one row per image that came back, and the conclusion."""
+    """Write a round's audit: a table with one row per image that came back, and the conclusion."""
     storage.save_table(paths.audit_table(round_name), frame, AUDIT_COLUMNS)
     storage.save_json(paths.audit(round_name), content)
 
@@ -225,7 +225,7 @@ def load_audit_table(round_name: str) -> "pd.DataFrame":
 
 
 def load_audit(round_name: str) -> dict[str, Any]:
-    """The conclusion; `signal` is null where there is no verdict. That of r00 comes from the stage `prepare`."""
+    """The audit's conclusion; `signal` is None without a verdict. That of r00 comes from the stage `prepare`."""
     content: dict[str, Any] = storage.load_json(paths.audit(round_name), paths.maker("audit", round_name))
     return content
 
@@ -300,14 +300,14 @@ def save_labels(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def save_purchases(round_name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what later rounds need to know of every label bought up to and including a round."""
+    """Write what was predicted of every image bought up to and including a round, for later rounds."""
     storage.save_json(paths.purchases(round_name), list(rows))
 
 
 def load_purchases(round_name: str) -> dict[str, dict[str, Any]]:
-    """By key, of all labels bought up to and including a round: `gain`, as predicted when it was ordered.
+    """By key, for all labels bought up to and including a round: `gain` and COST_COLUMNS.
 
-    And COST_COLUMNS, as the scores of its own round have them; without them where they lack it.
+    Both as predicted when it was ordered; COST_COLUMNS are missing where the scores of its round lack them.
     """
     rows: list[dict[str, Any]] = storage.load_json(paths.purchases(round_name), paths.maker("annotate", round_name))
     return {row["key"]: row for row in rows}
@@ -320,7 +320,7 @@ def load_labels(round_name: str) -> list[dict[str, Any]]:
 
 
 def load_prediction(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
-    """Read the class ids that the model of the round before gives an image which the round buys, at its own size."""
+    """The class ids that the model of the round before predicts for a bought image, at the image's own size."""
     return load_made(paths.prediction(round_name, key), paths.maker("predict", round_name))
 
 
@@ -349,7 +349,7 @@ def load_calibration(round_name: str) -> dict[str, list[float]]:
 
 
 def save_model(round_name: str, state: Mapping[str, "Tensor"], about: Mapping[str, Any]) -> None:
-    """Write a model: its weights, and what is needed to use them (architecture, classes, calibration)."""
+    """Write a model: its weights, and their description (`networks.saved.describe`)."""
     import torch
 
     buffer = io.BytesIO()  # straight to a path, torch would write the temporary file's name into the archive

@@ -1,4 +1,4 @@
-"""Reading params.yaml: an unknown key is an error that names the known ones, every mistake is one sentence."""
+"""Reads params.yaml into `params.Params`. Every mistake becomes one sentence; an unknown key names the known ones."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ def load(path: Path = paths.PARAMS) -> Params:
 
 
 def read_yaml(path: Path) -> Any:
-    """The file as plain dicts and lists, read as DVC reads it (YAML 1.2: `1e-4` is a number)."""
+    """The file's content as dicts and lists, read as DVC reads it (YAML 1.2: `1e-4` is a number)."""
     try:
         return YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _where(error: YAMLError, path: Path) -> str:
-    """The line, and what is wrong with it where that is something that people often write."""
+    """The line of a YAML error, with advice if it is a common mistake."""
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return ""
     number, problem = error.problem_mark.line, str(error.problem)
@@ -59,13 +59,13 @@ def _where(error: YAMLError, path: Path) -> str:
 
 
 def parse(raw: Any, name: str) -> Params:
-    """Check what was read; `name` is how errors call it."""
+    """Validate what `read_yaml` returned; errors call the file `name`."""
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"is {_written(raw)}"
         raise UserError(f"{name} {what}, not an object with the sections {', '.join(Params.model_fields)}")
     budget = raw.get("budget")
     for key in budget if isinstance(budget, dict) else ():
-        if not isinstance(key, str):  # DVC would make no stages of such a round, without a word
+        if not isinstance(key, str):  # DVC would silently make no stages for such a round
             raise UserError(f"{name}: budget: the round name {key!r} is a {type(key).__name__}; name it r{key!s:0>2}")
     try:
         # Through JSON: strict, but a list may be a tuple, and what YAML takes for a date may be a name.
@@ -76,7 +76,7 @@ def parse(raw: Any, name: str) -> Params:
 
 
 def _given(raw: Any, section: type[Section]) -> Any:
-    """Without the keys that have nothing after the colon: to YAML they are null, to people not given."""
+    """`raw` without the keys that have nothing after the colon: YAML reads null, people mean the default."""
     if not isinstance(raw, dict):
         return raw
     kept = {}
@@ -88,7 +88,7 @@ def _given(raw: Any, section: type[Section]) -> Any:
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
-    """The section that a field is, or may be."""
+    """The section types in a field's annotation."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return [part for part in parts if isinstance(part, type) and issubclass(part, Section)]
 
@@ -114,14 +114,14 @@ def _sentence(name: str, error: Mapping[str, Any]) -> str:
 
 
 def _written(value: Any) -> str:
-    """As it stands in YAML."""
+    """A value as YAML writes it."""
     if value is None:
         return "null"
     return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _advice(value: Any, error: Mapping[str, Any]) -> str:
-    """What the person who wrote this value probably meant."""
+    """Advice: what the person who wrote this value probably meant."""
     kind = error["type"]
     if kind == "literal_error":
         return near(value, _names(error["ctx"]))
@@ -170,7 +170,7 @@ WANTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "model_type": lambda _: "a section is wanted: keys with values, indented below it or as {key: value, ...}",
     "dict_type": lambda _: "a table is wanted: keys with values, indented below it or as {key: value, ...}",
 }
-"""What is right, by pydantic's name of what is wrong."""
+"""By pydantic's type of error, what to write instead."""
 
 
 def _keys_beside(location: tuple[Any, ...]) -> list[str]:

@@ -40,7 +40,7 @@ SOURCE_ROUND = "r00"
 
 
 def maker(stage: str, round_name: str) -> str:
-    """What DVC calls the stage that makes an artifact of a round; those of r00 have makers of their own."""
+    """Name in DVC of the stage that makes an artifact of a round; those of r00 come from other stages."""
     first = {"tune": "pretrain", "evaluate": f"evaluate_source@{SOURCE_ROUND}"} | dict.fromkeys(
         ("snapshot", "annotate", "audit", "forecast"), "prepare"
     )
@@ -53,7 +53,7 @@ def manifest(split: str) -> Path:
 
 
 def ids(split: str) -> Path:
-    """What the ids mean that the masks of `source`, `pool` or `test` store."""
+    """Table from the ids that the masks of `source`, `pool` or `test` store to classes."""
     return MANIFESTS / f"{split}_ids.csv"
 
 
@@ -78,12 +78,12 @@ def scores(round_name: str) -> Path:
 
 
 def pool(round_name: str) -> Path:
-    """What the gains of a round are relative to: statistics summed over the scored pool, per class."""
+    """The acquisition's statistics, per class, summed over the scored pool: what the round's gains are relative to."""
     return ROUNDS / round_name / "pool.csv"
 
 
 def features(round_name: str) -> Path:
-    """What the images of a round's pool look like to the model: vectors by which `select` tells them apart."""
+    """Feature vectors of a round's images, by which `select` compares them."""
     return ROUNDS / round_name / "features.npz"
 
 
@@ -98,7 +98,7 @@ def forecast(round_name: str) -> Path:
 
 
 def audit(round_name: str) -> Path:
-    """What a round's labels say of the score that the round was bought by."""
+    """Conclusion of a round's audit: predicted against realised gain."""
     return ROUNDS / round_name / "audit.json"
 
 
@@ -108,7 +108,7 @@ def audit_table(round_name: str) -> Path:
 
 
 def predictions(round_name: str) -> Path:
-    """Folder of what the model of the round before says of the images that a round buys."""
+    """Folder of what the model of the round before predicts for the images that a round buys."""
     return ROUNDS / round_name / "predictions"
 
 
@@ -118,7 +118,7 @@ def prediction(round_name: str, key: str) -> Path:
 
 
 def gain_picture(round_name: str, key: str) -> Path:
-    """The image with its expected gain laid over, for people to look at."""
+    """Picture for annotators: the image under its gain map."""
     return predictions(round_name) / f"{key}.jpg"
 
 
@@ -158,7 +158,7 @@ def labels(round_name: str) -> Path:
 
 
 def purchases(round_name: str) -> Path:
-    """What was said of the images of all those labels when they were bought, as later rounds need it."""
+    """What was predicted of the images of all those labels when they were bought, for later rounds."""
     return ROUNDS / round_name / "purchases.json"
 
 
@@ -173,7 +173,7 @@ def metrics(round_name: str) -> Path:
 
 
 def checkpoint(name: str) -> Path:
-    """Where an unfinished training waits to be resumed."""
+    """Checkpoint of an unfinished training, to be resumed."""
     return CHECKPOINTS / f"{name}.pt"
 
 
@@ -183,12 +183,12 @@ def confusion(round_name: str) -> Path:
 
 
 def log(round_name: str) -> Path:
-    """How the training of a round's model went, beside the model."""
+    """Training log of a round's model, beside the model."""
     return model(round_name) / "log.csv"
 
 
 def training_curves(round_name: str) -> Path:
-    """The same as a picture."""
+    """The training log as a picture."""
     return TRAINING / f"{round_name}.png"
 
 

@@ -1,4 +1,4 @@
-"""What git is asked: whether this is a repository, and what a file has been in all branches."""
+"""Queries to git: whether this is a repository, the history of a file in all branches, unfinished merges."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ MARK = "<<<<<<< "
 
 
 def check() -> None:
-    """Raise where a project lies in no git repository: DVC stops there, and nothing says why.
+    """Raise if the project lies in no git repository, where DVC would stop without saying why.
 
     Looks for `.git` itself: git also refuses repositories of other owners, where DVC works.
 
@@ -26,7 +26,7 @@ def check() -> None:
 
 
 def git(*words: str, ok: tuple[int, ...] = (0,)) -> str:
-    """What git says.
+    """The standard output of a git command.
 
     Raises:
         UserError: git is not installed, or fails.
@@ -49,23 +49,23 @@ def added(path: Path, *revisions: str) -> list[str]:
 
 
 def has_commits() -> bool:
-    """Whether anything is committed yet."""
+    """Whether the repository has a commit."""
     return bool(git("rev-parse", "--quiet", "--verify", "HEAD", ok=(0, 1)))
 
 
 def sides(path: Path) -> list[str]:
-    """Our and their text of a file, while a merge is not finished and they differ."""
+    """Our and their version of a file, in an unfinished merge where they differ; else an empty list."""
     stages = [line.split()[2] for line in git("ls-files", "--unmerged", "--", path.as_posix()).splitlines()]
     return [git("show", f":{stage}:./{path.as_posix()}") for stage in stages if stage in ("2", "3")]
 
 
 def marked() -> list[Path]:
-    """Files, known to git, that hold the marks of an unresolved conflict."""
+    """Tracked files that hold conflict markers."""
     return [Path(name) for name in git("grep", "-z", "-l", "-I", "-e", f"^{MARK}", ok=(0, 1)).split("\0") if name]
 
 
 def first_side(text: str) -> str:
-    """A text with marks of conflicts, as our side has it."""
+    """A text with conflict markers, resolved to our side."""
     kept, part = [], ""
     for line in text.splitlines(keepends=True):
         if line.startswith(MARK):

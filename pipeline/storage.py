@@ -1,4 +1,4 @@
-"""Writing files whole and reading them checked: the only file that knows how tables and JSON are written."""
+"""Atomic writing and checked reading of files: bytes, CSV tables and JSON; the only file that knows these formats."""
 
 import csv
 import errno
@@ -21,14 +21,14 @@ TEXT_COLUMNS = ("key", "name", "image", "mask", "sha256", "mask_sha256", "method
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put `data` at `path` whole or not at all.
+    """Write `data` to `path` atomically: the whole file or none of it.
 
     Raises:
         UserError: the disk is full or the place cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")  # always the same: the next run takes over what a killed one left
+        part = path.with_name(f".{path.name}.part")  # always the same: the next run overwrites what a killed one left
         try:
             with part.open("wb") as file:
                 file.write(data)
@@ -50,12 +50,12 @@ def write(path: Path, data: bytes) -> None:
 
 
 def missing(path: Path, maker: str) -> UserError:
-    """What is said of a file that is not there; `maker` is the DVC stage that makes it."""
+    """The error for a file that is missing; `maker` is the DVC stage that makes it."""
     return UserError(f"{path} not found: run `dvc pull` if it was made elsewhere, or `dvc repro {maker}` to make it")
 
 
 def damaged(path: Path, reason: str, maker: str) -> UserError:
-    """What is said of a file that cannot be read; `maker` is the DVC stage that makes it."""
+    """The error for a file that cannot be read; `maker` is the DVC stage that makes it."""
     reason = reason.replace("`", "'")  # some libraries' words; in ours, what stands in these marks can be run
     return UserError(
         f"{path} is not whole ({reason}): run `dvc repro -s -f {maker}` to make it again, then `dvc repro`"
@@ -63,7 +63,7 @@ def damaged(path: Path, reason: str, maker: str) -> UserError:
 
 
 def save_table(path: Path, frame: "pd.DataFrame", columns: Sequence[str]) -> None:
-    """Write a table as CSV, whole or not at all.
+    """Write a table as CSV, atomically.
 
     Raises:
         UserError: as `check_table`, or the place cannot be written.
@@ -92,10 +92,10 @@ def load_table(path: Path, columns: Sequence[str], maker: str) -> "pd.DataFrame"
 
 
 def check_table(path: Path, frame: "pd.DataFrame", columns: Sequence[str], maker: str = "") -> None:
-    """See that a table has what it should; its first column names the rows.
+    """Check a table's columns, keys (its first column) and numbers.
 
     Raises:
-        UserError: a column is not there, a key stands twice, or a number is none or not finite.
+        UserError: a column is missing, a key stands twice, or a number is none or not finite.
     """
     import pandas as pd
 
@@ -114,16 +114,16 @@ def check_table(path: Path, frame: "pd.DataFrame", columns: Sequence[str], maker
 
 
 def check_columns(path: Path, has: Collection[str], columns: Sequence[str], maker: str) -> None:
-    """See that a table has what it should."""
+    """Check that a table has these columns; raises UserError."""
     if lacking := [column for column in columns if column not in has]:
         how = f"run `dvc repro -s -f {maker}` to make it again, then `dvc repro`" if maker else "make it again"
         raise UserError(f"{path} lacks the columns {', '.join(lacking)}: it was not written by this version; {how}")
 
 
 def load_class_table(path: Path, columns: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
-    """Rows by their first column; all columns but `name` are whole numbers.
+    """The rows by their first column; all columns but `name` are whole numbers.
 
-    Every command reads such a table, also those that otherwise need no pandas, which takes long to import.
+    Without pandas, which takes long to import: every command reads such a table.
     """
     if not path.is_file():
         raise missing(path, "prepare")
@@ -160,7 +160,7 @@ def load_json(path: Path, maker: str) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file as it is.
+    """The file's bytes.
 
     Raises:
         UserError: there is no such file, or it may not be read.

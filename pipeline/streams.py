@@ -1,7 +1,7 @@
-"""Random numbers: every purpose has a stream of its own, and every stage takes it from here.
+"""Random number streams: one generator per purpose, all of them made here.
 
-Two that shared one would not be independent: a round's draw of images, say, and the permutations that its audit tests
-them with.
+Two purposes that shared a stream would not be independent: a round's draw of images, say, and the permutations that its
+audit tests them with.
 """
 
 import hashlib
@@ -30,6 +30,6 @@ def seed_of(seed: int, *purpose: str | int) -> int:
 
 
 def _entropy(*parts: str | int) -> int:
-    # JSON tells the parts apart, 1 from "1" and ("a", "b") from ("ab"). Bytes side by side would not, and NumPy takes
-    # the entropies [7] and [7, 0] for the same.
+    # JSON keeps the parts distinct, 1 from "1" and ("a", "b") from ("ab"). Concatenated bytes would not, and to NumPy
+    # the entropies [7] and [7, 0] are the same.
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest())

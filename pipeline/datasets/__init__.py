@@ -1,4 +1,4 @@
-"""Where images and masks lie: one file per layout, one line per layout in `DATASETS`."""
+"""Datasets: where images and masks lie. One file and one line of `DATASETS` per layout."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,9 +24,9 @@ class Dataset(NamedTuple):
     table: Callable[[Path, ClassSet], UInt8[np.ndarray, "256"]]
     """(root, class set) -> table from stored id to class id."""
     expects: str
-    """Which files the layout has and where they come from, for errors."""
+    """Which files the layout has and where they come from, for error messages."""
     ids: str
-    """Which of `classes.LAYOUTS` its masks store; empty where a class list says it."""
+    """Key of `classes.LAYOUTS` for the ids that its masks store; empty if a class list defines them."""
 
 
 def _fixed(layout: str, root: Path, classes: ClassSet) -> UInt8[np.ndarray, "256"]:
@@ -51,7 +51,7 @@ def find(dataset: str, root: Path, split: str) -> list[Sample]:
 
 
 def listing(dataset: str, root: Path, split: str) -> Listing:
-    """The samples of a data set, sorted by key, and the files that are none.
+    """The samples of a data set, sorted by key, and the files that belong to none.
 
     Raises:
         UserError: the layout is not known, the root is missing, nothing is there, or files have names that clash.
@@ -89,7 +89,7 @@ def class_set(name_or_path: str) -> ClassSet:
     """
     if name_or_path.lower().endswith(".csv"):
         listed = folder.class_set(Path(name_or_path))
-        name = next((name for name, of in CLASS_SETS.items() if of.names == listed.names), listed.name)
+        name = next((name for name, known in CLASS_SETS.items() if known.names == listed.names), listed.name)
         return listed._replace(name=name)
     if name_or_path not in CLASS_SETS:
         known = ", ".join(CLASS_SETS)

@@ -52,9 +52,9 @@ class Layout(NamedTuple):
     images: str
     masks: str
     image_end: str = ""
-    """Images are called NAME + this + suffix."""
+    """File names of images are NAME + this + suffix."""
     mask_end: str = ""
-    """Masks likewise; what has another end beside them is of another kind and none of ours."""
+    """The same for masks; files with another ending beside them are ignored."""
     folders_in_keys: bool = True
     """False: names are unique whatever the sub-folder."""
 
@@ -65,7 +65,7 @@ class Listing(NamedTuple):
     samples: list[Sample]
     """Sorted by key."""
     unused: dict[str, list[Path]]
-    """Files that are passed over, by the reason."""
+    """Files that were not taken, by the reason."""
 
 
 class _File(NamedTuple):
@@ -178,7 +178,7 @@ def _ends(file: _File, end: str) -> bool:
 
 
 def _match(file: _File, end: str) -> tuple[str, ...]:
-    """What image and mask have in common."""
+    """The part of the path that an image and its mask have in common."""
     return (*map(_fold, file.folders), _fold(file.stem[: len(file.stem) - len(end)]))
 
 
@@ -200,7 +200,7 @@ def _key(file: _File, layout: Layout) -> str:
 
 
 def _only(masks: list[_File], image: Path) -> Path | None:
-    """The mask of an image; one in a format that changes ids is taken if there is no other, for reading to refuse."""
+    """The mask of an image; one in a format that changes ids only if there is no other: reading refuses it."""
     chosen = [file for file in masks if file.suffix in LOSSLESS] or masks
     if len(chosen) > 1:
         raise UserError(f"{chosen[0].path} and {chosen[1].path} are both masks of {image}: remove one")

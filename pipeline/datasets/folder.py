@@ -1,4 +1,4 @@
-"""Images of one's own: images/NAME.*, masks/NAME.png and classes.csv (id,name[,red,green,blue]); it has no splits.
+"""Your own images: images/NAME.*, masks/NAME.png and classes.csv (id,name[,red,green,blue]); it has no splits.
 
 Masks may be absent; where none is, so may the class list. The ids of the masks are those of classes.csv; they become
 the class set's by name. The names in `VOID` are IGNORE.
@@ -24,7 +24,7 @@ LAYOUT = Layout("images", "masks")
 VOID = ("ignore", "void", "unlabelled", "unlabeled")
 """Names in classes.csv, in small or capital letters, of pixels that count for nothing."""
 VARIABLE = re.compile(r"\$\w")
-"""In a name: what Label Studio's editor replaces by a value of the task, or by nothing."""
+"""Not allowed in a class name: Label Studio's editor replaces it by a value of the task, or by nothing."""
 _COLOURS = ("red", "green", "blue")
 
 

@@ -1,7 +1,7 @@
-"""Ids that are valid and mean something else: what the masks of a set hold against what its layout should have.
+"""Plausibility of mask ids: whether ids that are valid in the layout seem to come from another numbering.
 
-Every id of a wrong numbering may be a right one of another. What gives it away is how many pixels an id has. Of that
-most is a guess, to be told; what cannot be otherwise is refused.
+Every id of a wrong numbering may be valid. What gives it away is how many pixels each id has. Most of these findings
+are guesses and become warnings; what can only be an error is refused.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ SMALL = (
 )
 """Classes of which streets hold little."""
 SMALL_SHARE = 0.15
-"""More than this of the pixels no set of street scenes has of one of them: CamVid has at most 2.3 %."""
+"""No set of street scenes has a larger share of pixels of one of them: CamVid has at most 2.3 %."""
 COMMON, RARE = 0.1, 0.001
-"""A class with more than the first share of one set and less than the second of another is told."""
+"""A class with more than the first share of one set and less than the second of another is reported."""
 VOID_SHARE = 0.5
-"""More pixels than this without a class are told."""
+"""A larger share of pixels without a class is reported."""
 _TRAIN_IDS = 19
 
 
@@ -30,7 +30,7 @@ class Doubt(NamedTuple):
     """Something that does not look right."""
 
     sure: bool
-    """Training would be wrong, whatever else."""
+    """Whether it certainly makes training wrong; else it is a warning."""
     text: str
     """A sentence, without the name of the set."""
 
@@ -100,7 +100,7 @@ def of_masks(
 def apart(
     one: Int64[np.ndarray, "256"], other: Int64[np.ndarray, "256"], names: tuple[str, str], classes: ClassSet
 ) -> list[Doubt]:
-    """Classes that one set is full of and another has none of; counts are by class id."""
+    """A doubt for each class that one set is full of and the other lacks; counts are by class id."""
     shares = [side[: len(classes.names)] / max(int(side[: len(classes.names)].sum()), 1) for side in (one, other)]
     if not all(share.any() for share in shares):
         return []

@@ -1,4 +1,4 @@
-"""A first look at every file of a data set: hashes, sizes, pixel counts, and what is wrong, without stopping at it."""
+"""A scan of every file of a data set: hashes, sizes, pixel counts, and faults, which are collected, not raised."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a look at one sample gave."""
+    """The result of scanning one sample."""
 
     sample: Sample
     height: int
@@ -52,7 +52,7 @@ class Found(NamedTuple):
 
 
 def scan(samples: Sequence[Sample], table: UInt8[np.ndarray, "256"] | None, what: str) -> list[Found]:
-    """Look at all samples, on all cores, behind a progress bar.
+    """Scan all samples, on all cores, with a progress bar.
 
     Args:
         samples: of one set.
@@ -66,7 +66,7 @@ def scan(samples: Sequence[Sample], table: UInt8[np.ndarray, "256"] | None, what
 
 
 def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
-    """Look at one sample. Faults are recorded, not raised."""
+    """Scan one sample. Faults are recorded, not raised."""
     faults: list[Fault] = []
     height = width = dhash = 0
     sha256, data = "", b""
@@ -96,7 +96,7 @@ def look(sample: Sample, table: UInt8[np.ndarray, "256"] | None) -> Found:
                 Fault("turned apart", f"the mask {sample.mask} is turned by its EXIF tag, its image is not so")
             )
         elif turned[0] in (2, 3, 4) or (turned[0] != 1 and height == width):
-            # where the turn swaps sides, a mask of the right size was made from the upright image
+            # where EXIF turns by 90 degrees, a mask of the upright size was made from the upright image
             doubt = "" if turned[1] == turned[0] else f"{sample.image} is turned by its EXIF tag, its mask is not"
         unknown = np.flatnonzero((table == UNKNOWN) & (stored > 0))
         if len(unknown):
@@ -140,7 +140,7 @@ def near_pairs(
 
 
 def duplicates(found: Iterable[Found]) -> list[list[Found]]:
-    """Samples of one set whose image files have the same content, together; those without a double are left out."""
+    """Groups of two or more samples of one set whose image files have the same content."""
     by_hash: dict[str, list[Found]] = {}
     for one in found:
         if one.sha256:
@@ -149,7 +149,7 @@ def duplicates(found: Iterable[Found]) -> list[list[Found]]:
 
 
 def pixels(found: Iterable[Found]) -> tuple[Int64[np.ndarray, "256"], Int64[np.ndarray, "256"]]:
-    """Pixels of all masks without a fault, by class id and by the id that is stored."""
+    """Pixels of all masks without a fault: (by class id, by stored id)."""
     counts, stored = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for one in found:
         if one.counts is not None and one.stored is not None:

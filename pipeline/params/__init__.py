@@ -1,7 +1,7 @@
 """The sections of params.yaml as frozen, closed types; pipeline/params_file.py reads them.
 
-The members of every family are named here a second time, since to import the families takes seconds; so a misspelt name
-is refused by every command. So is what a member needs. tests/contracts/ hold each list of names against its family.
+The names of the members of every family, and what members need, stand here a second time, because importing the
+families takes seconds: so every command refuses a misspelt name. tests/contracts/ compare each list with its family.
 """
 
 from pathlib import Path
@@ -67,7 +67,7 @@ class Evaluate(Section):
     decode: Literal["argmax", "expected_iou"] = "argmax"
     """Which labels `miou` is of: the most probable ones, or those of highest expected IoU (Nowozin 2014)."""
     decode_images: Count = 100
-    """Images of the pool, spread evenly over it, on whose probabilities the latter are fitted; no label is needed."""
+    """For expected_iou: images of the pool, evenly spread, on which the decoder is fitted; it needs no labels."""
 
 
 class Report(Section):
@@ -100,7 +100,7 @@ class Params(Section):
 
     @property
     def roots(self) -> "Roots":
-        """The folders alone, for stages to which the rest of `prepare` is in the manifests."""
+        """Only the folders of `prepare`; stages take the rest from the manifests."""
         return Roots(Path(self.prepare.source.root), Path(self.prepare.pool.root), Path(self.prepare.test.root))
 
     @model_validator(mode="after")
@@ -149,4 +149,4 @@ class Params(Section):
 
 
 UNTRACKED = ("annotate", "compute", "roots")
-"""What a stage may read without declaring it in dvc.yaml: it says where and how, not what."""
+"""Sections that a stage may read without declaring them in dvc.yaml: they say where and how to work, not what on."""

@@ -98,7 +98,7 @@ ENCODERS = [
     "mobileone_s3",
     "mobileone_s4",
 ]
-"""Of segmentation-models-pytorch; `tu-<name>` is one of timm's."""
+"""Encoders of segmentation-models-pytorch; `tu-<name>` is one of timm's."""
 
 
 class Model(Section):
@@ -136,12 +136,12 @@ class Calibration(Section):
     method: Literal["temperature", "vector"] = "temperature"
     """temperature: one for all classes; vector: a scale and a bias of every class, held to the temperature."""
     start: Literal["none", "source"] = "none"
-    """On what the source model is calibrated: nothing, or held-out source images. Later models are calibrated on the
+    """What the source model is calibrated on: nothing, or held-out source images. Later models are calibrated on the
     labels that came back."""
 
 
 class Compute(Section):
-    """On what the training and scoring run. Not tracked by DVC: it says where, not what."""
+    """Hardware and processes for training and scoring. Not tracked by DVC: it says where, not what."""
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
     """auto takes a GPU if there is one; gpu is cuda or mps."""

@@ -10,14 +10,14 @@ AcquisitionName = Literal[
     "shortfall", "evpi", "gain", "entropy", "margin", "least_confidence", "ripu", "bald", "random"
 ]
 IN_POINTS = ("shortfall", "evpi", "gain")
-"""Those whose gains are in mIoU points, so that their level can be compared with what was realised."""
+"""Acquisitions whose gains are in mIoU points, so that predicted and realised gains can be compared in level."""
 
 
 class Score(Section):
-    """How gain is predicted, and of what."""
+    """How gain is predicted, and for which units: images or blocks."""
 
     acquisition: AcquisitionName = "shortfall"
-    """What of an image is its gain: in mIoU points shortfall, evpi or their blend gain; the others to compare."""
+    """What predicts the gain: in mIoU points shortfall, evpi or their blend gain; the others are baselines."""
     unit: Literal["image", "block"] = "image"
     """What is scored, chosen, labelled and paid for as one. Once something is bought, it stays."""
     blocks: tuple[Parts, Parts] = (2, 2)
@@ -30,15 +30,15 @@ class Score(Section):
     """Predicted minutes of an image until labels with measured minutes have come back; then they are fitted to. Of a
     block its share of the image."""
     members: Count = 4
-    """Of the posterior, for evpi, gain and bald: last layers that are each blind to other features."""
+    """Size of the dropout ensemble for evpi, gain and bald: last layers that each ignore some of the features."""
     dropout: NotAll = 0.2
-    """Share of the features to which a member is blind."""
+    """Share of the features that each member ignores."""
     blend_end: Share = 0.3
     """Of gain: the share of the shortfall in it, 1 in the first round, falls to this; the rest is evpi."""
     blend_rounds: Count = 3
     """Rounds over which it falls."""
     features: bool = False
-    """Whether vectors of every image are written too, for methods of selection that look for different images. Not of
+    """Whether feature vectors of every image are written too, for the selection methods that compare images. Not for
     blocks."""
 
     @model_validator(mode="after")
@@ -70,7 +70,7 @@ SelectionMethod = Literal[
     "learning_curve",
 ]
 BY_FEATURES = ("coreset", "badge", "clue", "coverage", "drawn_coverage", "representative", "learning_curve")
-"""Those that compare images by `score.features`."""
+"""Selection methods that compare images by `score.features`."""
 
 
 class Select(Section):
@@ -83,7 +83,7 @@ class Select(Section):
     (what the pool's images resemble most, weighted by gain), learning_curve (what adds most to the labels of
     the classes that can still be taught)."""
     start: SelectionMethod | None = None
-    """The method of the first purchase, for which there is only the source model; none: as `method`."""
+    """The method of the first purchase, for which there is only the source model; null: as `method`."""
     power: NotNegative = 1.0
     """Exponent on the gain: 0 is uniform, large is best first (draw, drawn_coverage)."""
     uniform_share: Share = 0.1

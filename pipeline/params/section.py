@@ -1,4 +1,4 @@
-"""What every section of params.yaml is, and the kinds of numbers in them."""
+"""The base class of the sections of params.yaml, and the types of their numbers."""
 
 from typing import Annotated, Any
 

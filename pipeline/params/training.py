@@ -12,7 +12,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "standard": {},  # the defaults of the fields
     "strong": {"scale": (0.5, 2.0), "flip": 0.5, "colour": 0.5, "blur": 0.5, "noise": 0.5},  # DeepLab's zoom
 }
-"""What the fields of `augment` are where params.yaml does not say."""
+"""Defaults of the fields of `augment`, by preset."""
 
 
 class Augment(Section):
@@ -74,9 +74,10 @@ class Training(Section):
     clip: NotNegative = 0.0
     """Largest norm of the gradient, longer ones are shortened to it (Pascanu et al. 2013); 0 never shortens."""
     hard_pixels: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a batch's pixels that are learnt from, those with the largest losses (DeepLab's top_k_percent)."""
+    """Share of a batch's pixels that are trained on, those with the largest losses (DeepLab's top_k_percent)."""
     hard_pixels_ramp: Share = 0.0
-    """Share of the steps over which that falls linearly from 1 to hard_pixels (DeepLab's hard_example_mining_step)."""
+    """Part of the steps over which that share falls linearly from 1 to hard_pixels (DeepLab's
+    hard_example_mining_step)."""
     poly1: NotNegative = 0.0
     """Poly-1: cross-entropy + poly1 * (1 - p of the true class), Leng et al. 2022, "PolyLoss"."""
     auxiliary: NotNegative = 0.0
@@ -105,7 +106,7 @@ OF_MIOU = ("pooled_miou", "image_miou")
 NEEDS_COUNTS = ("counterfactual", "soft_iou")
 """Estimators that cannot raise a reward of NOT_OF_COUNTS."""
 NEEDS_MIOU = ("lovasz",)
-"""Estimators that can only raise one of OF_MIOU."""
+"""Estimators that can only raise a reward of OF_MIOU."""
 NEEDS_SAMPLES = ("reinforce", "ppo")
 """Estimators that learn from sampled labellings, so that samples, baseline and credit concern them."""
 ANY = "any"
@@ -134,7 +135,7 @@ class Reward(Section):
     clip: NotNegative = 0.0
     """Longest gradient (L2 norm); longer ones are shortened to it. 0 is no limit."""
     memory: Share = 0.9
-    """How much of the running pool statistics is kept from one step to the next."""
+    """Decay of the running pool statistics: the share of them that is kept from one step to the next."""
     tolerance: FromZero = 2
     """Pixels at the network's size by which a boundary may be off (boundary_f1)."""
     overlap: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -144,7 +145,7 @@ class Reward(Section):
     samples: Count = 2
     """Labellings drawn per image and step (reinforce, ppo)."""
     baseline: Literal["none", "two_sample", "leave_one_out", "other_images", "rolling_mean"] = "leave_one_out"
-    """What a sampled labelling's reward is held against (reinforce, ppo)."""
+    """What is subtracted from a sampled labelling's reward (reinforce, ppo)."""
     credit: Literal["image", "local"] = "local"
     """One advantage for all labels of an image, or for each pixel that of its surroundings (reinforce, ppo)."""
     unit: Literal["pixel", "patch", "superpixel"] = "pixel"
@@ -154,14 +155,14 @@ class Reward(Section):
     epochs: Count = 1
     """Steps on the same batch and sample (ppo)."""
     clip_ratio: Positive = 0.2
-    """Farthest that a probability's ratio to the sampling policy's counts from 1 (ppo)."""
+    """The ratio of a probability to the sampling policy's is clipped to 1 - this ... 1 + this (ppo)."""
     validate_every: Count = 10
-    """Steps between two looks at the held-out images (tune.held_out); the best weights are kept."""
+    """Steps between two validations on the held-out images (tune.held_out); the best weights are kept."""
     patience: FromZero = 0
-    """Looks without improvement after which the stage stops early; 0 never does."""
+    """Validations without improvement after which the stage stops early; 0 never does."""
 
     def clash(self) -> str | None:
-        """Why the estimator cannot raise the reward; the estimators themselves say the same once they are asked."""
+        """Why the estimator cannot raise the reward, or None; the estimators themselves refuse the same."""
         if self.estimator in NEEDS_COUNTS and self.reward in NOT_OF_COUNTS:
             return f"{self.estimator} needs a reward of pixel counts: take reinforce or ppo for this one"
         if self.estimator in NEEDS_MIOU and self.reward not in OF_MIOU:
@@ -189,5 +190,5 @@ class Tune(Section):
     """Share of every batch that is replayed from the source; where blocks are bought, of its labelled pixels. However
     large, every process learns from a bought label in every step."""
     held_out: NotAll = 0.0
-    """Share of the labelled pool images that neither step learns from: they choose the reward stage's best weights."""
+    """Share of the labelled pool images that neither step trains on: they choose the reward stage's best weights."""
     reward: Reward

@@ -42,7 +42,7 @@ def class_stratified(candidates: Candidates, budget: Budget, rng: np.random.Gene
     An image belongs to the class of whose total gain it holds the largest share; where the acquisition is `random`, of
     whose predicted pixels. Slots are dealt round-robin to the classes that have images left, in a new random order each
     time, and filled at random. Class-stratified querying as in Lüth et al. 2026, "Finally Outshining the Random
-    Baseline" (ClaSP), without its entropy: the stratified counterpart of nnActive's random baselines (Lüth et al. 2025).
+    Baseline" (ClaSP), without its entropy: the stratified form of nnActive's random baselines (Lüth et al. 2025).
     The probabilities are exact for a budget in images; in minutes, those of a budget of as many images.
 
     Raises:
