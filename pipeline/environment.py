@@ -10,12 +10,12 @@ REQUIRED = {
     "numpy", "orjson", "pandas", "PIL", "pydantic", "ruamel", "safetensors", "scipy",
     "segmentation_models_pytorch", "timm", "torch", "torchvision", "tqdm",
 }  # fmt: skip
-"""What the dependencies in pyproject.toml are imported as."""
+"""Import names of the dependencies in pyproject.toml."""
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Around imports: a package of ours that this python lacks is a sentence and exit status 1.
+    """A context for imports: a dependency that this python lacks becomes one sentence and exit status 1.
 
     `dvc` called by its path (an IDE's button, cron) finds the system's python, where nothing of ours is installed.
     """

@@ -23,7 +23,7 @@ def choose(family: str, members: Mapping[str, T], name: str) -> T:
 
 
 def counted(number: int, thing: str) -> str:
-    """How many there are, in words: 1 label, 2 labels."""
+    """A number with its noun: 1 label, 2 labels."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 

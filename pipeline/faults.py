@@ -1,11 +1,11 @@
-"""What it means when the machine gives up half-way: memory, disk, readers, other processes. A sentence for each."""
+"""Sentences for faults of the machine: out of memory or disk, a DataLoader worker or another process that has died."""
 
 import errno
 
 from pipeline.params import Params
 
 READER = ("is killed by signal", "exited unexpectedly", "</torch_", "shared memory", "DataLoader timed out")
-"""In what torch says when a reader is gone. What a reader raises itself has `Caught ... in DataLoader worker`."""
+"""Parts of torch's messages for a dead worker. Errors raised in one have `Caught ... in DataLoader worker`."""
 DISK = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota of the disk is used up",
@@ -14,13 +14,13 @@ DISK = {
     errno.EPERM: "permission denied",
     errno.EMFILE: "too many files are open",
 }
-"""Of the errors of the operating system those that a user can do something about."""
+"""Errors of the operating system that a user can do something about."""
 
 
 def sentence(error: BaseException, command: str, settings: Params | None) -> str | None:
-    """What to tell a person about an error that is the machine's; None if it is another one, which stays a traceback.
+    """A sentence for the user if the error is a fault of the machine; None for any other, which stays a traceback.
 
-    By words, as neither torch nor the system has a type for most of them.
+    Recognised by its message, as neither torch nor the system has a type for most of them.
     """
     text = " ".join(str(error).split())
     if settings is not None:
@@ -44,7 +44,7 @@ def _out_of_memory(error: BaseException, text: str) -> bool:
 
 
 def _memory(text: str, command: str, settings: Params) -> str:
-    """Which of the knobs is the stage's own."""
+    """Advice for a stage that ran out of memory: the key of params.yaml that makes it need less."""
     size, compute = settings.model.size, settings.compute
     knob, batch = {
         "pretrain": ("pretrain.batch", settings.pretrain.batch),

@@ -1,8 +1,8 @@
-"""Files that params.yaml names and DVC does not watch: is their content what the stages that read them have recorded?
+"""Class lists and weights that params.yaml names and DVC does not track: compares them with what stages have recorded.
 
 DVC cannot depend on a path that may also be the name of a built-in class set, or not be given at all. So `prepare`
-records what the class lists say and `pretrain` which weights it read, what follows depends on those records, and here
-the files are held against them.
+records the content of class lists and `pretrain` which weights it read, later stages depend on those records, and here
+the files are compared with them.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ SPLITS = ("source", "pool", "test")
 
 
 def changed(params: Params) -> list[str]:
-    """A sentence for each file that is not what was recorded, or that cannot be read at all."""
+    """A sentence for each file that differs from its record or cannot be read."""
     try:
         lists = class_lists(params.prepare)
-    except UserError as error:  # to those who ask for all, the rest is worth telling all the same
+    except UserError as error:  # report it as one of the findings, and go on
         lists = [str(error)]
     return [*lists, *weights(params.model)]
 
 
 def class_lists(prepare: Prepare) -> list[str]:
-    """A sentence for each class list that does not say what `prepare` read in it; one that is not here says nothing."""
+    """A sentence for each class list whose content is not what `prepare` recorded; missing lists are passed over."""
     if not paths.CLASSES.is_file():
         return []  # nothing is recorded yet
     recorded, given = artifacts.load_classes(), prepare.classes
@@ -60,7 +60,7 @@ def _sentence(what: str, record: str) -> str:
 
 
 def weights(model: Model) -> list[str]:
-    """A sentence if the file `model.weights` is not the one that the source model started from."""
+    """A sentence if the file `model.weights` is not the one that the source model was initialised from."""
     recorded, file = paths.weights(paths.SOURCE_ROUND), Path(model.weights or "")
     if not recorded.is_file() or not file.is_file():
         return []

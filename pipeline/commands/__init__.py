@@ -1,1 +1,1 @@
-"""What people call themselves: `python -m pipeline <command>`. Each starts without torch."""
+"""The commands that people run, `python -m pipeline <command>`, besides the stages. Each starts without torch."""

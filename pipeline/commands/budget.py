@@ -1,4 +1,4 @@
-"""`python -m pipeline budget`: writes the budget table for people who think in totals. Comments in params.yaml stay."""
+"""`python -m pipeline budget`: writes the budget table for a total. Comments in params.yaml stay."""
 
 import io
 import re
@@ -56,7 +56,7 @@ def run(params: Params, *, unit: str, total: float, rounds: int) -> None:
 
 
 def _split(total: float, parts: int, *, whole: bool) -> list[Any]:
-    """Equal parts; whole numbers differ by at most one, the larger first; of others the last takes the rounding."""
+    """`total` in equal parts; whole ones differ by at most one, larger first; else the last part takes the rounding."""
     if not whole:
         part = round(total / parts, 2)
         return [part] * (parts - 1) + [round(total - part * (parts - 1), 6)] if parts else []

@@ -1,8 +1,8 @@
-"""`python -m pipeline doctor`: looks at data, network, machine and Label Studio, before time is spent.
+"""`python -m pipeline doctor`: checks data, network, machine and Label Studio, before time is spent.
 
-Nothing stops it at the first fault: it lists all. Exit status 1 means that training would be wrong. The pool's masks
-stay closed, as they do everywhere but in the oracle annotator; where that one labels, a few of them are looked at, for
-what is said here and for nothing else.
+It does not stop at the first fault but lists all. Exit status 1 means that training would be wrong. The pool's masks
+stay closed, as they do everywhere but in the oracle annotator; where that one labels, a few of them are opened, for
+this report only.
 """
 
 import itertools
@@ -32,18 +32,18 @@ Measured on CamVid: 37 frames, each saved at JPEG quality 30, at half size, brig
 make 148 copies; all lie within 5 bits, 146 within 4. Its train and val frames, other streets, lie 8 or more apart.
 """
 LOOKED_AT = 20
-"""So many of the pool's masks are opened where the oracle labels, to see whether their ids mean what they should."""
+"""Where the oracle labels, how many of the pool's masks are opened to check what their ids mean."""
 LISTED = 10
-"""How many examples of one thing are printed."""
+"""How many examples of one finding are printed."""
 
 
 class Report(NamedTuple):
-    """What was found wrong. Printed in full at the end."""
+    """The findings, printed at the end."""
 
     problems: list[str]
     """Training would be wrong."""
     warnings: list[str]
-    """Training would run; look whether it is meant."""
+    """Training would run, but perhaps not as it is meant."""
 
 
 def run(params: Params) -> int:
@@ -160,7 +160,7 @@ def _bar(pixels: int, total: int) -> str:
 
 
 def _doubts(params: Params, found: Mapping[str, Sequence[Found]], classes: ClassSet, report: Report) -> None:
-    """What `prepare` would refuse or tell, and what of the pool cannot be labelled or kept everywhere."""
+    """Add what `prepare` would refuse or warn of, and pool images that cannot be labelled or stored everywhere."""
     pool = found["pool"]
     told = doubts(params.prepare, found, classes)
     if pool:
@@ -185,13 +185,13 @@ def _doubts(params: Params, found: Mapping[str, Sequence[Found]], classes: Class
 
 
 def _oracle(prepare: Prepare, found: Mapping[str, Sequence[Found]], classes: ClassSet, report: Report) -> None:
-    """What the oracle would deliver: the ids of a few of the pool's masks, against the layout and the test set."""
+    """Check what the oracle would deliver: the ids of a few of the pool's masks, against layout and test set."""
     data, masks = prepare.pool, [one.sample for one in found["pool"] if one.sample.mask]
     few = masks[:: -(-len(masks) // LOOKED_AT)]
     try:
         table = datasets.table(data.dataset, Path(data.root), classes)
     except UserError:
-        return  # told already
+        return  # reported already
     looked_at = scan(few, table, "oracle")
     faulty = [one.faults[0].text for one in looked_at if one.faults]
     if faulty:
@@ -284,7 +284,7 @@ def _manifests(prepare: Prepare, found: Mapping[str, Sequence[Found]], report: R
 
 
 def _inputs(params: Params, report: Report) -> None:
-    """Files that are not what the stages have recorded of them."""
+    """Add the class lists and weights that differ from what the stages have recorded."""
     report.problems.extend(sentence for sentence in inputs.changed(params) if sentence not in report.problems)
 
 

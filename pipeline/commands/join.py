@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 DVC_LOCK = Path("dvc.lock")
 MADE_ANEW = (DVC_LOCK, paths.LABELS_DVC, Path("data/.gitignore"), paths.ROUNDS, paths.METRICS, paths.REPORTS)
-"""What `dvc repro` or this command makes again, so that either side of a conflict will do."""
+"""Files that `dvc repro` or this command makes again, so that either side of a conflict will do."""
 FOLDER = re.compile(r"md5: ([0-9a-f]{32}\.dir)")
-"""How data/labels.dvc names the list of its files."""
+"""Pattern of the hash by which data/labels.dvc names the list of its files."""
 
 
 def run() -> None:
@@ -133,16 +133,16 @@ def _once(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _left_out(here: Sequence[Entry]) -> list[Entry]:
-    """What was in the ledger of a branch that was merged, and is not here; the oldest first.
+    """Entries of merged branches' ledgers that are missing here, oldest first.
 
-    What was settled is settled: of an image and round that has a `Double`, nothing comes back.
+    Not those of an image and round that has a `Double`: they are settled.
     """
     there: list[Entry] = []
     for line in [*_history(), *itertools.chain(*(text.split("\n") for text in repository.sides(paths.LEDGER)))]:
         try:
             there.append(ledger.parse(line))
         except ValueError:
-            continue  # marks that were committed, or a line that was mended since
+            continue  # conflict markers that were committed, or a line that was corrected since
     known = {ledger.format_line(entry) for entry in here}
     settled = {(entry.round, entry.key) for entry in here if isinstance(entry, Double)}
     return [
@@ -161,7 +161,7 @@ def _history() -> list[str]:
 
 
 def settle(entries: Sequence[Entry]) -> tuple[list[Entry], list[Double]]:
-    """One ledger of the lines of several, and what was bought twice.
+    """(the entries of one merged ledger, the purchases made twice).
 
     An image that was ordered twice keeps the purchase whose label came first; the others become a `Double` each.
     Deliveries of one purchase stand in the order of their time, so that the newest correction is the last.
@@ -190,7 +190,7 @@ def settle(entries: Sequence[Entry]) -> tuple[list[Entry], list[Double]]:
 
 
 def _precedence(purchase: Sequence[Entry]) -> tuple[bool, str]:
-    """Purchases with a label before those without, then the earlier one; skipped ones last."""
+    """Sort key: purchases with a label before those without, then the earlier one; skipped ones last."""
     labels = [entry.at for entry in purchase if isinstance(entry, Delivery)]
     skipped = any(isinstance(entry, Skip) for entry in purchase)
     return (False, min(labels)) if labels else (True, f"{int(skipped)} {purchase[0].at}")
@@ -207,7 +207,7 @@ def _double(purchase: Sequence[Entry]) -> Double:
 
 
 def _by_time(entries: Sequence[Entry]) -> list[Entry]:
-    """The deliveries of one purchase in the order of their time, in the places that they have."""
+    """The entries, with the deliveries of each purchase sorted by time among their own positions."""
     places: dict[tuple[str, str], list[Delivery]] = {}
     for entry in entries:
         if isinstance(entry, Delivery):
@@ -220,7 +220,7 @@ def _by_time(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _versions(book: Ledger) -> dict[str, list[str]]:
-    """Hashes of the labels of every image that has come back, the one that counts first."""
+    """By key of every image that has come back the hashes of its labels, the one that counts first."""
     latest: dict[str, list[str]] = {}
     for entry in reversed(book.entries):
         if isinstance(entry, Delivery):
@@ -232,9 +232,9 @@ def _versions(book: Ledger) -> dict[str, list[str]]:
 
 
 def _lacks(key: str, digests: Sequence[str]) -> bool:
-    """Whether the label that counts has to be brought: none is here, or one on record that does not count.
+    """Whether the label that counts has to be fetched: there is none here, or one on record that does not count.
 
-    One that is on no record was changed by hand: it stays, and `annotate` takes it as a correction.
+    A label with a hash that is not on record was changed by hand: it stays, and `annotate` takes it as a correction.
     """
     if not paths.mask(key).is_file():
         return True
@@ -243,7 +243,7 @@ def _lacks(key: str, digests: Sequence[str]) -> bool:
 
 
 def _label_folders() -> list[str]:
-    """DVC's names of all lists of labels that data/labels.dvc ever named, in any branch; the newest first."""
+    """Hashes of all lists of labels that data/labels.dvc ever named, in any branch; the newest first."""
     texts = [paths.LABELS_DVC.read_text(encoding="utf-8")] if paths.LABELS_DVC.is_file() else []
     texts += repository.sides(paths.LABELS_DVC)
     if repository.has_commits():
@@ -252,7 +252,7 @@ def _label_folders() -> list[str]:
 
 
 def _fetch(repo: Repo, lacking: Mapping[str, str], folders: Sequence[str]) -> dict[str, bytes]:
-    """The labels with these hashes, from DVC's cache or else from its remote; without those that are nowhere."""
+    """By key the labels with these hashes that are in DVC's cache or else in its remote."""
     found = _in_cache(repo, lacking, folders)
     left = {key: digest for key, digest in lacking.items() if key not in found}
     if not left:
@@ -280,7 +280,7 @@ def _in_cache(repo: Repo, lacking: Mapping[str, str], folders: Sequence[str]) ->
 
 
 def _files(repo: Repo, keys: Iterable[str], folders: Sequence[str]) -> dict[str, list[str]]:
-    """DVC's names of the files that a label was, in the lists that are in the cache; the newest first."""
+    """By key, DVC's hashes of all versions of a label, from the lists in the cache; the newest first."""
     files: dict[str, list[str]] = {key: [] for key in keys}
     keys_of = {(paths.mask(key).name,): key for key in files}
     for folder in folders if files else ():
@@ -293,7 +293,7 @@ def _files(repo: Repo, keys: Iterable[str], folders: Sequence[str]) -> dict[str,
 
 
 def _keep_present(repo: Repo, key: str) -> None:
-    """Put the label that is about to give way to another into DVC's cache, if it is not there."""
+    """Put the label that is about to be replaced into DVC's cache, if it is not there."""
     path = paths.mask(key)
     if path.is_file():
         name = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -317,7 +317,7 @@ def _lost(repo: Repo, keys: Sequence[str]) -> UserError:
 
 
 def _renew_round(name: str, book: Ledger) -> None:
-    """Make a round's selection that of its orders, and take away a list of labels that is not what is on record."""
+    """Rewrite a round's selection from its orders, and delete its list of labels if that is not what is on record."""
     import pandas as pd  # here, since it takes as long to import as all the rest
 
     orders, elsewhere = book.ordered(name), {order.key for order in book.orders if order.round != name}

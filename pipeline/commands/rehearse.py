@@ -1,9 +1,9 @@
 """`python -m pipeline rehearse`: a simulated annotator who works in Label Studio, to rehearse a loop before it is paid.
 
 It knows the pool's own labels and answers with them, through the server's API, with errors of a stated size. It takes
-what the label stream gives out, as people do, so that what goes wrong there does so in the rehearsal. Answers and masks
-go through label-studio-sdk, which no other part of the pipeline uses: what the loop reads in a rehearsal was written by
-a second implementation. The answers bear the name of the key's owner: use a Label Studio project of its own.
+what the label stream gives out, as people do, so that faults of the stream show in the rehearsal. Answers and masks go
+through label-studio-sdk, which no other part of the pipeline uses: so the loop reads what a second implementation has
+written. The answers bear the name of the key's owner: use a Label Studio project of its own.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SMOOTH = 10.0
-"""Pixels along a boundary over which it is displaced alike: standard deviation of the Gaussian that blurs the noise."""
+"""Correlation length of the displacement along a boundary: standard deviation of the Gaussian blur, pixels."""
 SPREAD = 0.5
 """Standard deviation of the logarithm of the time for an image."""
 PAGE = 500
 
 
 class Noise(NamedTuple):
-    """How good the simulated annotator is, and the seed of everything that is random."""
+    """The simulated annotator's errors and pace, and the seed of everything that is random."""
 
     jitter: float
     """Pixels by which boundaries are displaced (standard deviation)."""
@@ -51,7 +51,7 @@ class Noise(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the simulated annotator makes of one image."""
+    """The simulated annotator's answer for one image."""
 
     mask: UInt8[np.ndarray, "h w"]
     skipped: bool
@@ -59,9 +59,9 @@ class Work(NamedTuple):
 
 
 def run(params: Params, noise: Noise) -> None:
-    """Answer what the label stream gives out, as long as that shows images of this pool, and say how many those were.
+    """Answer what the label stream gives out, as long as it shows images of this pool, and print how many they were.
 
-    It gives out what needs more annotations and has none of the key's owner, so a second run adds nothing.
+    It gives out tasks that need more annotations and have none of the key's owner, so that a second run adds none.
 
     Raises:
         UserError: the noise cannot be, an image has no known label, the server, the key or the project is not there, or
@@ -113,7 +113,7 @@ def run(params: Params, noise: Noise) -> None:
     print(f"{title}: {said}, left {len(left.keys() - done) - len(unseen)} that show no image of this pool{others}")
 
 
-# What the simulated annotator does with an image
+# The simulated annotator's errors
 
 
 def annotated(truth: UInt8[np.ndarray, "h w"], noise: Noise, name: str) -> Work:
@@ -128,7 +128,7 @@ def annotated(truth: UInt8[np.ndarray, "h w"], noise: Noise, name: str) -> Work:
     skipped = bool(rng.random() < noise.skips)
     seconds = float(noise.seconds * np.exp(SPREAD * rng.standard_normal()))
     mask = swap(jitter(truth, noise.jitter, rng), noise.swaps, rng)
-    return Work(mask, skipped or bool((mask == IGNORE).all()), seconds)  # where nothing is to be painted, people skip
+    return Work(mask, skipped or bool((mask == IGNORE).all()), seconds)  # people skip an image with nothing to paint
 
 
 def jitter(mask: UInt8[np.ndarray, "h w"], pixels: float, rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
@@ -142,7 +142,7 @@ def jitter(mask: UInt8[np.ndarray, "h w"], pixels: float, rng: np.random.Generat
     height, width = mask.shape
     radius = round(3 * SMOOTH)
     kernel = cv2.getGaussianKernel(2 * radius + 1, SMOOTH, cv2.CV_32F)
-    scale = pixels / float((kernel**2).sum())  # blurring divides the standard deviation of white noise by this
+    scale = pixels / float((kernel**2).sum())  # the blur multiplies the standard deviation of white noise by this sum
     rows, columns = np.indices((height, width), np.float32)
     for grid in (rows, columns):
         white = rng.standard_normal((height + 2 * radius, width + 2 * radius), np.float32)
@@ -203,7 +203,7 @@ def _open_tasks(server: Any, project: int) -> list[Any]:
 
 
 def _next(stream: client.Client, project: int) -> Any:
-    """What the editor is given when somebody presses Label All Tasks; None if that is nothing."""
+    """The task that the editor gets when somebody presses Label All Tasks; None if there is none."""
     try:
         return stream.send("POST", "/api/dm/actions", {"project": project}, id="next_task", project=project)
     except client.NotFound:
@@ -240,12 +240,12 @@ def _is_ours(data: Mapping[str, Any], pool: "pd.DataFrame") -> bool:
 
 
 def _key(name: str) -> str:
-    """What the name of a task, `ROUND/KEY`, says of the image or block."""
+    """The key of the image or block in the name of a task, `ROUND/KEY`."""
     return name.partition("/")[2]
 
 
 def _result(mask: UInt8[np.ndarray, "h w"], sent: list[dict[str, Any]], classes: ClassSet) -> list[dict[str, Any]]:
-    """What a perfect corrector leaves: one region per class, under the id that it was sent with if it was sent."""
+    """The result of a perfect correction: one region per class, under the id of the region that was sent for it."""
     from label_studio_sdk.converter.brush import mask2rle
 
     ids = {region["value"][regions.TYPE][0]: region["id"] for region in sent}
@@ -271,7 +271,7 @@ def _result(mask: UInt8[np.ndarray, "h w"], sent: list[dict[str, Any]], classes:
 
 @contextlib.contextmanager
 def _sentences(url: str) -> Iterator[None]:
-    """Faults of the SDK as one sentence."""
+    """A context in which faults of the SDK become one sentence."""
     from label_studio_sdk.core.api_error import ApiError
 
     again = "then run this again: it goes on where it stopped"

@@ -1,4 +1,4 @@
-"""`python -m pipeline remove KEY`: an image that was bought has to stay out of the pool, for privacy, say.
+"""`python -m pipeline remove KEY`: takes an image that was bought out of the pool, say for privacy.
 
 What was paid for it stays paid. Its label stays in data/labels, where older commits find it, and is no longer trained
 on: the rounds from the one that bought it on are made anew without it, and nothing is bought in its place.
@@ -13,10 +13,10 @@ from pipeline.ledger.entries import Removal
 
 
 def run(keys: Sequence[str]) -> None:
-    """Put on record that these images, and all blocks of them, are no longer used.
+    """Write to the ledger that these images, and all blocks of them, are no longer used.
 
     Raises:
-        UserError: one of them is not bought.
+        UserError: one of them was not bought.
     """
     book = ledger.load()
     gone = []

@@ -1,4 +1,4 @@
-"""`python -m pipeline status`: where the loop stands, and who is waited for. Starts without torch."""
+"""`python -m pipeline status`: where the loop stands, what it has cost, and who is waited for. Starts without torch."""
 
 import json
 from typing import Any
@@ -11,9 +11,9 @@ from pipeline.params import BudgetLine, Params
 
 
 def collect(params: Params) -> dict[str, Any]:
-    """Everything the status shows, as plain values. Minutes are what labels took, as in reports/rounds.csv.
+    """Everything that the status shows, as plain values. Minutes are those that labels took, as in reports/rounds.csv.
 
-    Minutes lost on skipped images and those expected of what is still out have keys of their own.
+    Minutes lost on skipped images and those expected for what is still out have keys of their own.
     """
     book = ledger.load()
     nothing = {
@@ -65,7 +65,7 @@ def collect(params: Params) -> dict[str, Any]:
 
 
 def _account(line: BudgetLine, spending: Spending) -> str | None:
-    """How a line in minutes stands; None for one in images, or of which nothing is ordered."""
+    """A phrase on how a budget line in minutes stands; None for one in images, or if nothing is ordered yet."""
     if line.minutes is None or not spending.images:
         return None
     if not spending.waiting:
@@ -75,7 +75,7 @@ def _account(line: BudgetLine, spending: Spending) -> str | None:
 
 
 def _annotators(book: Ledger) -> list[dict[str, Any]]:
-    """What each of them did in each round, in minutes that count; of corrections the last counts."""
+    """A row per annotator and round: labels, skips and counted minutes; of several corrections the last counts."""
     latest = {(delivery.round, delivery.key): delivery for delivery in book.deliveries}
     done: list[Delivery | Skip] = [*latest.values(), *(entry for entry in book.entries if isinstance(entry, Skip))]
     held = {
@@ -93,13 +93,13 @@ def _annotators(book: Ledger) -> list[dict[str, Any]]:
 
 
 def _doubled(book: Ledger) -> dict[str, tuple[int, float]]:
-    """Images of each round that two branches bought, and the minutes of the purchases that are not used."""
+    """By round: (images that two branches bought, minutes of the purchases that are not used)."""
     doubles = {name: book.doubled(name) for name in dict.fromkeys(entry.round for entry in book.entries)}
     return {name: (len(each), sum(one.minutes for one in each)) for name, each in doubles.items() if each}
 
 
 def _agreement(book: Ledger) -> dict[str, float]:
-    """Share of pixels on which several annotators agree: the mean of each round's images that had several."""
+    """By round, the mean share of pixels on which annotators agree, over images that had several."""
     latest = {(delivery.round, delivery.key): delivery.agreement for delivery in book.deliveries}
     shares: dict[str, list[float]] = {}
     for (name, _), share in latest.items():
@@ -109,14 +109,14 @@ def _agreement(book: Ledger) -> dict[str, float]:
 
 
 def _label_studio(params: Params, waiting: list[str]) -> dict[str, Any] | None:
-    """How far people are with the rounds that wait for them, as Label Studio has it; None if nobody waits for it."""
+    """Progress of the rounds that wait for people, from Label Studio; None if no round waits for it."""
     if params.annotate.annotator != "label_studio" or not waiting:
         return None
     from pipeline.annotators.label_studio import annotator  # half a second, so only where it is needed
 
     try:
         progress = annotator.progress(params.annotate, waiting)
-    except UserError as error:  # the rest is worth showing all the same
+    except UserError as error:  # shown in the status, so that the rest is shown as well
         return {"url": params.annotate.url, "rounds": {}, "error": str(error)}
     return {"url": params.annotate.url, "rounds": {name: p._asdict() for name, p in progress.items()}, "error": None}
 
@@ -126,7 +126,7 @@ def _miou(round_name: str) -> float | None:
 
 
 def _forecast(round_name: str) -> list[float] | None:
-    """The interval that the round's mIoU was expected in before it was bought, in [0, 1] as the mIoU is."""
+    """The forecast interval of the round's mIoU, in [0, 1] as the mIoU is; None without a forecast."""
     if round_name == paths.SOURCE_ROUND or not paths.forecast(round_name).is_file():
         return None
     has = artifacts.load_forecast(round_name)
@@ -137,7 +137,7 @@ def _state(row: dict[str, Any], params: Params) -> str:
     missing = row["waiting"]
     if missing:
         labels = f"{counted(missing, 'label')}, about {_minutes(row['minutes_out'])},"
-        if params.annotate.annotator == "oracle":  # nobody is waited for
+        if params.annotate.annotator == "oracle":  # no people to wait for
             return f"{labels} to come from the oracle: `dvc repro` takes what it has not yet taken"
         return f"waiting for {labels} from {params.annotate.annotator}"
     if row["miou"] is not None:
@@ -151,8 +151,8 @@ def _minutes(number: float) -> str:
     return f"{number:.4g} minute{'' if number == 1 else 's'}"
 
 
-def _cost(of: dict[str, Any], unit: str) -> str:
-    return f"{counted(of['images'], unit)} in {_minutes(of['minutes'])}"
+def _cost(row: dict[str, Any], unit: str) -> str:
+    return f"{counted(row['images'], unit)} in {_minutes(row['minutes'])}"
 
 
 def run(params: Params, *, as_json: bool) -> None:

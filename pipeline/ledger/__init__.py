@@ -1,7 +1,7 @@
-"""Orders, deliveries and skips: the append-only record of what people's time was spent on.
+"""The ledger, data/ledger.jsonl: the append-only record of orders, deliveries and skips, that is, of what was paid for.
 
-One JSON object per line. An order is written before it is sent, a delivery before it is used, so whatever dies in
-between, the next run knows what is already paid for. The file is replaced whole (temporary name, fsync, rename): a
+One JSON object per line. An order is written before it is sent, a delivery before it is used, so whenever a run is
+killed, the next one knows what is already paid for. The file is replaced atomically (temporary name, fsync, rename): a
 killed run leaves the old or the new ledger, never half a line.
 """
 
@@ -20,7 +20,7 @@ from pipeline.ledger.entries import Delivery, Double, Entry, Ledger, Order, Remo
 
 
 def now() -> str:
-    """The time for `at`, UTC, to the second."""
+    """The present time as entries have it in `at`: UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -32,7 +32,7 @@ KINDS: dict[str, type[Entry]] = {
     "double": Double,
 }
 JOIN = "`python -m pipeline join`"
-"""The command that makes one ledger of two branches' (pipeline/commands/join.py)."""
+"""The command that merges the ledgers of two branches (pipeline/commands/join.py)."""
 
 
 def load() -> Ledger:
@@ -55,7 +55,7 @@ def load() -> Ledger:
 
 
 def classes() -> ClassSet:
-    """The class set in force, in which all that was ever ordered is made.
+    """The class set in force, after checking that everything was ordered in it.
 
     Raises:
         UserError: something was ordered in other classes, or in another order of them.
@@ -66,10 +66,10 @@ def classes() -> ClassSet:
 
 
 def pool_of(round_name: str) -> "pd.DataFrame":
-    """The rows of the pool's manifest that a round has to do with.
+    """The rows of the pool's manifest that belong to a round.
 
-    What came to the pool after the round had bought is none of them, so that past rounds stay as they are; r00 is past
-    as soon as anything is bought. What is still there has its present path and hash.
+    Images that came to the pool after the round had bought are left out, so that past rounds stay as they are; r00 is
+    past as soon as anything is bought. Images that are still there have their present path and hash.
     """
     pool = artifacts.load_manifest("pool")
     past = any(entry.round == round_name or round_name == paths.SOURCE_ROUND for entry in load().entries)
@@ -79,7 +79,7 @@ def pool_of(round_name: str) -> "pd.DataFrame":
 
 
 def check_classes(book: Ledger, names: Sequence[str], unnamed: Sequence[str] | None = None) -> None:
-    """See that everything was ordered in these classes: the masks store their numbers.
+    """Check that everything was ordered in these classes, in their order: the masks store only the class ids.
 
     Args:
         book: the ledger.
@@ -103,13 +103,13 @@ def check_classes(book: Ledger, names: Sequence[str], unnamed: Sequence[str] | N
 
 
 def absent(key: str, round_name: str, renamed: str | None = None, more: int = 0) -> str:
-    """What to do about an image that was bought and is not in the pool: a sentence.
+    """A sentence on what to do about an image that was bought and is not in the pool.
 
     Args:
         key: of the image.
         round_name: that bought it.
         renamed: key under which its content is there.
-        more: so many others are absent, too.
+        more: number of other absent images.
     """
     what = f"the pool lacks {key!r}, which {round_name} has bought{f', and {more} more' if more else ''}: "
     if renamed is not None:
@@ -185,6 +185,6 @@ def _check(entries: Sequence[Entry]) -> None:
 def append(entries: Iterable[Entry]) -> None:
     """Add entries at the end, all or none of them."""
     old = paths.LEDGER.read_bytes() if paths.LEDGER.is_file() else b""
-    if old and not old.endswith(b"\n"):  # an editor took it
+    if old and not old.endswith(b"\n"):  # an editor has removed it
         old += b"\n"
     storage.write(paths.LEDGER, old + "".join(format_line(entry) + "\n" for entry in entries).encode())

@@ -1,4 +1,4 @@
-"""What a round may still buy: of what was scored, neither bought nor set aside, with the minutes it should take."""
+"""Candidates of a round: what was scored and is neither bought nor set aside, with the minutes it should take."""
 
 from collections.abc import Set
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,18 +14,18 @@ from pipeline.params import Annotate
 
 
 class Left(NamedTuple):
-    """The images, or blocks, that are left."""
+    """The images, or blocks, that a round may still buy."""
 
     rows: "pd.DataFrame"
-    """Of the scores; minutes of the oracle are what it books."""
+    """Their rows of the scores; the oracle's minutes are those it books."""
     set_aside: list[str]
-    """What is not among them though it is not bought, in sentences."""
+    """Sentences on what is left out although it is not bought."""
 
 
 def left(round_name: str, book: Ledger, annotate: Annotate) -> Left:
     """What a round may still buy, from its scores.
 
-    A skipped image is back in the pool, but not offered again in the round whose annotators would not have it.
+    A skipped image is back in the pool, but not offered again in the round that skipped it.
     """
     scores = artifacts.load_scores(round_name)
     gone = {order.key for order in book.orders} | {skip.key for skip in book.skipped(round_name)} | book.removed
@@ -34,15 +34,15 @@ def left(round_name: str, book: Ledger, annotate: Annotate) -> Left:
     pool = artifacts.load_images(round_name).set_index("key")
     aside, sentences = _set_aside(scores["key"], pool, had, oracle=oracle)
     rows = scores[~scores["key"].isin(gone | aside)].reset_index(drop=True)
-    if oracle:  # it says beforehand what it books
+    if oracle:  # its minutes are known beforehand
         rows["minutes"] = [annotate.oracle_minutes * blocks.share(key) for key in rows["key"]]
     return Left(rows, sentences)
 
 
 def _set_aside(keys: "pd.Series", pool: "pd.DataFrame", had: Set[str], *, oracle: bool) -> tuple[set[str], list[str]]:
-    """What of the scored images, or blocks, is not to be bought, and why: doubles, and what the oracle has no mask of.
+    """(keys not to be bought, sentences why): duplicates, and images that the oracle has no mask of.
 
-    Of images of the same content one is left: one of which something is had already, else the first.
+    Of images of the same content one stays: one that is ordered (or a block of it), else the first.
     """
     taken = {blocks.image_of(key) for key in had}
     first: dict[str, str] = {}

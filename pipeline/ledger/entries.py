@@ -8,11 +8,10 @@ if TYPE_CHECKING:
 from pipeline import paths
 
 ABSURD = 5.0
-"""A time of more than so many times the usual is no time of work: a tab was left open. Where people's times have a
-logarithm with a standard deviation of 0.5 (rehearsals do), one honest time in 1500 is held back, and where of 0.8, one
-in 45."""
+"""A time of more than so many times the usual is held back: a tab was left open. If the logarithm of people's times has
+a standard deviation of 0.5 (as in rehearsals), one honest time in 1500 is held back; if of 0.8, one in 45."""
 FASTEST = 0.01
-"""Pace below which nothing is extrapolated: a hundredth of what was predicted."""
+"""Lower bound of the pace (measured over predicted minutes) that is used to extrapolate."""
 
 
 class Order(NamedTuple):
@@ -106,48 +105,48 @@ Entry = Order | Delivery | Skip | Removal | Double
 
 
 class HeldBackTime(NamedTuple):
-    """A time that does not count, since nobody works so long over one image."""
+    """A measured time that is not counted, since nobody works so long over one image."""
 
     key: str
     annotator: str
     minutes: float
-    """On record."""
+    """As measured."""
     counted: float
-    """What counts instead: the minutes that were to be expected."""
+    """Counted instead: the minutes that were expected."""
 
 
 class Spending(NamedTuple):
-    """What a round has cost in minutes of annotators' time, and what is still out."""
+    """The cost of a round in minutes of annotators' time, and what is still to come back."""
 
     images: int
-    """Ordered and paid, or to be paid."""
+    """Images ordered."""
     labelled: int
     """Of them, how many have come back."""
     waiting: int
-    """How many are still to come back: not what has been removed since."""
+    """Of them, how many are still to come back; removed ones are not."""
     measured: float
-    """Minutes that these took, as counted."""
+    """Minutes that the labelled ones took, as counted."""
     skipped: float
     """Minutes lost on images that were skipped, as counted."""
     doubled: float
     """Minutes of labels that another branch had bought, too."""
     out: float
-    """Minutes expected of what has not come back."""
+    """Minutes expected for what has not come back."""
     pace: float
-    """Measured per predicted minutes of this round; 1 until something has come back."""
+    """Measured over predicted minutes of this round; 1 until something has come back."""
     counted: dict[str, float]
-    """Minutes that each label counts for, by key."""
+    """By key, the minutes counted for each label."""
     held_back: tuple[HeldBackTime, ...]
-    """Times that do not count."""
+    """Times that are not counted."""
 
     @property
     def minutes(self) -> float:
-        """All that the round has spent of its budget line: counted, and expected of what is out."""
+        """What the round has spent of its budget line: minutes counted, and those expected for what is still out."""
         return self.measured + self.skipped + self.doubled + self.out
 
 
 class Ledger(NamedTuple):
-    """Everything that happened so far, oldest first."""
+    """All entries so far, oldest first, and what follows from them."""
 
     entries: tuple[Entry, ...] = ()
 
@@ -158,7 +157,7 @@ class Ledger(NamedTuple):
 
     @property
     def orders(self) -> list[Order]:
-        """All orders that stand."""
+        """All orders that are not withdrawn."""
         return [order for order, stands in self._orders() if stands]
 
     @property
@@ -167,7 +166,7 @@ class Ledger(NamedTuple):
         return [order for order, stands in self._orders() if not stands]
 
     def _orders(self) -> list[tuple[Order, bool]]:
-        here = {(entry.round, entry.key) for entry in self.deliveries}  # skipped on another branch or not: it stays
+        here = {(entry.round, entry.key) for entry in self.deliveries}  # delivered stays, even if skipped on a branch
         stands: dict[tuple[str, str], tuple[Order, bool]] = {}
         removed = self.removed
         for entry in self.entries:
@@ -182,11 +181,11 @@ class Ledger(NamedTuple):
 
     @property
     def removed(self) -> set[str]:
-        """Keys of what was bought and has to stay out of the pool: neither ordered nor delivered any more, but paid."""
+        """Keys of what was bought and has to stay out of the pool: paid for, but no longer counted as ordered."""
         return {entry.key for entry in self.entries if isinstance(entry, Removal)}
 
     def ordered(self, round_name: str) -> list[Order]:
-        """What a round has ordered; skipped images are not among it."""
+        """The orders of a round, without those of skipped images."""
         return [order for order in self.orders if order.round == round_name]
 
     def replaced(self, table: Sequence[str]) -> tuple[str, str] | None:
@@ -200,16 +199,16 @@ class Ledger(NamedTuple):
         return (gone[0], new[0]) if gone and new else None
 
     def delivered(self, round_name: str) -> list[Delivery]:
-        """What has come back of a round."""
+        """The deliveries of a round."""
         removed = self.removed
         return [one for one in self.deliveries if one.round == round_name and one.key not in removed]
 
     def skipped(self, round_name: str) -> list[Skip]:
-        """What annotators of a round would not label."""
+        """The skips of a round."""
         return [entry for entry in self.entries if isinstance(entry, Skip) and entry.round == round_name]
 
     def doubled(self, round_name: str) -> list[Double]:
-        """What a round bought that another branch had bought, too."""
+        """The purchases of a round that another branch had made, too."""
         return [entry for entry in self.entries if isinstance(entry, Double) and entry.round == round_name]
 
     def spent(self, round_name: str, more: Sequence[Order] = ()) -> tuple[int, float]:
@@ -221,10 +220,10 @@ class Ledger(NamedTuple):
         """What a round has cost, with `more` orders.
 
         An annotator's clock runs while a tab is open. So a time of more than ABSURD times the usual is held back: the
-        image counts with what was to be expected of it. Usual is the (lower) median of measured over predicted minutes
-        of the round, with the prediction itself as one more measurement: one idle tab does not set the measure where
-        little has come back, and a prediction that is far off does not for longer than two images. The minutes of
-        skipped images are spent, too.
+        image counts with the minutes expected for it. Usual is the (lower) median of measured over predicted minutes of
+        the round, with the prediction itself as one more measurement: so one idle tab cannot set the scale while little
+        has come back, and a prediction that is far off does so for two images at most. The minutes of skipped images
+        are spent, too.
         """
         removed = self.removed
         gone = {e.key: e for e in self.entries if isinstance(e, Order) and e.round == round_name and e.key in removed}
@@ -262,7 +261,7 @@ class Ledger(NamedTuple):
 
 
 def accounts(line_minutes: float, spending: Spending) -> str:
-    """What has become of a line in minutes: kept, passed or not used up, and what can be done about it."""
+    """A phrase on how a budget line in minutes stands: kept, exceeded or not used up, and what can be done about it."""
     spent, most, line = spending.minutes, line_minutes, f"{line_minutes:g} minutes"
     skipped = f" ({spending.skipped:.4g} of them on skipped images)" if spending.skipped else ""
     if spent > most * (1 + 1e-9):

@@ -1,4 +1,4 @@
-"""The label store: data/labels, which DVC keeps, and what the ledger says must be in it."""
+"""The label store data/labels: adding it to DVC, and checking it against the ledger."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from pipeline.repository import MARK
 
 @contextlib.contextmanager
 def opened() -> Iterator[Repo]:
-    """DVC in this process, which takes a hundredth of the time of a new one.
+    """A context with DVC's repository opened in this process: a hundredth of the time of starting `dvc`.
 
     Raises:
         UserError: DVC cannot do something that is asked of it while this is open.
@@ -31,7 +31,7 @@ def opened() -> Iterator[Repo]:
 
 @contextlib.contextmanager
 def adding() -> Iterator[Callable[[], None]]:
-    """`dvc add data/labels` as a function."""
+    """A context that gives `dvc add data/labels` as a function."""
     with opened() as repo:
         yield lambda: add(repo)
 
@@ -45,11 +45,11 @@ def add(repo: Repo) -> None:
     if not paths.LABELS.is_dir():
         return
     try:
-        # Relinking would take masks away for a moment, before data/labels.dvc speaks of them.
+        # Relinking would remove masks for a moment, before data/labels.dvc records them.
         repo.add(str(paths.LABELS), relink=False)
     except OSError as error:  # a full disk
         raise _not_taken(str(error)) from None
-    except KeyError as error:  # DVC looks at the file's syntax only
+    except KeyError as error:  # DVC checks only the file's syntax
         raise _not_taken(f"{paths.LABELS_DVC} lacks {error}") from None
 
 
@@ -61,10 +61,10 @@ def _not_taken(reason: str) -> UserError:
 
 
 def check(book: Ledger) -> None:
-    """The ledger and the label store must speak of the same labels before anything is bought.
+    """Check, before anything is bought, that ledger and label store hold the same labels.
 
     Raises:
-        UserError: a label that is paid for is not here, or one is here that nobody ordered.
+        UserError: a label that is paid for is missing, or there is one that nobody ordered.
     """
     lacking = [key for key in dict.fromkeys(d.key for d in book.deliveries) if not paths.mask(key).is_file()]
     if lacking:
