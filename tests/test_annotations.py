@@ -50,6 +50,16 @@ def test_a_packed_mask_is_the_same_afterwards() -> None:
         assert found is None or found.shape == SENT.shape
 
 
+def test_what_needs_another_look_is_as_params_say() -> None:
+    quick, flooded = annotation(lead_time=3.0), annotation(1, np.full_like(SENT, 1))
+    for made, strict, lenient in (
+        (quick, {"min_seconds": 4.0}, {"min_seconds": 2.0}),
+        (flooded, {"max_share": 0.9}, {"max_share": 1.0}),
+    ):
+        assert [type(one) for one in come_to(task(made), **strict)] == [HeldBack]
+        assert [type(one) for one in come_to(task(made), **lenient)] == [Answer]
+
+
 def test_latest_of_each_person_and_ground_truth_before_all() -> None:
     first, second = annotation(1, painted(1)), annotation(2, painted(2))
     [one] = come_to(task(second, first))

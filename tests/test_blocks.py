@@ -21,8 +21,9 @@ from pipeline.images.items import Item, by_image, id_table_of_labels, labelled_i
 from pipeline.images.masks import load_mask, save_mask
 from pipeline.images.seen import seen_boxes, seen_crop
 from pipeline.params import Augment
-from pipeline.params_file import load
+from pipeline.params_file import load, parse, read_yaml
 from pipeline.stages import tune
+from pipeline.stages.running import run
 from pipeline.training import batches
 from tests import fakes, repo
 
@@ -350,6 +351,12 @@ def test_forecast_counts_a_block_as_its_share_of_an_image(project: Path) -> None
     assert [one["images"] for one in found] == [1, 4]
     for name in ("expected", "low", "high"):
         assert found[0][name] == pytest.approx(found[1][name])
+
+
+def test_no_more_panels_are_drawn_than_params_say(project: Path) -> None:
+    shutil.rmtree(paths.REPORTS)  # as DVC does before it runs the stage
+    run("report", parse(read_yaml(paths.PARAMS) | {"report": {"panels": 2}}, "params.yaml"))
+    assert len(list(paths.SAMPLES.glob("*.png"))) == 4  # of each of two rounds, of which one bought 6 and one 5
 
 
 def test_report_and_status_count_blocks(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

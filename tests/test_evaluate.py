@@ -112,6 +112,18 @@ def test_class_wise_calibration_moves_probabilities_and_not_the_labels() -> None
     assert moved["calibration_error"] != plain["calibration_error"]
 
 
+def test_calibration_error_is_of_as_many_bins_as_params_say() -> None:
+    table = datasets.table("cityscapes", Path("test"), CLASSES)
+    masks = artifacts.load_manifest("test", Path("test"))["mask"]
+    for bins in (2, 40):
+        counts = torch.zeros(bins, 3, dtype=torch.float64)
+        for logits, mask in zip(probabilities("test"), masks, strict=True):
+            p = (inference.upsample(logits, fakes.SIZE) / TEMPERATURE).softmax(0)[None]
+            counts += metrics.reliability(p, torch.from_numpy(reading.read_mask(Path(mask), table))[None], bins)
+        expected = metrics.expected_calibration_error(counts)
+        assert run(calibration_bins=bins)["calibration_error"] == pytest.approx(expected)
+
+
 def test_argmax_unless_chosen_otherwise() -> None:
     found = run()
     assert found["miou"] == found["miou_argmax"]

@@ -53,6 +53,34 @@ def test_manifests_say_what_is_there(settings: Prepare) -> None:
     assert list(paths.TOWN.iterdir()) == []
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_key_of_a_set_is_heeded(split: str, settings: Prepare) -> None:
+    """Another part or folder has other images, another layout is not the one that the folder has."""
+    fakes.write("gta5", Path("other/gta5"), seed=4)
+    for part in ("train", "val"):
+        fakes.write("camvid", Path("other/camvid"), part, seed=5 + len(part))
+    fakes.write("camvid", Path("raw/camvid"), "test", seed=6)
+    prepare.run(prepare=settings)
+    before = artifacts.load_manifest(split)["sha256"].tolist()
+    data = getattr(settings, split)
+    root = "other/gta5" if split == "source" else "other/camvid"
+    prepare.run(prepare=settings.model_copy(update={split: data.model_copy(update={"root": root})}))
+    assert set(artifacts.load_manifest(split)["sha256"]).isdisjoint(before)
+    if split != "source":  # GTA5 has no parts
+        prepare.run(prepare=settings.model_copy(update={split: data.model_copy(update={"split": "test"})}))
+        assert set(artifacts.load_manifest(split)["sha256"]).isdisjoint(before)
+    wrong = data.model_copy(update={"dataset": "cityscapes"})
+    with pytest.raises(UserError, match="leftImg8bit"):
+        prepare.run(prepare=settings.model_copy(update={split: wrong}))
+
+
+@pytest.mark.parametrize("classes", ["camvid11", "cityscapes19"])
+def test_classes_are_those_that_params_name(classes: str, settings: Prepare) -> None:
+    prepare.run(prepare=settings.model_copy(update={"classes": classes}))
+    assert artifacts.load_classes() == CLASS_SETS[classes]
+    assert f"n_{CLASS_SETS[classes].names[0]}" in artifacts.load_manifest("source")
+
+
 def test_source_counts_are_those_of_its_masks(settings: Prepare) -> None:
     prepare.run(prepare=settings)
     source = artifacts.load_manifest("source")

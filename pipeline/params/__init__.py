@@ -16,6 +16,9 @@ from pipeline.params.purchase import BY_FEATURES, IN_POINTS, Annotate, BudgetLin
 from pipeline.params.section import Count, FromZero, Section, Seed
 from pipeline.params.training import (
     ANY,
+    NEEDS_COUNTS,
+    NEEDS_MIOU,
+    NEEDS_SAMPLES,
     NOT_OF_COUNTS,
     OF_MIOU,
     PRESETS,
@@ -31,6 +34,9 @@ __all__ = [
     "BY_FEATURES",
     "ENCODERS",
     "IN_POINTS",
+    "NEEDS_COUNTS",
+    "NEEDS_MIOU",
+    "NEEDS_SAMPLES",
     "NOT_OF_COUNTS",
     "OF_MIOU",
     "PRESETS",

@@ -5,6 +5,7 @@ are not trained on.
 """
 
 import ast
+import functools
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
@@ -74,7 +75,8 @@ def _source(module: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _imports(source: bytes) -> list[str]:
+@functools.cache  # the reward's fingerprint asks for the same sources as likelihood's
+def _imports(source: bytes) -> tuple[str, ...]:
     """Dotted names that a module's source imports; some of them are names in a module, not modules."""
     names = []
     for node in ast.walk(ast.parse(source)):
@@ -82,7 +84,7 @@ def _imports(source: bytes) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return _with_packages(names)
+    return tuple(_with_packages(names))
 
 
 def _with_packages(names: Iterable[str]) -> list[str]:
