@@ -202,12 +202,12 @@ def test_named_tests_are_there_and_are_of_the_key(named: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a source, three labels of the target, and a source model that is calibrated."""
-    folder = tmp_path_factory.mktemp("knobs")
+    made = tmp_path_factory.mktemp("knobs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        repo.write(folder)
+        patch.chdir(made)
+        repo.write(made)
         fakes.write("gta5", Path("source"))
         repo.manifest("source", "gta5", **{f"n_{name}": 100 + 50 * n for n, name in enumerate(CLASSES.names)})
         rows = []
@@ -220,7 +220,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         about = saved.describe(settings.model, CLASSES, of_temperature(0.5))
         artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), about)
         audited(settings)
-    return folder
+    return made
 
 
 def audited(settings: Params) -> None:
@@ -230,8 +230,8 @@ def audited(settings: Params) -> None:
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(made, tmp_path / "project")
+def project(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
 
 

@@ -15,7 +15,12 @@ from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not heading or heading in _headings(page.parent / file), link
     for path in re.findall(r"`((?:docs|examples|tests|benchmarks|pipeline)/[\w./-]+)`", page.read_text()):
         assert (ROOT / path).exists(), path
+
+
+def test_contributing_shows_every_folder_on_one_screen() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    folders = [path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")]
+    assert len(folders) > 10
+    assert all(f" {name}/ " in text for name in folders)
+    assert len(text.splitlines()) <= 60
 
 
 def _headings(page: Path) -> set[str]:
