@@ -60,6 +60,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_files_of_the_table_where_things_are_lie_in_the_folder_before_them() -> None:
+    rows = README.partition("## Where things are")[2].partition("\n## ")[0].splitlines()
+    named = 0
+    for row in rows:
+        folder = ""
+        for name in re.findall(r"`([\w./]+)`", row):
+            folder = name if name.startswith("pipeline/") else folder
+            assert (ROOT / (folder if folder == name else f"{folder}{name}")).exists(), name
+            named += 1
+    assert named > 20
+
+
 def test_contributing_shows_every_folder_on_one_screen() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     folders = [path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")]
