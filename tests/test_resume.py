@@ -168,8 +168,8 @@ def test_under_edited_code_a_killed_training_starts_anew(
 ) -> None:
     killed(at)
     if edited:
-        with (fingerprints.PACKAGE / edited).open("a") as file:
-            file.write("# edited\n")
+        file = fingerprints.PACKAGE / edited
+        file.write_text(file.read_text() + "# edited\n")  # of a file that is there
     capsys.readouterr()
     ended = tuned()
     said = capsys.readouterr().out
