@@ -130,6 +130,9 @@ LOADERS: dict[str, Callable[[str], object]] = {
     "manifest": lambda _: artifacts.load_manifest("test"),
     "classes": lambda _: artifacts.load_classes(),
     "prediction": lambda name: artifacts.load_prediction(name, "a"),
+    "before": lambda name: artifacts.load_before(name, "a"),
+    "after": lambda name: artifacts.load_after(name, "a"),
+    "calibration": artifacts.load_calibration,
 }
 OF_R00 = ("labels", "purchases", "judged gains", "measured mIoUs", "audit", "metrics", "model", "log")
 """What there is of the round of the source model."""

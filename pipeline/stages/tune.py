@@ -121,15 +121,11 @@ def run(
     if devices.is_first:
         artifacts.save_log(round_name, log)
         artifacts.save_model(round_name, network.state_dict(), saved.describe(model, classes, fitted))
-        reward_plan.checkpoint.unlink(missing_ok=True)
     devices.barrier()
-    show(
-        devices,
-        round_name,
-        [item for item, row in zip(labels, rows, strict=True) if row["round"] == round_name],
-        model,
-        compute,
-    )
+    new = [item for item, row in zip(labels, rows, strict=True) if row["round"] == round_name]
+    show(devices, round_name, new, model, compute)
+    if devices.is_first:
+        reward_plan.checkpoint.unlink(missing_ok=True)
 
 
 def show(devices: Devices, round_name: str, new: Sequence[Item], model: Model, compute: Compute) -> None:
