@@ -131,14 +131,16 @@ def load_class_table(path: Path, columns: Sequence[str]) -> dict[Any, tuple[Any,
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            check_columns(path, reader.fieldnames or (), columns, "prepare")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"line {reader.line_num} has another number of columns")
-                values = tuple(row[column] if column == "name" else int(row[column]) for column in columns)
-                if values[0] in rows:
-                    raise UserError(f"{path}: the key {values[0]!r} stands twice")
-                rows[values[0]] = values[1:]
+            has = reader.fieldnames or ()
+            lines = list(reader)  # whole, before anything is said of its columns
+        check_columns(path, has, columns, "prepare")
+        for number, row in enumerate(lines, start=2):
+            if None in row or None in row.values():
+                raise ValueError(f"line {number} has another number of columns")
+            values = tuple(row[column] if column == "name" else int(row[column]) for column in columns)
+            if values[0] in rows:
+                raise UserError(f"{path}: the key {values[0]!r} stands twice")
+            rows[values[0]] = values[1:]
     except (ValueError, csv.Error) as error:
         raise damaged(path, str(error), "prepare") from None
     return rows
