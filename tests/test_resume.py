@@ -105,7 +105,7 @@ def test_another_reward_starts_from_the_same_likelihood_model(
 def test_another_calibration_starts_from_the_same_likelihood_model(capsys: pytest.CaptureFixture[str]) -> None:
     before = tuned()
     kept = artifacts.load_model("r01")[1]["calibration"]
-    test_knobs.audited("vector")
+    test_knobs.audited(repo.params(calibration={"method": "vector"}))
     capsys.readouterr()
     assert same(tuned(), before)
     assert KEPT in capsys.readouterr().out

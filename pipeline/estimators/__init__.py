@@ -24,15 +24,15 @@ A *unit* is what has one label of its own: a pixel, or a segment (patch, superpi
 
 from functools import partial
 
+from pipeline.estimators import counterfactual
 from pipeline.estimators.contract import Entry, Estimate, Estimator, Problem, Rollout, Settings
-from pipeline.estimators.counterfactual import counterfactual
 from pipeline.estimators.sampling import ppo, reinforce
 from pipeline.estimators.surrogates import lovasz, reward_weighted, soft_iou
 
 __all__ = ["ESTIMATORS", "Entry", "Estimate", "Estimator", "Problem", "Rollout", "Settings"]
 
 ESTIMATORS: dict[str, Entry] = {
-    "counterfactual": Entry(lambda _: counterfactual, needs_counts=True),
+    "counterfactual": Entry(lambda _: counterfactual.counterfactual, needs_counts=True),
     "reinforce": Entry(lambda settings: partial(reinforce, settings=settings), needs_samples=True),
     "ppo": Entry(lambda settings: partial(ppo, settings=settings), needs_samples=True),
     "soft_iou": Entry(lambda _: soft_iou, needs_counts=True),

@@ -323,9 +323,9 @@ def test_copy_that_somebody_labels_while_we_look_is_not_deleted(
         person.call("POST", f"/api/tasks/{drafted['id']}/drafts", json={"result": [], "lead_time": 9.0})
         return found
 
-    monkeypatch.setattr(tasks, "_with_drafts", in_between)
+    monkeypatch.setattr("pipeline.annotators.label_studio.tasks._with_drafts", in_between)
     waiting(run)
-    monkeypatch.setattr(tasks, "_with_drafts", ask)
+    monkeypatch.setattr("pipeline.annotators.label_studio.tasks._with_drafts", ask)
     waiting(run)
     np.testing.assert_array_equal(label(keys()[0]), sent(keys()[0]))
     left = person.tasks(title)
