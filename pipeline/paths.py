@@ -24,6 +24,8 @@ CLASSES = Path("data/manifests/classes.csv")
 """The classes in force, in order."""
 COLOURS = Path("data/manifests/colours.csv")
 """Their colours, apart from their names: a model does not depend on them."""
+REGIONS = Path("data/regions")
+"""Region maps, one PNG per image of the pool; empty unless score.unit is region."""
 METRICS = Path("data/metrics")
 MODELS = Path("data/models")
 ROUNDS = Path("data/rounds")
@@ -62,6 +64,11 @@ def images(round_name: str) -> Path:
     return ROUNDS / round_name / "images.csv"
 
 
+def regions(image: str) -> Path:
+    """The region map of one pool image, at its own size."""
+    return REGIONS / f"{image}.png"
+
+
 def model(round_name: str) -> Path:
     """Folder of the model that a round ends with: `model.pt` and `log.csv`, of the source model also `weights.json`."""
     return MODELS / round_name
@@ -85,6 +92,11 @@ def pool(round_name: str) -> Path:
 def features(round_name: str) -> Path:
     """Feature vectors of a round's images, by which `select` compares them."""
     return ROUNDS / round_name / "features.npz"
+
+
+def region_scores(round_name: str) -> Path:
+    """Gain of every region of the scored images that may be bought; empty unless score.unit is region."""
+    return ROUNDS / round_name / "regions.npz"
 
 
 def selection(round_name: str) -> Path:

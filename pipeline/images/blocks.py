@@ -22,6 +22,8 @@ from pipeline.images.classes import IGNORE
 Grid = tuple[int, int]
 """Rows and columns that an image is cut into."""
 
+_REGIONS = "@regions-"
+"""Between an image's key and the round that asks about some of its regions."""
 _KEY = re.compile(r"(.+)@([1-9]\d*)x([1-9]\d*)-(0|[1-9]\d*)-(0|[1-9]\d*)", re.DOTALL | re.ASCII)
 
 
@@ -88,10 +90,28 @@ def keys(image: str, grid: Grid | None) -> list[str]:
     return [f"{image}@{rows}x{cols}-{row}-{col}" for row in range(rows) for col in range(cols)]
 
 
+def key_of_regions(image: str, round_name: str) -> str:
+    """The key of what a round asks about some regions of an image.
+
+    >>> key_of_regions("aachen_000001", "r01")
+    'aachen_000001@regions-r01'
+    """
+    return f"{image}{_REGIONS}{round_name}"
+
+
+def is_of_regions(key: str) -> bool:
+    """Whether the key is of some regions of an image."""
+    return _REGIONS in key
+
+
 def image_of(key: str) -> str:
-    """The key of the image that a label is of."""
+    """The key of the image that a label is of.
+
+    >>> image_of("a"), image_of("a@2x2-0-1"), image_of("a@regions-r01")
+    ('a', 'a', 'a')
+    """
     block = parse(key)
-    return key if block is None else block.image
+    return key.partition(_REGIONS)[0] if block is None else block.image
 
 
 def grid_of(key: str) -> Grid | None:

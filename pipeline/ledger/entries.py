@@ -36,6 +36,10 @@ class Order(NamedTuple):
     """The classes in the order of their ids in the mask; empty in a ledger of before this was on record."""
     image: str = ""
     """Hash of the image file as it was ordered; empty in a ledger of before this was on record."""
+    regions: tuple[int, ...] = ()
+    """Of a key IMAGE@regions-ROUND, the regions of the image's map that are asked about; empty for other units."""
+    region_map: str = ""
+    """Hash of that map's file as it was ordered."""
 
 
 class Delivery(NamedTuple):

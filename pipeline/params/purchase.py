@@ -18,10 +18,18 @@ class Score(Section):
 
     acquisition: AcquisitionName = "shortfall"
     """What predicts the gain: in mIoU points shortfall, evpi or their blend gain; the others are baselines."""
-    unit: Literal["image", "block"] = "image"
+    unit: Literal["image", "block", "region"] = "image"
     """What is scored, chosen, labelled and paid for as one. Once something is bought, it stays."""
     blocks: tuple[Parts, Parts] = (2, 2)
     """Of unit block: rows and columns of equal height and width that every image is cut into, in label pixels."""
+    region_scale: Positive = 60.0
+    """Of unit region: larger gives larger regions (pipeline/images/region_maps.py)."""
+    region_smallest: Count = 40
+    """Of unit region: pixels of the smallest region, where an image is cut."""
+    seconds_to_open: Positive = 5.0
+    """Of unit region: predicted seconds until an image is open, until labels with measured minutes have come back."""
+    seconds_per_answer: Positive = 2.5
+    """Of unit region: the same for the answer to one region."""
     smooth: NotNegative = 0.01
     """Share of all unions that is added to every class's union, so that absent classes do not dominate."""
     calibrate: bool = True
@@ -84,6 +92,11 @@ class Select(Section):
     the classes that can still be taught)."""
     start: SelectionMethod | None = None
     """The method of the first purchase, for which there is only the source model; null: as `method`."""
+    regions: Literal["draw", "best_first", "random"] = "draw"
+    """Of unit region, which regions of a chosen image are asked about; draw: in proportion to gain."""
+    regions_per_image: Count | None = None
+    """How many regions of a chosen image are asked about; null: as many as bring most gain per minute, opening the
+    image included."""
     power: NotNegative = 1.0
     """Exponent on the gain: 0 is uniform, large is best first (draw, drawn_coverage)."""
     uniform_share: Share = 0.1
@@ -102,6 +115,12 @@ class Annotate(Section):
     """stop: exit while people work and continue at the next `dvc repro`; wait: block with a progress bar."""
     oracle_minutes: Positive = 10.0
     """Minutes that the oracle books for every image; for a block its share of the image."""
+    oracle_seconds_to_open: Positive = 5.0
+    """Seconds that the oracle books for opening an image of whose regions some are asked about."""
+    oracle_seconds_per_answer: Positive = 2.5
+    """And for the answer to each region."""
+    oracle_purity: Share = 0.6
+    """The oracle answers *mixed* (no label) for a region of which its commonest class covers a smaller share."""
     url: str = "http://127.0.0.1:8080"
     """Where Label Studio is. Its key comes from the environment: LABEL_STUDIO_API_KEY."""
     project: Annotated[str, Field(min_length=3, max_length=50)] = "Regain"
