@@ -131,6 +131,12 @@ def test_a_group_without_a_share_is_not_touched(devices: Devices, items: list[It
     assert [len(batch.images) for batch in start(0)] == [2] * 9
 
 
+def test_every_image_says_which_group_it_is_of(devices: Devices, items: list[Item]) -> None:
+    of = [(items[:1], 0), (items[1:3], 2), (items[3:], 1)]  # one without a share keeps its number
+    start = batches.training_batches(devices, of, (8, 8), STILL, seed=1, steps=3, workers=0)
+    assert [batch.groups.tolist() for batch in start(0)] == [[1, 1, 2]] * 3
+
+
 def test_whole_gives_all_in_order_masks_at_their_own_size(devices: Devices, items: list[Item]) -> None:
     given = [*items[:2], items[2]._replace(mask=None), *items[3:]]
     loaded = list(inference.whole(devices, given, (12, 16), batch=2, workers=0))

@@ -158,6 +158,24 @@ def test_a_crop_that_shows_no_label_is_drawn_anew(tmp_path: Path, monkeypatch: p
     assert all(before or not after for before, after in zip(once, anew, strict=True))
 
 
+def test_the_crop_is_the_first_that_shows_enough_or_the_one_that_shows_most(tmp_path: Path) -> None:
+    image = fakes.image(tmp_path / "a.png", np.random.default_rng(0))
+    name = "a@4x4-0-0"
+    mask = fakes.mask(tmp_path / f"{name}.png", np.full((6, 8), 3))
+    corner = Item("a", image, None, id_table_of_labels(19), ((name, mask),))
+    augment = Augment(scale=(2.0, 2.0), flip=0.0, colour=0.0, blur=0.0, noise=0.0)
+    whole = corner._replace(mask=fakes.mask(tmp_path / "whole.png", corner.read_mask(fakes.SIZE)), blocks=())
+    drawn, once = (batches._Augmented([(item, 0)], fakes.SIZE, augment) for item in (corner, whole))
+
+    def labelled(of: batches._Augmented, seed: int) -> int:
+        return int((of[0, seed][1] != IGNORE).sum())
+
+    for seed in range(0, 4000, 50):
+        crops = [labelled(once, seed + attempt) for attempt in range(batches.ATTEMPTS)]  # a whole label is drawn once
+        enough = [count for count in crops if count >= 6 * 8 / 2]
+        assert labelled(drawn, seed) == (enough[0] if enough else max(crops))
+
+
 # the loop
 
 PARAMS = """\

@@ -130,6 +130,7 @@ ELSEWHERE = {
     "model.size": "test_knobs.py::test_the_network_sees_images_of_the_size_and_as_many_as_it_is_told",
     "model.weights": "contracts/test_models.py::test_weights_of_a_file_are_in_the_encoder",
     "pretrain.lr_encoder": "test_training.py::test_plan_has_what_the_settings_say",
+    "tune.growth": "test_resume.py::test_steps_grow_with_the_labels_also_where_a_killed_training_goes_on",
     "tune.likelihood.lr_encoder": "test_training.py::test_plan_has_what_the_settings_say",
     "calibration.method": "test_knobs.py::test_calibration_is_fitted_on_the_labels_by_the_method",
     "calibration.start": "test_pretrain.py::test_the_stage_calibrates_on_what_it_is_told",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -123,6 +124,25 @@ def test_other_settings_of_likelihood_do_not(changes: dict[str, Any], capsys: py
     again = tuned(**changes)
     assert ANEW in capsys.readouterr().out
     assert same(again, fresh(**changes))
+
+
+def test_steps_grow_with_the_labels_also_where_a_killed_training_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = artifacts.load_labels("r01")
+    artifacts.save_labels("r01", [rows[0] | {"round": "r00b"}, *rows[1:]])  # one label first, three by now
+    grown = {"tune": {"growth": 1.0}}
+    killed(4, **grown)
+    capsys.readouterr()
+    ended = tuned(**grown)
+    said = capsys.readouterr().out
+    assert "tune r01 likelihood: 18 steps for 3 labels, by tune.growth 1\n" in said
+    assert "tune r01 likelihood: resumed at step 3 of 18" in said
+    log = pd.read_csv(paths.log("r01"))
+    assert log["step"][log["stage"] == 0].tolist() == [10, 18]
+    assert same(ended, fresh(**grown))
+    tuned()
+    assert ANEW in capsys.readouterr().out
+    log = pd.read_csv(paths.log("r01"))
+    assert log["step"][log["stage"] == 0].tolist() == [6]
 
 
 def test_another_image_or_mask_to_learn_from_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:

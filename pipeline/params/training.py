@@ -190,6 +190,9 @@ class Tune(Section):
     source_share: NotAll = 0.25
     """Share of every batch that is replayed from the source, and of the likelihood's loss, however few pixels of the
     target are labelled. However large, every process learns from a bought label in every step."""
+    growth: Share = 0.0
+    """Exponent by which likelihood's steps grow with the labels: steps * (labels so far / the first round's) ** growth,
+    so 0 not at all, 1 in proportion."""
     held_out: NotAll = 0.0
     """Share of the labelled pool images that neither step trains on: they choose the reward stage's best weights."""
     reward: Reward

@@ -19,7 +19,7 @@ from pipeline.images.masks import load_mask, save_mask
 from pipeline.networks import inference, saved
 from pipeline.networks.calibration import Calibration
 from pipeline.networks.devices import Devices
-from pipeline.params import BudgetLine, Compute, Model, Roots, Tune
+from pipeline.params import BudgetLine, Compute, Model, Roots, Training, Tune
 from pipeline.training import batches, fingerprints, loop, reward_tuning
 from pipeline.training.likelihood import class_weights, likelihood_loss, likelihood_plan, with_auxiliary_head
 
@@ -59,6 +59,8 @@ def run(
     fitted = Calibration.of_lists(artifacts.load_calibration(round_name))
 
     target, held_out = _hold_out(with_a_class(by_image(labels)), tune.held_out)
+    steps_at_first = tune.likelihood.steps
+    tune = tune.model_copy(update={"likelihood": grown(tune, [row["round"] for row in rows])})
     weights = weights_of_both(target, source_manifest, classes, tune).to(devices.device)
     mark = loop.fingerprint(
         devices,
@@ -83,6 +85,10 @@ def run(
 
     mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, plan.seed)
     of_source = replayed / tune.likelihood.batch
+    if plan.steps != steps_at_first:
+        devices.say(
+            f"{plan.name}: {plan.steps} steps for {counted(len(rows), 'label')}, by tune.growth {tune.growth:g}"
+        )
     likelihood = likelihood_loss(weights, tune.likelihood, (1 - of_source, of_source), devices)
     with with_auxiliary_head(network, tune.likelihood, streams.seed_of(seed, round_name, "auxiliary")):
         log = [{"stage": 0.0, **row} for row in loop.fit(devices, network, mixed, likelihood, plan)]
@@ -168,6 +174,22 @@ def _contents(
     for row in rows:
         masks.setdefault(blocks.image_of(row["key"]), []).append((row["key"], row["sha256"]))
     return [(item.key, str(pool.loc[item.key, "sha256"]), masks[item.key]) for item in of]
+
+
+def grown(tune: Tune, rounds: Sequence[str]) -> Training:
+    """The settings of likelihood, with the steps that `tune.growth` makes of them.
+
+    Args:
+        tune: the section of params.yaml.
+        rounds: that bought each label so far, in order of delivery.
+
+    >>> base = {"likelihood": {"steps": 150, "batch": 8, "lr": 1e-3}, "reward": {"steps": 0, "lr": 1.0}}
+    >>> rounds = ["r01"] * 20 + ["r02"] * 20 + ["r03"] * 40
+    >>> [grown(Tune.model_validate(base | {"growth": growth}), rounds).steps for growth in (0, 0.5, 1)]
+    [150, 300, 600]
+    """
+    times = len(rounds) / rounds.count(rounds[0])
+    return tune.likelihood.model_copy(update={"steps": round(tune.likelihood.steps * times**tune.growth)})
 
 
 def replayed_images(tune: Tune, processes: int = 1) -> int:

@@ -98,6 +98,28 @@ def test_an_image_without_labels_changes_nothing_for_the_other(estimator: Entry,
 
 
 @every
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_said_where_nothing_is_labelled_has_no_effect(
+    seed: int, estimator: Entry, reward: RewardFunction
+) -> None:
+    """A few labelled regions in two images, none in a third: what the network says elsewhere changes nothing."""
+    rng = torch.Generator().manual_seed(seed)
+    truth = torch.full((3, 6, 8), IGNORE, dtype=torch.uint8)
+    truth[0, 1:4, 2:6] = torch.randint(0, 3, (3, 4), generator=rng).to(torch.uint8)
+    truth[1, 4:, :2] = torch.randint(0, 3, (2, 2), generator=rng).to(torch.uint8)
+    valid = (truth != IGNORE)[:, None]
+    said, other = torch.randn(2, 3, 3, 6, 8, generator=rng)
+    found = []
+    for logits in (said, said.where(valid, other)):
+        leaf = logits.clone().requires_grad_()
+        problem = Problem(truth, reward, nothing(reward, truth), torch.Generator().manual_seed(seed))
+        estimate = ask(estimator, leaf, problem, samples=8)
+        found.append((estimate.loss.detach(), *torch.autograd.grad(estimate.loss, leaf), estimate.reward))
+    for one, same in zip(*found, strict=True):
+        torch.testing.assert_close(one, same, equal_nan=True)
+
+
+@every
 @pytest.mark.parametrize("credit", ["image", "local"])
 @pytest.mark.parametrize("beside", ["another", "none", "an unlabelled one"])
 def test_an_image_of_one_class_is_no_fault(beside: str, credit: str, estimator: Entry, reward: RewardFunction) -> None:
