@@ -14,7 +14,7 @@ from pipeline.errors import UserError, counted
 from pipeline.images import blocks
 from pipeline.images.claims import highest
 from pipeline.images.classes import IGNORE, ClassSet
-from pipeline.images.items import Item, by_image, items_of, labelled_items
+from pipeline.images.items import Item, by_image, items_of, labelled_items, with_labels
 from pipeline.images.masks import load_mask, save_mask
 from pipeline.networks import inference, saved
 from pipeline.networks.calibration import Calibration
@@ -58,7 +58,12 @@ def run(
     # Fitted by `audit` to the model before training: to that one, this round's labels were still unseen.
     fitted = Calibration.of_lists(artifacts.load_calibration(round_name))
 
-    target, held_out = _hold_out(by_image(labels), tune.held_out)
+    learnable = with_labels(by_image(labels))
+    if not learnable:
+        raise UserError(
+            f"no pixel of the {counted(len(labels), 'label')} to learn from is of a class: buy or correct some"
+        )
+    target, held_out = _hold_out(learnable, tune.held_out)
     weights = weights_of_both(target, source_manifest, classes, tune).to(devices.device)
     mark = loop.fingerprint(
         devices,
@@ -147,7 +152,7 @@ def show(devices: Devices, round_name: str, new: Sequence[Item], model: Model, c
 
 
 def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[Item]:
-    """An item for each delivered mask, of an image of the pool or of a block of one."""
+    """An item for each delivered mask, of an image of the pool or of a part of one."""
     for row in rows:
         path = paths.mask(row["key"])
         load_mask(path)
@@ -179,7 +184,7 @@ def replayed_images(tune: Tune, target: Sequence[Item], processes: int = 1) -> i
     """
     batch, s = tune.likelihood.batch, tune.source_share
     of_whole = round(s * batch)
-    bought = [sum(blocks.share(key) for key, _ in item.blocks) if item.blocks else 1.0 for item in target]
+    bought = [min(1.0, sum(blocks.share(key) for key, _ in item.blocks)) if item.blocks else 1.0 for item in target]
     f = sum(bought) / len(bought)
     wanted = of_whole if f == 1 or not of_whole else max(1, round(s * f * batch / (1 - s + s * f)))
     return min(wanted, max(0, batch - processes))
