@@ -138,9 +138,7 @@ def fit_regions_bought(
     return fit_regions(table[:, 0], table[:, 1], guess)
 
 
-def of_regions(
-    regions: Float64[np.ndarray, " m"], coefficients: Float64[np.ndarray, "2"]
-) -> Float64[np.ndarray, " m"]:
+def of_regions(regions: Float64[np.ndarray, " m"], coefficients: Float64[np.ndarray, "2"]) -> Float64[np.ndarray, " m"]:
     """Predicted minutes for answers about so many regions of each of m images, at least SHORTEST."""
     return predict(np.asarray(regions, float)[:, None], coefficients)
 
