@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, Num, UInt8
 from torch import Tensor
 
 from pipeline.images.claims import highest
@@ -138,9 +138,9 @@ def fit_regions_bought(
     return fit_regions(table[:, 0], table[:, 1], guess)
 
 
-def of_regions(regions: Float64[np.ndarray, " m"], coefficients: Float64[np.ndarray, "2"]) -> Float64[np.ndarray, " m"]:
+def of_regions(regions: Num[np.ndarray, " m"], coefficients: Float64[np.ndarray, "2"]) -> Float64[np.ndarray, " m"]:
     """Predicted minutes for answers about so many regions of each of m images, at least SHORTEST."""
-    return predict(np.asarray(regions, float)[:, None], coefficients)
+    return predict(regions.astype(float)[:, None], coefficients)
 
 
 def credible(
