@@ -235,7 +235,10 @@ def _trial(params: Params, classes: ClassSet, report: Report) -> None:
 
 
 def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
-    asked, unit = sum(line.images or 0 for line in params.budget.values()), f"{params.score.unit}s"
+    lines, unit = [line.images or 0 for line in params.budget.values()], f"{params.score.unit}s"
+    asked = sum(lines)
+    if params.score.unit == "region":  # every round may ask about other regions of an image
+        asked, unit = max(lines, default=0), "images in one round"
     different = len(pool) - sum(len(group) - 1 for group in duplicates(pool))
     there = different * len(blocks.keys("", params.score.grid))
     if pool and asked > there:

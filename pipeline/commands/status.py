@@ -43,13 +43,17 @@ def collect(params: Params) -> dict[str, Any]:
     spent = [book.spending(name) for name in {entry.round for entry in book.entries}]
     labelled, skipped = sum(one.labelled for one in spent), sum(isinstance(entry, Skip) for entry in book.entries)
     out = sum(one.waiting for one in spent)
+    units = {blocks.unit_of(entry.key) for entry in book.entries}
+    unit = "region" if "region" in units else "image" if units <= {"image"} else "block"
+    here = {(delivery.round, delivery.key) for delivery in book.deliveries}
     return {
         "rounds": rounds,
         "annotators": _annotators(book),
         "doubled": _doubled(book),
         "agreement": _agreement(book),
         "label_studio": _label_studio(params, [row["round"] for row in rounds if row["waiting"]]),
-        "unit": "block" if any(map(blocks.parse, (entry.key for entry in book.entries))) else "image",
+        "unit": unit,
+        "regions": sum(len(order.regions) for order in book.orders if (order.round, order.key) in here),
         "spent": {"images": labelled, "minutes": float(sum(one.measured for one in spent))},
         "skipped": {"images": skipped, "minutes": float(sum(one.skipped for one in spent))},
         "out": {"images": out, "minutes": float(sum(one.out for one in spent))},
@@ -152,6 +156,7 @@ def _minutes(number: float) -> str:
 
 
 def _cost(row: dict[str, Any], unit: str) -> str:
+    """Of unit region, `images` are those that had to be opened."""
     return f"{counted(row['images'], unit)} in {_minutes(row['minutes'])}"
 
 
@@ -172,8 +177,10 @@ def run(params: Params, *, as_json: bool) -> None:
             f"{row['round']:<7}{row['budget']:<13}{row['ordered']:>8}{row['labelled']:>10}{row['skipped']:>9}"
             f"{row['minutes']:>9.4g}{forecast:>14}{miou:>8}  {row['state']}"
         )
-    unit = content["unit"]
-    parts = [f"labelled: {_cost(content['spent'], unit)}"]
+    unit, of = content["unit"], ""
+    if unit == "region":
+        unit, of = "image", f"{counted(content['regions'], 'region')} of "
+    parts = [f"labelled: {of}{_cost(content['spent'], unit)}"]
     if content["skipped"]["images"]:
         parts.append(f"skipped: {_cost(content['skipped'], unit)}")
     if content["out"]["images"]:

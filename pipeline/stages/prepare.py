@@ -34,7 +34,7 @@ def run(*, prepare: Prepare) -> None:
 
     Raises:
         UserError: data is missing or damaged, masks do not fit, two of the sets share an image, an image is called
-            like a block of another, or labels were bought in other classes.
+            like a part of another, or labels were bought in other classes.
     """
     classes = datasets.class_set(prepare.classes)
     check_bought(classes)
@@ -202,8 +202,8 @@ def pool_doubts(pool: Sequence[Found], book: Ledger) -> list[Doubt]:
         found.append(Doubt(True, ledger.absent(key, absent[0].round, renamed, len(absent) - 1)))
     changed = [key for key, order in bought.items() if key in there and order.image not in ("", there[key].sha256)]
     for key in changed:
-        size, mask = (there[key].height, there[key].width), paths.mask(key)
-        if mask.is_file() and (shape := load_mask(mask).shape) != size:
+        size, mask = (there[key].height, there[key].width), paths.mask(bought[key].key)
+        if blocks.parse(bought[key].key) is None and mask.is_file() and (shape := load_mask(mask).shape) != size:
             found.append(
                 Doubt(
                     True,
@@ -216,7 +216,7 @@ def pool_doubts(pool: Sequence[Found], book: Ledger) -> list[Doubt]:
             Doubt(
                 False,
                 f"pool: {len(changed)} images were changed after they had been bought, {changed[0]!r} first: see that "
-                f"their labels still fit, {paths.mask(changed[0])}, or put them back",
+                f"their labels still fit, {paths.mask(bought[changed[0]].key)}, or put them back",
             )
         )
     groups = duplicates(pool)

@@ -32,7 +32,10 @@ def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Re
     storage.write(
         paths.CURVE,
         pictures.curve(
-            [row["labels"] for row in rows], [row["miou"] for row in rows], list(frame["round"]), f"{score.unit}s"
+            [row["labels"] for row in rows],
+            [row["miou"] for row in rows],
+            list(frame["round"]),
+            "images (some regions of each)" if score.unit == "region" else f"{score.unit}s",
         ),
     )
     print(frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="-"))
@@ -83,7 +86,7 @@ def _audit(name: str, classes: ClassSet) -> None:
 
 
 def _panels(name: str, pool: pd.DataFrame, classes: ClassSet, score: Score, report: Report) -> None:
-    """Draw a panel of each of the round's images (whole, also where a block is bought), highest gain first."""
+    """Draw a panel of each of the round's images (whole, also where a part of it is bought), highest gain first."""
     selection = _bought(name).sort_values("gain", ascending=False, kind="stable")[: report.panels]
     unit = " points" if score.acquisition in IN_POINTS else f" of {score.acquisition}"
     items = labelled_items(selection["key"], pool, len(classes.names))

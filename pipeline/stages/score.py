@@ -35,7 +35,8 @@ def run(
         UserError: the pool is used up, a gain is not finite, the model cannot have members or features, or what was
             ordered before was of another unit.
     """
-    blocks.check_unit(score.grid, [entry.key for entry in ledger.load().entries], str(paths.LEDGER))
+    unit: blocks.Unit = score.blocks if score.unit == "block" else score.unit
+    blocks.check_unit(unit, [entry.key for entry in ledger.load().entries], str(paths.LEDGER))
     devices = Devices.start(compute)
     classes = ledger.classes()
     bought = artifacts.load_labels(line.after)
