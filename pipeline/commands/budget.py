@@ -127,12 +127,13 @@ def goal(params: Params, target_points: float) -> Goal:
         )
     except ValueError as error:
         return Goal(f"what {name} take cannot be told: {error}; look at {paths.ROUNDS_TABLE} first", rounds, None)
-    never = f"with a probability of {found.never:.2f} never"
+    never = f"never with a probability of {found.never:.2f}"
     if math.isinf(found.low):
-        said = f"{name} are not to be expected of more labels, {never}"
+        said = f"{name} are not to be expected of more labels: {never}"
+    elif math.isinf(found.expected):
+        said = f"{name}: {never}, else at least {_about(found.low)} minutes in all"
     elif math.isinf(found.high):
-        about = f"about {_about(found.expected)}" if math.isfinite(found.expected) else "likelier than not never"
-        said = f"{name}: {about}, at least {_about(found.low)} minutes in all, {never}"
+        said = f"{name}: about {_about(found.expected)} minutes in all, at least {_about(found.low)}, {never}"
     else:
         said = (
             f"{name}: about {_about(found.expected)} minutes in all, {_about(found.low)} to {_about(found.high)} with "
@@ -208,7 +209,7 @@ def _left(params: Params, book: Ledger) -> float:
     if params.score.unit == "region" or not paths.manifest("pool").is_file():
         return math.inf
     each = math.prod(params.score.grid or (1,))
-    return len(artifacts.load_manifest("pool")) * each - len({order.key for order in book.orders})
+    return float(len(artifacts.load_manifest("pool")) * each - len({order.key for order in book.orders}))
 
 
 def _about(number: float) -> str:
