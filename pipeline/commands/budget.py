@@ -109,7 +109,7 @@ def goal(params: Params, target_points: float) -> Goal:
     for each in params.budget:
         if paths.metrics(each).is_file() and paths.labels(each).is_file():
             rows = artifacts.load_labels(each)
-            minutes = sum(row["minutes"] for row in rows)
+            minutes = float(sum(row["minutes"] for row in rows))
             rounds.append(Measured(each, len(rows), minutes, 100 * artifacts.load_miou_share(each)))
     rounds = [one for one in rounds if one.minutes > 0]
     if rounds and rounds[-1].miou_points >= target_points:

@@ -126,7 +126,7 @@ def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]
 
 
 def curve(
-    amounts: Sequence[float],
+    amounts: Sequence[float | int],
     miou_shares: Sequence[float],
     names: Sequence[str],
     unit: str = "images",
@@ -152,12 +152,13 @@ def curve(
         axes.fill_between(shown, low, high, color="#1f6f8b", alpha=0.12, linewidth=0, label=f"{LEVEL:.0%} interval")
         for (family, line), style in zip(curves.by_family(shown).items(), STYLES, strict=False):
             axes.plot(shown, line, color="#5b6770", linestyle=style, linewidth=1, label=family)
+    if target_points is not None or curves is not None:
         axes.legend(loc="lower right", frameon=False, fontsize=9)
     points = [100 * value for value in miou_shares]
     axes.plot(list(amounts), points, marker="o", color="#1f6f8b", linewidth=2)
     for x, y, name in zip(amounts, points, names, strict=True):
         axes.annotate(f"{name}: {y:.1f}", (x, y), textcoords="offset points", xytext=(8, -12), fontsize=9)
-    axes.margins(x=0.16, y=0.12)
+    axes.margins(x=0.16 if curves is None else 0.05, y=0.12)
     bought = f"{unit} labelled" if curves is None else "minutes of annotators' time"
     axes.set(xlabel=bought, ylabel="mIoU on the test set, points", title="What the labels brought")
     axes.grid(alpha=0.3)

@@ -52,7 +52,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> Curves | None:
     """The curves of mIoU over minutes that the rounds leave possible; None if they are too few to tell."""
     bought = [row for row in rows if row["minutes"] > 0]
     try:
-        return planner.fit([row["minutes"] for row in bought], [100 * row["miou"] for row in bought])
+        return planner.fit([float(row["minutes"]) for row in bought], [100 * row["miou"] for row in bought])
     except ValueError:
         return None
 
