@@ -41,11 +41,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
             command.add_argument("--minutes", type=float, help="minutes to buy, as the budget table says")
     status = commands.add_parser("status", help="where the loop stands, and who is waited for")
     status.add_argument("--json", action="store_true", help="for programs")
-    budget = commands.add_parser("budget", help="spread a total over rounds")
+    budget = commands.add_parser("budget", help="spread a total over rounds, or say what it takes to reach an mIoU")
     unit = budget.add_mutually_exclusive_group(required=True)
     unit.add_argument("--images", type=int, help="total, counting what is bought already")
     unit.add_argument("--minutes", type=float, help="total, counting what is bought already")
-    budget.add_argument("--rounds", type=int, required=True, help="rounds, counting those that have bought already")
+    unit.add_argument("--reach", type=float, metavar="POINTS", help="what it takes to reach this mIoU; writes nothing")
+    budget.add_argument("--rounds", type=int, help="rounds, counting those that have bought already")
     server = commands.add_parser("label-studio", help="a Label Studio server on this machine, until Ctrl-C")
     server.add_argument("--port", type=int, default=8080, help="where it listens (default 8080)")
     rehearse = commands.add_parser("rehearse", help="a simulated annotator answers in Label Studio, with known labels")
@@ -58,7 +59,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     remove.add_argument("keys", nargs="+", metavar="KEY", help="as data/ledger.jsonl names them")
     commands.add_parser("join", help="after a git merge: one ledger and one data/labels of what both branches bought")
     commands.add_parser("doctor", help="look at all data that params.yaml names, before time is spent on it")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    if given.command == "budget" and given.reach is None and given.rounds is None:
+        budget.error("--rounds is required with --images and --minutes")
+    return given
 
 
 def _whole(text: str) -> int:
@@ -102,6 +106,8 @@ def main(argv: list[str]) -> int:
         elif given.command == "rehearse":
             noise = command.Noise(given.jitter, given.swaps, given.skips, given.seconds, given.seed)
             command.run(settings, noise)
+        elif given.reach is not None:
+            command.reach(settings, target_points=given.reach, rounds=given.rounds)
         else:
             unit = "images" if given.images is not None else "minutes"
             command.run(settings, unit=unit, total=float(getattr(given, unit)), rounds=given.rounds)

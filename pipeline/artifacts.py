@@ -272,8 +272,8 @@ def load_miou_share(round_name: str) -> float:
     return float(load_metrics(round_name)["miou"])
 
 
-def save_report(rounds: "pd.DataFrame") -> None:
-    """Write the table of all rounds, and the first and last of it as a metrics file."""
+def save_report(rounds: "pd.DataFrame", goal: Mapping[str, Any] | None = None) -> None:
+    """Write the table of all rounds, and the first and last of it as a metrics file, with what the goal takes."""
     storage.write(paths.ROUNDS_TABLE, rounds.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode())
     first, last = rounds.iloc[0], rounds.iloc[-1]
     summary = {
@@ -283,7 +283,7 @@ def save_report(rounds: "pd.DataFrame") -> None:
         "miou": float(last["miou"]),
         "miou_gained": float(last["miou"] - first["miou"]),
     }
-    storage.save_json(paths.SUMMARY, summary)
+    storage.save_json(paths.SUMMARY, summary | dict(goal or {}))
 
 
 def _field(content: Mapping[str, Any], name: str, path: Path, stage: str) -> Any:

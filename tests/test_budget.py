@@ -1,13 +1,18 @@
+import json
+import math
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import ledger, params, params_file, paths
+from pipeline import __main__, artifacts, ledger, params, params_file, paths, storage
 from pipeline.commands import budget
 from pipeline.errors import UserError
-from pipeline.ledger.entries import Order
+from pipeline.evaluation import planner
+from pipeline.ledger.entries import Delivery, Order
 from tests import repo
 from tests.conftest import ROOT
 
@@ -107,3 +112,136 @@ def test_round_without_a_number_at_its_end_is_a_sentence() -> None:
     with pytest.raises(UserError, match="the round 'first' has no number at its end"):
         run("images", 60, 3)
     assert paths.PARAMS.read_text() == text
+
+
+# what it takes to reach an mIoU
+
+Capture = pytest.CaptureFixture[str]
+DEMO = (35.9, 39.9, 42.3)
+
+
+def bought(*mious: float, images: int = 20, minutes: float = 10.0) -> None:
+    """Rounds of the shipped table that were bought, came back and were measured."""
+    rows: list[dict[str, object]] = []
+    for number, miou in enumerate(mious, start=1):
+        name = f"r{number:02}"
+        keys = [f"{name}-{image}" for image in range(images)]
+        ledger.append([Order(name, key, "oracle", "cityscapes19", 0.1, minutes, 0.5, "") for key in keys])
+        ledger.append([Delivery(name, key, "oracle", minutes, "", "") for key in keys])
+        rows += [{"key": key, "round": name, "minutes": minutes, "sha256": ""} for key in keys]
+        artifacts.save_labels(name, rows)
+        storage.save_json(paths.metrics(name), {"miou": miou / 100})
+
+
+def said(capsys: Capture, *words: str) -> str:
+    assert __main__.main(["budget", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_what_a_target_takes_is_said_in_minutes_and_images_and_as_lines_of_the_budget(capsys: Capture) -> None:
+    bought(*DEMO)
+    before = paths.PARAMS.read_text()
+    out = said(capsys, "--reach", "45")
+    found = planner.plan(planner.fit([200.0, 400.0, 600.0], DEMO), 45.0)
+    assert out.startswith(f"45 mIoU points: about {float(f'{found.expected:.2g}'):g} minutes in all, ")
+    assert "; 600 so far\n" in out
+    images = math.ceil((found.expected - 600) / 10)
+    assert f", {images} images at 10 minutes\n" in out
+    assert "an hour" not in out
+    assert f"the next line: r04: {{after: r03, images: {-(-images // 5)}}}\n" in out
+    assert paths.PARAMS.read_text() == before
+    [advice] = repo.commands(out)
+    assert advice == f"python -m pipeline budget --images {60 + images} --rounds 8"
+    said(capsys, *advice.split()[4:])
+    table = params_file.load().budget
+    assert [line.images for line in table.values()][:3] == [20, 20, 20]
+    assert sum(line.images or 0 for line in table.values()) == 60 + images
+    assert str(table["r04"]) == f"{-(-images // 5)} images"
+
+
+def test_so_many_rounds_as_are_asked_for(capsys: Capture) -> None:
+    bought(*DEMO)
+    assert "--rounds 4`" in said(capsys, "--reach", "45", "--rounds", "4")
+    assert __main__.main(["budget", "--reach", "45", "--rounds", "3"]) == 1
+    assert "budget: 3 rounds with 3 bought leave 0" in capsys.readouterr().err
+
+
+def test_lines_in_minutes_are_answered_in_minutes(capsys: Capture) -> None:
+    paths.PARAMS.write_text(SHIPPED.replace("images: 20}", "minutes: 200}"))
+    bought(*DEMO)
+    out = said(capsys, "--reach", "45")
+    [advice] = repo.commands(out)
+    assert re.fullmatch(r"python -m pipeline budget --minutes \d+ --rounds 8", advice)
+    said(capsys, *advice.split()[4:])
+    total = sum(line.minutes or 0 for line in params_file.load().budget.values())
+    assert total == float(advice.split()[5])
+
+
+def test_money_is_shown_where_an_hour_has_a_price(capsys: Capture) -> None:
+    bought(*DEMO)
+    paths.PARAMS.write_text(SHIPPED.replace("annotate: {", "annotate: {cost_per_hour: 36, "))
+    found = planner.plan(planner.fit([200.0, 400.0, 600.0], DEMO), 45.0)
+    assert f"; {(found.expected - 600) / 60 * 36:.0f} at 36 an hour\n" in said(capsys, "--reach", "45")
+
+
+@pytest.mark.parametrize(
+    ("mious", "target", "says"),
+    [
+        ((), "55", "what 55 mIoU points take cannot be told yet: 0 rounds with labels measured, and a curve needs 3"),
+        (DEMO[:2], "55", "cannot be told yet: 2 rounds with labels measured, and a curve needs 3; buy small rounds"),
+        (DEMO, "42", "42 mIoU points are reached: r03 measured 42.3\n"),
+        ((42.3, 39.9, 35.9), "55", "cannot be told: the mIoU does not rise with what is bought; look at reports/"),
+        (DEMO, "55", "55 is beyond all of them, only the logarithm never does"),
+        (DEMO, "55", "55 mIoU points: never with a probability of 0."),
+        (DEMO, "99", "labels alone are a bad bet: try a larger network"),
+    ],
+)
+def test_what_cannot_be_told_or_bought_is_a_sentence(
+    mious: tuple[float, ...], target: str, says: str, capsys: Capture
+) -> None:
+    bought(*mious)
+    assert says in said(capsys, "--reach", target)
+
+
+def test_levelled_off_is_not_to_be_expected(capsys: Capture) -> None:
+    lines = "".join(f"  r{n:02}: {{after: r{n - 1:02}, images: 20}}\n" for n in range(4, 13))
+    paths.PARAMS.write_text(SHIPPED.replace("images: 20}\n\n", "images: 20}\n" + lines + "\n", 1))
+    bought(30, 36, 39, 41, 41.7, 41.9, 42, 42.1, 42, 42.1, 42.05, 42.1)
+    assert "70 mIoU points are not to be expected of more labels: never with a probability of " in said(
+        capsys, "--reach", "70"
+    )
+
+
+@pytest.mark.parametrize("target", ["0.55", "0", "-3", "101", "nan"])
+def test_target_that_is_no_miou_in_points_is_refused(target: str, capsys: Capture) -> None:
+    assert __main__.main(["budget", f"--reach={target}"]) == 1
+    assert "is no mIoU in points: give 1 to 100, as in --reach 55" in capsys.readouterr().err
+
+
+def test_a_round_that_is_out_may_do(capsys: Capture) -> None:
+    paths.PARAMS.write_text(SHIPPED.replace("images: 20}\n\n", "images: 20}\n  r04: {after: r03, images: 500}\n\n", 1))
+    bought(*DEMO)
+    ledger.append([Order("r04", f"r04-{n}", "oracle", "cityscapes19", 0.1, 10.0, 0.5, "") for n in range(500)])
+    assert "r04 is bought and may do: run `dvc repro`, and ask again" in said(capsys, "--reach", "45")
+
+
+def test_a_pool_that_is_too_small_is_said(capsys: Capture) -> None:
+    bought(*DEMO)
+    keys = [f"k{n}" for n in range(66)]
+    columns = {"image": "", "mask": "", "height": 1, "width": 1, "sha256": "", "mask_sha256": ""}
+    artifacts.save_manifest("pool", pd.DataFrame({"key": keys, **columns}))
+    out = said(capsys, "--reach", "45")
+    assert "the pool has only 6 left" in out
+    assert "--images 66 --rounds 8`" in out
+
+
+def test_status_says_what_a_target_takes_in_one_line(capsys: Capture) -> None:
+    bought(*DEMO)
+    assert __main__.main(["status"]) == 0
+    assert "mIoU points" not in capsys.readouterr().out
+    paths.PARAMS.write_text(SHIPPED.replace("report: {", "report: {reach: 45, "))
+    assert __main__.main(["status"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "45 mIoU points" in line]
+    assert line == said(capsys, "--reach", "45").splitlines()[0]
+    assert __main__.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reach"] == line

@@ -111,7 +111,9 @@ def test_help_lists_every_command(capsys: Capture) -> None:
     assert {"status", "budget", "doctor"} <= set(shown)
 
 
-@pytest.mark.parametrize("argv", [["tune"], ["fly"], [], ["budget", "--rounds", "2"], ["prepare", "r01"]])
+@pytest.mark.parametrize(
+    "argv", [["tune"], ["fly"], [], ["budget", "--rounds", "2"], ["budget", "--images", "9"], ["prepare", "r01"]]
+)
 def test_what_is_no_command_is_answered_with_the_usage(argv: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         __main__.main(argv)

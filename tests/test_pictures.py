@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.evaluation import pictures
+from pipeline.evaluation import pictures, planner
 from pipeline.images.classes import CLASS_SETS, IGNORE, colourise
 
 CLASSES = CLASS_SETS["camvid11"]
@@ -121,6 +121,27 @@ def test_curve_opens_and_shows_more_for_more_rounds(rounds: int) -> None:
     assert picture.shape == (520, 910, 3)
     blue = (np.abs(picture.astype(int) - [0x1F, 0x6F, 0x8B]).sum(2) < 30).sum()
     assert blue > (20 if rounds == 1 else 1000)
+
+
+def test_curve_shows_what_is_to_come_and_the_target() -> None:
+    miou, minutes, names = [0.16, 0.359, 0.399, 0.423], [0.0, 200.0, 400.0, 600.0], ["r00", "r01", "r02", "r03"]
+    curves = planner.fit(minutes[1:], [100 * share for share in miou[1:]])
+
+    def near(picture: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
+        return np.abs(picture.astype(int) - colour).sum(2) < 12
+
+    red, pale = (0xC8, 0x55, 0x3D), (0xE4, 0xEE, 0xF1)
+    plain, target, both = (
+        opened(pictures.curve(minutes, miou, names, "images", *more))
+        for more in ((None, None), (None, 45.0), (curves, 45.0))
+    )
+    assert not near(plain, red).any()
+    assert near(target, red).sum() > 300
+    assert near(both, red).sum() > 300
+    assert near(both, pale).sum() > max(10_000, 20 * near(target, pale).sum())  # edges of letters have it, too
+    rows = np.flatnonzero(near(both, red).sum(1) > 200)
+    band = np.flatnonzero(near(both, pale).sum(1) > 100)
+    assert band.min() < rows.mean() < band.max()  # 45 lies in what is to be expected
 
 
 def test_the_same_curve_is_the_same_file() -> None:

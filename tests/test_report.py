@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pipeline import artifacts, paths, storage
-from pipeline.evaluation import pictures
+from pipeline.evaluation import pictures, planner
 from pipeline.images.items import labelled_items
 from pipeline.images.masks import save_mask
 from pipeline.networks.devices import Devices
@@ -63,3 +63,40 @@ def test_a_model_that_did_not_change_is_drawn_twice_the_same(precision: str, mon
         assert given["image"].shape[:2] == given["truth"].shape == given["gain"].shape == given["after"].shape
         assert (given["truth"] == 0).all()
         assert item.key in given["title"]
+
+
+ROWS = [
+    {"minutes": 0.0, "miou": 0.2},  # everything was skipped
+    {"minutes": 200.0, "miou": 0.359},
+    {"minutes": 400.0, "miou": 0.399},
+    {"minutes": 600.0, "miou": 0.423},
+]
+
+
+def test_summary_says_what_a_target_takes_and_null_where_it_is_never_reached() -> None:
+    curves = report._curves(ROWS)
+    assert curves is not None
+    found = planner.plan(curves, 43.0)
+    said = report._goal(0.423, 43.0, curves)
+    assert said == {
+        "reach": 0.43,
+        "reached": False,
+        "reach_minutes": found.expected,
+        "reach_minutes_low": found.low,
+        "reach_minutes_high": None if np.isinf(found.high) else found.high,
+        "reach_never": found.never,
+    }
+    assert report._goal(0.423, 99.0, curves)["reach_minutes"] is None
+    assert report._goal(0.423, 42.0, curves) == {"reach": 0.42, "reached": True}
+    assert report._curves(ROWS[:3]) is None
+
+
+def test_target_is_in_the_summary_and_in_the_curve_while_nothing_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_panels", lambda *_: None)
+    budget = {"r01": {"after": "r00", "images": 3}}
+    plain, aimed = repo.params(budget=budget), repo.params(budget=budget, report={"reach": 55.0})
+    report.run(**sections(report.run, plain))
+    before, curve = storage.load_json(paths.SUMMARY, "report"), paths.CURVE.read_bytes()
+    report.run(**sections(report.run, aimed))
+    assert storage.load_json(paths.SUMMARY, "report") == before | {"reach": 0.55, "reached": False}
+    assert paths.CURVE.read_bytes() != curve

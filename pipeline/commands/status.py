@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from pipeline import artifacts, inputs, ledger, paths
+from pipeline.commands.budget import goal
 from pipeline.errors import UserError, counted
 from pipeline.images import blocks
 from pipeline.ledger.entries import Delivery, Ledger, Skip, Spending, accounts
@@ -63,6 +64,7 @@ def collect(params: Params) -> dict[str, Any]:
             for held in book.spending(name).held_back
         ],
         "outside_the_table": sorted({order.round for order in book.orders} - set(params.budget)),
+        "reach": goal(params, params.report.reach).said if params.report.reach else None,
         "changed": inputs.changed(params),
         "next": next((f"{r['round']}: {r['state']}" for r in rounds if r["state"] != "done"), "all rounds are done"),
     }
@@ -211,6 +213,8 @@ def run(params: Params, *, as_json: bool) -> None:
             )
         if content["label_studio"]["error"]:
             print(f"not asked how far people are: {content['label_studio']['error']}")
+    if content["reach"]:
+        print(content["reach"])
     for sentence in content["changed"]:
         print(sentence)
     if content["outside_the_table"]:

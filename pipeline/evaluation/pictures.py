@@ -4,6 +4,7 @@ Matplotlib takes 2 s to import, so the functions that draw with it import it.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.evaluation import planner
+from pipeline.evaluation.curve import LEVEL
+from pipeline.evaluation.planner import Curves
 from pipeline.images import resizing
 from pipeline.images.classes import IGNORE, ClassSet, colourise
 
@@ -22,6 +26,9 @@ GAP, HEADER = 6, 44
 """Pixels between the pictures of a panel, and above them for the captions."""
 LONGEST = 1024
 """Longer side, at most, of a picture for the browser, pixels."""
+SEEN_AHEAD = 2.0
+"""Times what is bought up to which curves are drawn, unless the target asks for more."""
+STYLES = ("-", "--", "-.", ":")
 STAGES = {0: ("by likelihood", "#1f6f8b"), 1: ("for the reward", "#c8553d")}
 """Stages of a training log: what they train by, and their colour."""
 SIGNALS = {
@@ -118,16 +125,42 @@ def _right(prediction: UInt8[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]
     return float((prediction[known] == truth[known]).mean()) if known.any() else 0.0
 
 
-def curve(labels: Sequence[int], miou_shares: Sequence[float], names: Sequence[str], unit: str = "images") -> bytes:
-    """The mIoU against labels bought, of images or blocks, one point per round, as a PNG file; drawn in points."""
+def curve(
+    amounts: Sequence[float | int],
+    miou_shares: Sequence[float],
+    names: Sequence[str],
+    unit: str = "images",
+    curves: Curves | None = None,
+    target_points: float | None = None,
+) -> bytes:
+    """The mIoU against what was bought, one point per round, as a PNG file; drawn in points.
+
+    Amounts are labels, or minutes if there are `curves` of what is to come: each family's, and the interval of what
+    rounds will measure. The target is a line across.
+    """
     figure = _figure(7.0, 4.0)
     axes = figure.subplots()
+    if target_points is not None:
+        axes.axhline(target_points, color="#c8553d", linestyle="--", linewidth=1.2, label=f"target {target_points:g}")
+    if curves is not None:
+        first = next(amount for amount in amounts if amount > 0)
+        ahead = curves.bought * SEEN_AHEAD
+        if target_points is not None and math.isfinite(need := planner.plan(curves, target_points).expected):
+            ahead = min(max(ahead, 1.15 * need), 10 * curves.bought)
+        shown = np.linspace(first, ahead, 120)
+        low, _, high = curves.measured(shown)
+        axes.fill_between(shown, low, high, color="#1f6f8b", alpha=0.12, linewidth=0, label=f"{LEVEL:.0%} interval")
+        for (family, line), style in zip(curves.by_family(shown).items(), STYLES, strict=False):
+            axes.plot(shown, line, color="#5b6770", linestyle=style, linewidth=1, label=family)
+    if target_points is not None or curves is not None:
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
     points = [100 * value for value in miou_shares]
-    axes.plot(list(labels), points, marker="o", color="#1f6f8b", linewidth=2)
-    for x, y, name in zip(labels, points, names, strict=True):
+    axes.plot(list(amounts), points, marker="o", color="#1f6f8b", linewidth=2)
+    for x, y, name in zip(amounts, points, names, strict=True):
         axes.annotate(f"{name}: {y:.1f}", (x, y), textcoords="offset points", xytext=(8, -12), fontsize=9)
-    axes.margins(x=0.16, y=0.12)
-    axes.set(xlabel=f"{unit} labelled", ylabel="mIoU on the test set, points", title="What the labels brought")
+    axes.margins(x=0.16 if curves is None else 0.05, y=0.12)
+    bought = f"{unit} labelled" if curves is None else "minutes of annotators' time"
+    axes.set(xlabel=bought, ylabel="mIoU on the test set, points", title="What the labels brought")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return _saved(figure)

@@ -13,7 +13,7 @@ from pipeline import paths
 from pipeline.params.data import SPLITS, Data, Prepare, Roots, Town
 from pipeline.params.model import ENCODERS, Calibration, Compute, Model
 from pipeline.params.purchase import BY_FEATURES, IN_POINTS, Annotate, BudgetLine, Score, Select, SelectionMethod
-from pipeline.params.section import Count, FromZero, Section, Seed
+from pipeline.params.section import Count, FromZero, Points, Section, Seed
 from pipeline.params.training import (
     ANY,
     NEEDS_COUNTS,
@@ -81,6 +81,8 @@ class Report(Section):
 
     panels: FromZero = 20
     """Sample panels drawn per round, at most, highest gain first."""
+    reach: Points | None = None
+    """The mIoU to be reached, in points: status, summary and curve say what it takes (docs/decisions/0024)."""
 
 
 class Params(Section):

@@ -121,6 +121,8 @@ class Annotate(Section):
     """And for the answer to each region."""
     oracle_purity: Share = 0.6
     """The oracle answers *mixed* (no label) for a region of which its commonest class covers a smaller share."""
+    cost_per_hour: Positive | None = None
+    """What an hour of annotators' time costs, in any currency, for `budget --reach`; null: no money is shown."""
     url: str = "http://127.0.0.1:8080"
     """Where Label Studio is. Its key comes from the environment: LABEL_STUDIO_API_KEY."""
     project: Annotated[str, Field(min_length=3, max_length=50)] = "Regain"

@@ -17,6 +17,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 NotAll = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[Whole, Field(ge=1)]
 FromZero = Annotated[Whole, Field(ge=0)]
+Points = Annotated[float, Field(ge=1, le=100)]
 Parts = Annotated[Whole, Field(ge=1, le=64)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 

@@ -1,12 +1,14 @@
 """Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from pipeline import artifacts, ledger, paths, storage
-from pipeline.evaluation import pictures, verdict
+from pipeline.evaluation import pictures, planner, verdict
+from pipeline.evaluation.planner import Curves
 from pipeline.images import reading, resizing
 from pipeline.images.classes import ClassSet
 from pipeline.images.items import labelled_items
@@ -24,7 +26,8 @@ def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Re
         pool = artifacts.load_images(name, roots.pool).set_index("key")
         _panels(name, pool, classes, score, report)
     frame = pd.DataFrame(rows)
-    artifacts.save_report(frame)
+    curves = _curves(rows[1:]) if report.reach else None
+    artifacts.save_report(frame, _goal(rows[-1]["miou"], report.reach, curves) if report.reach else {})
     for name in frame["round"]:
         storage.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
     for name in budget:
@@ -32,15 +35,37 @@ def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Re
     storage.write(
         paths.CURVE,
         pictures.curve(
-            [row["labels"] for row in rows],
+            [row["minutes" if curves else "labels"] for row in rows],
             [row["miou"] for row in rows],
             list(frame["round"]),
             "images (some regions of each)" if score.unit == "region" else f"{score.unit}s",
+            curves,
+            report.reach,
         ),
     )
     print(frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="-"))
     for name in frame["round"][frame["fallback"] > 0]:
         print(f"{name}: drawn by {verdict.FALLBACK}, since the round before showed no signal in the score")
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> Curves | None:
+    """The curves of mIoU over minutes that the rounds leave possible; None if they are too few to tell."""
+    bought = [row for row in rows if row["minutes"] > 0]
+    try:
+        return planner.fit([float(row["minutes"]) for row in bought], [100 * row["miou"] for row in bought])
+    except ValueError:
+        return None
+
+
+def _goal(miou_share: float, target_points: float, curves: Curves | None) -> dict[str, Any]:
+    """What the target takes, in minutes in all; None where it cannot be told, or where it is never reached."""
+    content = {"reach": target_points / 100, "reached": 100 * miou_share >= target_points}
+    if content["reached"] or curves is None:
+        return content
+    found = planner.plan(curves, target_points)
+    minutes = {"reach_minutes": found.expected, "reach_minutes_low": found.low, "reach_minutes_high": found.high}
+    finite = {name: value if math.isfinite(value) else None for name, value in minutes.items()}
+    return content | finite | {"reach_never": found.never}
 
 
 def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
