@@ -108,4 +108,4 @@ def _checked(image: str, maps: Mapping[str, tuple[str, str]]) -> str:
 
 
 def _anew(image: str) -> str:
-    return f"run `rm {paths.regions(image)}` and `dvc repro -f {region_maps.MAKER}`"
+    return f"run `rm {paths.regions(image)}` and `dvc repro -f regions`"
