@@ -210,11 +210,6 @@ def weights_of_both(target: Sequence[Item], source: Any, classes: ClassSet, tune
             f"no pixel of the {counted(len(target), 'label')} to learn from is of a class: buy or correct some"
         )
     in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
-    if not np.sum(in_target) > 0:
-        raise UserError(
-            f"no pixel of the labels of {target[0].key!r} and {len(target) - 1} more is of a class, so nothing is "
-            "learnt from them: label more images, or lower tune.held_out"
-        )
     share = tune.source_share
     mixed = (1 - share) * in_target / np.sum(in_target) + share * in_source / in_source.sum()
     return class_weights(mixed, tune.likelihood, classes, "tune.likelihood")
