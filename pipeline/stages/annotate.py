@@ -153,7 +153,7 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
         held: list[HeldBack] = []
         try:
             # Deliveries on record are checked for corrections once; while waiting for people, only the rest is asked.
-            for said in annotator(request if first else request._replace(orders=pending)):
+            for said in annotator(request if first else request._replace(orders=pending, again=True)):
                 if isinstance(said, Answer) and (said.mask == IGNORE).all():
                     held.append(HeldBack(said.key, VOID))
                 elif isinstance(said, HeldBack):
