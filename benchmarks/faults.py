@@ -1,7 +1,8 @@
 """Injects faults between us and a real Label Studio; counts what they lose, double or give to another image.
 
-    python -m benchmarks.faults [--faults 240]
+    python -m benchmarks.faults [--faults N]
 
+Without N every kind of fault hits every request of a first sending and of a first collecting, and MORE any request.
 How a trial goes, and what counts as *lost*, *duplicate*, *misassigned*, *stuck* and *orphan*: tests/server/faults.py.
 """
 
@@ -17,6 +18,9 @@ from benchmarks import results
 from tests.server import faults
 from tests.server.proxy import KINDS
 from tests.server.trial import BY_ITSELF, KILLED, SENTENCE, WRONG, Trial, bench
+
+MORE = 100
+"""Faults at any request of any phase, besides those at every request of sending and collecting."""
 
 
 def table(done: faults.Study) -> list[dict[str, Any]]:
@@ -34,14 +38,15 @@ def table(done: faults.Study) -> list[dict[str, Any]]:
 def main() -> None:
     """Run the study and write docs/results/faults.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=240, help="so many are injected")
+    parser.add_argument("--faults", type=int, help=f"so many are injected (default: all, and {MORE} more)")
     parser.add_argument("--seed", type=int, default=0, help="of their order, moments and variants")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="regain-faults-") as folder, bench(Path(folder), given.seed) as made:
         started = time.monotonic()
         quiet = Trial(made, {}).play("next round")
         assert not any(quiet.found.values()), quiet.found
-        done = faults.study(made, faults.plan(quiet.requests, made.rng), given.faults)
+        number = given.faults or len(faults.systematic(quiet.requests)) + MORE
+        done = faults.study(made, faults.plan(quiet.requests, made.rng), number)
         seconds = time.monotonic() - started
     content = {
         "faults": len(done.hits),

@@ -98,7 +98,8 @@ def main(argv: list[str]) -> int:
         if given.command == "doctor":
             return int(command.run(settings))
         if given.command == "status":
-            command.run(settings, as_json=given.json)
+            with _until_nobody_reads():
+                command.run(settings, as_json=given.json)
         elif given.command == "remove":
             command.run(given.keys)
         elif given.command == "label-studio":
@@ -169,6 +170,16 @@ def _check_costs(settings: Params) -> None:
     for true, by_label in costs.items():
         for name in (true, *(label for label in by_label if label != ANY)):
             choose("class in tune.reward.costs", known, name)
+
+
+@contextlib.contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """End quietly when what reads the output has seen enough, as in `status | head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
 
 
 @contextlib.contextmanager

@@ -82,6 +82,14 @@ def paid(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with labels and a source model, ready for `tune`, to be copied."""
+    folder = tmp_path_factory.mktemp("labelled")
+    repo.make_labelled(folder)
+    return folder
+
+
 @pytest.fixture
 def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory is a tiny project that has bought nothing."""

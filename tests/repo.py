@@ -17,7 +17,7 @@ from pipeline.images.classes import CLASS_SETS
 from pipeline.images.masks import save_mask
 from pipeline.params import BudgetLine, Params
 from pipeline.params_file import parse, read_yaml
-from pipeline.stages import annotate, prepare
+from pipeline.stages import annotate, prepare, running
 from tests import fakes
 from tests.project import ROOT
 
@@ -133,6 +133,35 @@ def make(folder: Path) -> None:
     with contextlib.chdir(folder):
         git("checkout", "-q", "-b", "main")
         commit("start")
+
+
+def make_labelled(folder: Path) -> None:
+    """Write the pool, a source, three labels of the target, and a source model that is calibrated; no repository."""
+    import torch  # with all the rest of the network's, in the functions of the few tests that need it
+
+    from pipeline.networks import saved
+    from pipeline.networks.calibration import of_temperature
+
+    with contextlib.chdir(folder):
+        write(folder)
+        fakes.write("gta5", Path("source"))
+        manifest("source", "gta5", **{f"n_{name}": 100 + 50 * n for n, name in enumerate(CLASSES.names)})
+        rows = []
+        for key in artifacts.load_selection("r01")["key"]:
+            mask = np.random.default_rng(1).integers(0, 19, fakes.SIZE, np.uint8)
+            rows.append({"key": key, "round": "r01", "minutes": 4, "sha256": save_mask(paths.mask(key), mask)})
+        artifacts.save_labels("r01", rows)
+        settings = params()
+        network = saved.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
+        about = saved.describe(settings.model, CLASSES, of_temperature(0.5))
+        artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), about)
+        audit(settings)
+
+
+def audit(settings: Params) -> None:
+    """What `tune` needs of `audit`: its calibration."""
+    for stage in ("score", "audit"):
+        running.run(stage, settings, "r01")
 
 
 def run(round_name: str, line: BudgetLine | None = None, **changes: object) -> None:

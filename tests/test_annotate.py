@@ -61,6 +61,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
         def annotator(request: Request) -> Iterator[Answer]:
             pending = [order for order in request.orders if order.key not in request.known]
+            assert request.again == bool(calls and request.annotate.mode == "wait"), "warnings of a run are said once"
             calls.append([order.key for order in pending])
             assert {order.key for order in ledger.load().orders} >= set(calls[-1]), "asked before it was ordered"
             for order in pending[:each]:

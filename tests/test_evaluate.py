@@ -133,12 +133,15 @@ TUNED = {"costs": {"road": {"any": 5.0}}, "tolerance": 1, "overlap": 0.3}
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_the_tuned_reward_is_measured_as_it_is_tuned(name: str) -> None:
+def test_the_tuned_reward_is_measured_as_it_is_tuned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the most probable labels at the network's size, with class weights of the test set."""
+    decoded, read = [], reading.read_mask
+    monkeypatch.setattr(reading, "read_mask", lambda path, *given: decoded.append(path) or read(path, *given))
     tune = repo.params().tune.model_dump()
     found = run_with(
         tune=tune | {"reward": tune["reward"] | TUNED | {"reward": name, "estimator": "reinforce", "credit": "image"}}
     )
+    assert len(decoded) == len(set(decoded)) * (2 if REWARDS[name].needs_weights else 1) > 0
     table = datasets.table("cityscapes", Path("test"), CLASSES)
     masks = [reading.read_mask(Path(mask), table) for mask in artifacts.load_manifest("test", Path("test"))["mask"]]
     pixels = sum(np.bincount(mask.ravel(), minlength=256)[:19] for mask in masks)

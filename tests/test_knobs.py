@@ -2,9 +2,9 @@
 
 import ast
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pytest
@@ -14,21 +14,20 @@ from torch.utils.data import DataLoader
 from pipeline import artifacts, paths
 from pipeline.images.classes import CLASS_SETS
 from pipeline.images.items import Item, id_table_of_labels, items_of
-from pipeline.images.masks import save_mask
 from pipeline.networks import inference, saved
-from pipeline.networks.calibration import of_temperature
 from pipeline.networks.devices import Devices
 from pipeline.networks.network import Network
 from pipeline.params import Params, Prepare
 from pipeline.params.section import Section
-from pipeline.stages import prepare
+from pipeline.stages import ONCE, prepare
 from pipeline.stages.running import run
 from pipeline.town import draw
 from pipeline.training import batches, loop
-from tests import fakes, repo
+from tests import conftest, repo
 from tests.conftest import ROOT
 
 CLASSES = CLASS_SETS["cityscapes19"]
+T = TypeVar("T")
 STILL = {"augment": {"preset": "none"}}
 
 Knobs = Mapping[str, tuple[Mapping[str, Any], Any]]
@@ -204,38 +203,34 @@ def test_named_tests_are_there_and_are_of_the_key(named: str) -> None:
 # -- a key at a time ---------------------------------------------------------------------------------------------------
 
 
+Stage = Callable[[str, Params], None]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a source, three labels of the target, and a source model that is calibrated."""
-    made = tmp_path_factory.mktemp("knobs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made)
-        repo.write(made)
-        fakes.write("gta5", Path("source"))
-        repo.manifest("source", "gta5", **{f"n_{name}": 100 + 50 * n for n, name in enumerate(CLASSES.names)})
-        rows = []
-        for key in artifacts.load_selection("r01")["key"]:
-            mask = np.random.default_rng(1).integers(0, 19, fakes.SIZE, np.uint8)
-            rows.append({"key": key, "round": "r01", "minutes": 4, "sha256": save_mask(paths.mask(key), mask)})
-        artifacts.save_labels("r01", rows)
-        settings = repo.params()
-        network = saved.new_network(settings.model, CLASSES, torch.Generator().manual_seed(3))
-        about = saved.describe(settings.model, CLASSES, of_temperature(0.5))
-        artifacts.save_model(paths.SOURCE_ROUND, network.state_dict(), about)
-        audited(settings)
-    return made
+def run_before(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """Has a stage of r01 run in the current project, which is as it was made; with the same params only once."""
+    before: dict[tuple[str, str], Path] = {}
+
+    def stage(name: str, settings: Params) -> None:
+        what = name, settings.model_dump_json()
+        if what in before:
+            shutil.copytree(before[what], Path.cwd(), dirs_exist_ok=True)
+            return
+        run_stage(name, settings)
+        before[what] = tmp_path_factory.mktemp("before") / "project"
+        shutil.copytree(Path.cwd(), before[what])
+
+    return stage
 
 
-def audited(settings: Params) -> None:
-    """What `tune` needs of `audit`: its calibration."""
-    for stage in ("score", "audit"):
-        run(stage, settings, "r01")
+def run_stage(name: str, settings: Params) -> None:
+    """Run a stage, of r01 if it is one of a round."""
+    run(name, settings, "" if name in ONCE else "r01")
 
 
 @pytest.fixture
-def project(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(folder, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
+def project(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conftest.copied(labelled, tmp_path / "project", monkeypatch)
 
 
 def put(section: dict[str, Any], key: str, value: Any) -> None:
@@ -259,10 +254,18 @@ def both(name: str, knobs: Knobs, key: str, above: str = "") -> Iterator[Params]
         yield repo.params(**{name: changed})
 
 
-def trained(stage: str, settings: Params) -> tuple[bytes, str]:
-    """Weights and log that a stage writes."""
+def results(run_before: Stage, stage: str, settings: Iterator[Params], read: Callable[[], T]) -> tuple[T, T]:
+    """What a stage leaves to read with each of `both`, one after the other in the same project."""
+    plain, changed = settings
+    run_before(stage, plain)
+    before = read()
+    run_stage(stage, changed)
+    return before, read()
+
+
+def trained(stage: str) -> tuple[bytes, str]:
+    """Weights and log that a stage has written."""
     name = {"pretrain": paths.SOURCE_ROUND, "tune": "r01"}[stage]
-    run(stage, settings, "" if stage == "pretrain" else name)
     weights = b"".join(value.numpy().tobytes() for value in artifacts.load_model(name)[0].values())
     return weights, (paths.model(name) / "log.csv").read_text()
 
@@ -270,34 +273,37 @@ def trained(stage: str, settings: Params) -> tuple[bytes, str]:
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("key", TRAINING)
 @pytest.mark.parametrize(("stage", "above"), [("pretrain", ""), ("tune", "likelihood.")])
-def test_every_key_of_training_changes_what_is_learnt(stage: str, above: str, key: str) -> None:
-    (plain, log), (changed, other) = (trained(stage, settings) for settings in both(stage, TRAINING, key, above))
+def test_every_key_of_training_changes_what_is_learnt(run_before: Stage, stage: str, above: str, key: str) -> None:
+    (plain, log), (changed, other) = results(
+        run_before, stage, both(stage, TRAINING, key, above), lambda: trained(stage)
+    )
     assert changed != plain
     assert ("auxiliary" in log, "auxiliary" in other) == (False, key == "auxiliary")  # a term of the loss
 
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("key", REWARD)
-def test_every_key_of_the_reward_changes_what_is_learnt(key: str) -> None:
-    (plain, _), (changed, _) = (trained("tune", settings) for settings in both("tune", REWARD, key, "reward."))
+def test_every_key_of_the_reward_changes_what_is_learnt(run_before: Stage, key: str) -> None:
+    (plain, _), (changed, _) = results(
+        run_before, "tune", both("tune", REWARD, key, "reward."), lambda: trained("tune")
+    )
     assert changed != plain
 
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("key", TUNE)
-def test_every_key_of_tuning_changes_the_training(key: str) -> None:
-    plain, changed = (trained("tune", settings) for settings in both("tune", TUNE, key))
+def test_every_key_of_tuning_changes_the_training(run_before: Stage, key: str) -> None:
+    plain, changed = results(run_before, "tune", both("tune", TUNE, key), lambda: trained("tune"))
     assert changed[1] != plain[1]
 
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("key", SCORE)
-def test_every_key_of_scoring_changes_the_scores(key: str) -> None:
-    def scored(settings: Params) -> tuple[str, list[str]]:
-        run("score", settings, "r01")
+def test_every_key_of_scoring_changes_the_scores(run_before: Stage, key: str) -> None:
+    def scored() -> tuple[str, list[str]]:
         return paths.scores("r01").read_text(), artifacts.load_features("r01").keys
 
-    plain, changed = (scored(settings) for settings in both("score", SCORE, key))
+    plain, changed = results(run_before, "score", both("score", SCORE, key), scored)
     assert changed != plain
 
 
@@ -391,7 +397,7 @@ def test_every_key_of_the_town_is_handed_on(key: str, value: Any, monkeypatch: p
 @pytest.mark.parametrize(("method", "numbers"), [("temperature", (1, 0)), ("vector", (19, 19))])
 def test_calibration_is_fitted_on_the_labels_by_the_method(method: str, numbers: tuple[int, int]) -> None:
     settings = repo.params(calibration={"method": method})
-    audited(settings)
+    repo.audit(settings)
     run("tune", settings, "r01")
     _, fitted = saved.open_network("r01", settings.model, CLASSES)
     assert (len(fitted.scale), len(fitted.bias)) == numbers

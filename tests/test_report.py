@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import artifacts, paths, storage
+from pipeline import artifacts, ledger, paths, storage
 from pipeline.evaluation import pictures, planner
 from pipeline.images.items import labelled_items
 from pipeline.images.masks import save_mask
+from pipeline.ledger.entries import Order, Skip
 from pipeline.networks.devices import Devices
 from pipeline.stages import predict, report, tune
 from pipeline.stages.running import sections
@@ -38,6 +39,19 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("r00", "r01"):
         storage.save_json(paths.metrics(name), {"miou": 0.1})
         artifacts.save_log(name, [])
+
+
+def test_minutes_lost_on_skipped_images_have_a_column() -> None:
+    labelled, skipped = artifacts.load_labels("r01"), ("b", "c")
+    of = repo.params(budget={"r01": {"after": "r00", "images": 3}})
+    for key in (*(row["key"] for row in labelled), *skipped):
+        ledger.append([Order("r01", key, "label_studio", "cityscapes19", 0.1, 4.0, 0.5, "")])
+    ledger.append([Skip("r01", key, "ann@example.org", 1.25, "") for key in skipped])
+    artifacts.save_labels("r01", [])  # no panels, which are another test's
+    report.run(**sections(report.run, of))
+    table = pd.read_csv(paths.ROUNDS_TABLE)
+    assert list(table["minutes_skipped"]) == [0.0, 2.5]
+    assert list(table["minutes"]) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -15,10 +15,8 @@ from pipeline.images.masks import load_mask, save_mask
 from pipeline.stages import tune
 from pipeline.stages.running import sections
 from pipeline.training import fingerprints, losses
-from tests import fakes, repo, test_knobs
-from tests.conftest import ROOT
-
-folder = test_knobs.folder
+from tests import fakes, repo
+from tests.conftest import ROOT, copied
 
 KEPT = "tune r01 likelihood: nothing that it depends on has changed"
 ANEW = "tune r01 likelihood: data/checkpoints/tune-r01-likelihood.pt was made with other"
@@ -32,11 +30,10 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def project(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def project(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The project, and a copy of the code that fingerprints are of."""
-    shutil.copytree(folder, tmp_path / "project")
+    copied(labelled, tmp_path / "project", monkeypatch)
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path / "pipeline")
 
 
@@ -62,6 +59,14 @@ def fresh(**changes: dict[str, Any]) -> dict[str, Tensor]:
     """What an undisturbed run makes."""
     shutil.rmtree(paths.CHECKPOINTS, ignore_errors=True)
     return tuned(**changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], bytes]:
+    """Weights and log of an undisturbed run in a project of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        copied(labelled, tmp_path_factory.mktemp("undisturbed") / "project", patch)
+        return tuned(), paths.log("r01").read_bytes()
 
 
 def killed(at: int, **changes: dict[str, Any]) -> None:
@@ -106,7 +111,7 @@ def test_another_reward_starts_from_the_same_likelihood_model(
 def test_another_calibration_starts_from_the_same_likelihood_model(capsys: pytest.CaptureFixture[str]) -> None:
     before = tuned()
     kept = artifacts.load_model("r01")[1]["calibration"]
-    test_knobs.audited(repo.params(calibration={"method": "vector"}))
+    repo.audit(repo.params(calibration={"method": "vector"}))
     capsys.readouterr()
     assert same(tuned(), before)
     assert KEPT in capsys.readouterr().out
@@ -184,7 +189,11 @@ def test_another_image_or_mask_to_learn_from_starts_anew(capsys: pytest.CaptureF
     ],
 )
 def test_under_edited_code_a_killed_training_starts_anew(
-    edited: str | None, at: int, says: set[str], capsys: pytest.CaptureFixture[str]
+    edited: str | None,
+    at: int,
+    says: set[str],
+    undisturbed: tuple[dict[str, Tensor], bytes],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     killed(at)
     if edited:
@@ -194,10 +203,12 @@ def test_under_edited_code_a_killed_training_starts_anew(
     ended = tuned()
     said = capsys.readouterr().out
     assert {each for each in (RESUMED, KEPT, ANEW, REWARD_RESUMED, REWARD_ANEW) if each in said} == says
-    assert same(ended, fresh())
+    assert same(ended, undisturbed[0])
 
 
-def test_killed_at_the_end_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_the_end_ends_the_same(
+    undisturbed: tuple[dict[str, Tensor], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         write = artifacts.save_model
 
@@ -208,9 +219,8 @@ def test_killed_at_the_end_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(artifacts, "save_model", dies)
         with pytest.raises(Killed):
             tuned()
-    ended, log = tuned(), paths.log("r01").read_bytes()
-    assert same(ended, fresh())
-    assert paths.log("r01").read_bytes() == log
+    assert same(tuned(), undisturbed[0])
+    assert paths.log("r01").read_bytes() == undisturbed[1]
     assert [path.name for path in paths.CHECKPOINTS.iterdir()] == ["tune-r01-likelihood.pt"]
 
 

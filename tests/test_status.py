@@ -159,3 +159,13 @@ def test_json_of_the_command_and_a_start_without_torch(params: Params) -> None:
     *shown, heavy = done.stdout.splitlines()
     assert json.loads("\n".join(shown)) == status.collect(params)
     assert heavy == "[]"
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly(params: Params) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "pipeline", "status"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -39,6 +39,8 @@ class Request(NamedTuple):
     """The section of params.yaml."""
     acquisition: str
     """The acquisition of the orders' gains: those of `params.IN_POINTS` are in points of mIoU."""
+    again: bool = False
+    """Whether this run has been answered before: what was warned of then is not said at every poll."""
 
 
 class Answer(NamedTuple):

@@ -89,7 +89,8 @@ class Select(Section):
     as many for every class; class_balanced: the highest gains, balanced over classes. By features (score.features):
     coreset, badge, clue, coverage (what covers the pool's gain), drawn_coverage (the same by chance), representative
     (what the pool's images resemble most, weighted by gain), learning_curve (what adds most to the labels of
-    the classes that can still be taught)."""
+    the classes that can still be taught). Shipped is clue; the default stays draw, so that a project whose params.yaml
+    lacks the key goes on as it began."""
     start: SelectionMethod | None = None
     """The method of the first purchase, for which there is only the source model; null: as `method`."""
     regions: Literal["draw", "best_first", "random"] = "draw"

@@ -157,7 +157,7 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
         try:
             region_orders.check_maps(request.orders)
             # Deliveries on record are checked for corrections once; while waiting for people, only the rest is asked.
-            for said in annotator(request if first else request._replace(orders=pending)):
+            for said in annotator(request if first else request._replace(orders=pending, again=True)):
                 if isinstance(said, Answer) and _is_void(said.key, said.mask):
                     held.append(HeldBack(said.key, VOID))
                 elif isinstance(said, HeldBack):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline import artifacts, paths
-from pipeline.errors import UserError
+from pipeline.errors import UserError, choose
 from pipeline.evaluation import metrics
 from pipeline.images import reading
 from pipeline.images.claims import highest
@@ -22,6 +22,7 @@ from pipeline.images.items import Item, items_of
 from pipeline.networks import decoding, inference, saved
 from pipeline.networks.devices import Devices
 from pipeline.params import Compute, Evaluate, Model, Roots, Tune
+from pipeline.rewards import REWARDS
 from pipeline.training import losses, reward_tuning
 
 CLASS_SMOOTH = 0.05
@@ -53,7 +54,10 @@ def run(round_name: str, *, roots: Roots, model: Model, tune: Tune, evaluate: Ev
         name: torch.zeros((len(classes.names),) * 2, dtype=torch.int64) for name in ("argmax", "expected_iou")
     }
     reliability = torch.zeros((evaluate.calibration_bins, 3), dtype=torch.float64)
-    weights = losses.class_weights(_pixels(devices, items, len(classes.names)), CLASS_SMOOTH)
+    pixels_by_class = torch.ones(len(classes.names), dtype=torch.int64)
+    if choose("tune.reward.reward", REWARDS, tune.reward.reward).needs_weights:
+        pixels_by_class = _pixels(devices, items, len(classes.names))  # reads every mask once more
+    weights = losses.class_weights(pixels_by_class, CLASS_SMOOTH)
     reward = reward_tuning.reward_function(tune.reward, weights, classes)
     rewarded = reward_tuning.nothing(reward)
     for out in inference.outputs(devices, network, items, model.size, compute, f"evaluate {round_name}"):

@@ -18,11 +18,13 @@ from pipeline.params import IN_POINTS, BudgetLine, Report, Roots, Score
 def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Report) -> None:
     """Write reports/: rounds.csv, summary.json, curve.png, training/, audit/ and samples/."""
     classes = ledger.classes()
-    rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [])]
+    book, skipped = ledger.load(), 0.0
+    rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [], skipped)]
     for folder in (paths.SAMPLES, paths.AUDITS):
         folder.mkdir(parents=True, exist_ok=True)
     for name in budget:
-        rows.append(_row(name, artifacts.load_labels(name)))
+        skipped += book.spending(name).skipped
+        rows.append(_row(name, artifacts.load_labels(name), skipped))
         pool = artifacts.load_images(name, roots.pool).set_index("key")
         _panels(name, pool, classes, score, report)
     frame = pd.DataFrame(rows)
@@ -68,7 +70,7 @@ def _goal(miou_share: float, target_points: float, curves: Curves | None) -> dic
     return content | finite | {"reach_never": found.never}
 
 
-def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _row(name: str, bought: Sequence[dict[str, Any]], minutes_skipped: float) -> dict[str, Any]:
     audit = artifacts.load_audit(name)
     forecast = {} if name == paths.SOURCE_ROUND else artifacts.load_forecast(name)
     # Gains are in points of mIoU, mIoUs in [0, 1], as on disk. Gains in another unit are not for a table.
@@ -77,6 +79,7 @@ def _row(name: str, bought: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "round": name,
         "labels": len(bought),
         "minutes": sum(row["minutes"] for row in bought),
+        "minutes_skipped": minutes_skipped,  # up to this round, as the minutes of labels are
         "miou": artifacts.load_miou_share(name),
         "forecast_low": forecast.get("low"),
         "forecast_high": forecast.get("high"),

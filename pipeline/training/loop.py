@@ -136,15 +136,8 @@ def fit(
     Raises:
         UserError: the loss, a weight or a validation is not finite, or the model lacks a part that the plan names.
     """
-    groups = optimiser.parameter_groups(
-        network,
-        lr=plan.lr,
-        weight_decay=plan.weight_decay,
-        lr_encoder=plan.lr_encoder,
-        lr_head=plan.lr_head,
-        decay_norms=plan.decay_norms,
-    )
-    wrapped, optimizer, scaler = devices.wrap(network), AdamW(groups), devices.scaler()
+    optimizer = new_optimizer(network, plan)
+    wrapped, scaler = devices.wrap(network), devices.scaler()
     network.train(not plan.frozen)
     first, state, log, best = _resume(devices, network, optimizer, scaler, plan)
     if validate and best is None:
@@ -195,6 +188,23 @@ def fit(
     if best is not None:
         network.load_state_dict(best.weights)
     return log
+
+
+def new_optimizer(network: Network, plan: Plan) -> AdamW:
+    """The optimiser of a plan, with the rates and decays that it gives the parts of the network.
+
+    Raises:
+        UserError: the model lacks a part that the plan names.
+    """
+    groups = optimiser.parameter_groups(
+        network,
+        lr=plan.lr,
+        weight_decay=plan.weight_decay,
+        lr_encoder=plan.lr_encoder,
+        lr_head=plan.lr_head,
+        decay_norms=plan.decay_norms,
+    )
+    return AdamW(groups)
 
 
 def _every(period: int, done: int) -> bool:

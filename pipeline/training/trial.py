@@ -19,10 +19,9 @@ from pipeline.networks.calibration import NONE
 from pipeline.networks.devices import Devices
 from pipeline.networks.network import Network
 from pipeline.params import Params
-from pipeline.training import loop, optimiser, reward_tuning
+from pipeline.training import loop, reward_tuning
 from pipeline.training.batches import Batch
-from pipeline.training.likelihood import likelihood_loss, with_auxiliary_head
-from pipeline.training.optimiser import AdamW
+from pipeline.training.likelihood import likelihood_loss, likelihood_plan, with_auxiliary_head
 
 ENOUGH = 2
 """Images of the tiny batch on the CPU; a GPU gets as many as a process trains on, to show whether they fit."""
@@ -85,15 +84,8 @@ def _step(network: Network, params: Params, classes: ClassSet) -> str:
     weights = torch.ones(len(classes.names), device=devices.device)
     begun = time.monotonic()
     with with_auxiliary_head(network, settings, params.seed):
-        groups = optimiser.parameter_groups(
-            network,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            lr_encoder=settings.lr_encoder,
-            lr_head=settings.lr_head,
-            decay_norms=settings.decay_norms,
-        )
-        wrapped, optimizer, scaler = devices.wrap(network), AdamW(groups), devices.scaler()
+        optimizer = loop.new_optimizer(network, likelihood_plan(settings, "trial", params.seed, compute, ""))
+        wrapped, scaler = devices.wrap(network), devices.scaler()
         network.train()
         loss = likelihood_loss(weights, settings)(wrapped, batch, loop.step_rng(params.seed, 0, devices), {})
         scaler.scale(loss.value).backward()

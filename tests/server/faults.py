@@ -46,17 +46,22 @@ class Study(NamedTuple):
     """Tasks that were there twice, until a run deleted them."""
 
 
+def systematic(requests: Mapping[str, Sequence[str]]) -> list[Fault]:
+    """Every kind at every request of SYSTEMATIC."""
+    places = [(phase, n) for phase in SYSTEMATIC for n in range(1, len(requests[phase]) + 1)]
+    return [Fault(kind, *place) for place in places for kind in KINDS]
+
+
 def plan(requests: Mapping[str, Sequence[str]], rng: np.random.Generator) -> Iterator[Fault]:
-    """Every kind at every request of SYSTEMATIC, in any order; then random ones without end.
+    """The systematic ones, in any order; then random ones without end.
 
     Args:
         requests: those of an undisturbed run of each phase.
         rng: draws the order and the random ones.
     """
     places = [(phase, n) for phase in requests for n in range(1, len(requests[phase]) + 1)]
-    kinds = list(KINDS)
-    systematic = [Fault(kind, *place) for place in places if place[0] in SYSTEMATIC for kind in kinds]
-    yield from (systematic[n] for n in rng.permutation(len(systematic)))
+    kinds, first = list(KINDS), systematic(requests)
+    yield from (first[n] for n in rng.permutation(len(first)))
     while True:
         yield Fault(kinds[rng.integers(len(kinds))], *places[rng.integers(len(places))])
 

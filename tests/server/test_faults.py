@@ -56,7 +56,9 @@ def test_every_place_of_sending_and_collecting_is_planned(quiet: Trial) -> None:
     each = len(places) * len(KINDS)
     planned = list(itertools.islice(faults.plan(quiet.requests, np.random.default_rng(1)), each + 100))
     first = planned[:each]
-    assert set(first) == {Fault(kind, *place) for kind in KINDS for place in places}
+    every = {Fault(kind, *place) for kind in KINDS for place in places}
+    assert set(first) == set(faults.systematic(quiet.requests)) == every
+    assert len(faults.systematic(quiet.requests)) == each  # how many benchmarks/faults.py asks for at least
     assert {fault.phase for fault in planned} == set(quiet.requests)
 
 

@@ -46,7 +46,8 @@ def answers(request: Request) -> Iterator[Answer | Skipped | HeldBack]:
             tasks = _send_missing(server, project, request, classes)
             if projects.name_predictions_alike(server, project):
                 projects.set_up(server, project, request, classes, model_version=MODEL_VERSION)
-            _check_stream(server, project, request, tasks)
+            if not request.again:
+                _check_stream(server, project, request, tasks)
         for order in request.orders:
             said = [task for task in tasks.get(order.key, ()) if task.annotated or task.skipped]
             if said:
