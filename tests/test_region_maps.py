@@ -115,6 +115,15 @@ def test_a_lost_map_that_would_be_cut_otherwise_is_a_sentence() -> None:
     assert not paths.regions(bought).exists()
 
 
+def test_what_regions_are_like_is_as_params_say() -> None:
+    def number(**changes: Any) -> int:
+        run(**changes)
+        return sum(int(region_maps.load(key).max()) + 1 for key in pool())
+
+    assert number(region_scale=400.0) < number(region_scale=60.0) / 2
+    assert number(region_smallest=60) < number(region_smallest=5) / 2
+
+
 def test_other_units_have_no_maps() -> None:
     run(unit="image")
     assert [path.name for path in paths.REGIONS.iterdir()] == ["about.json"]

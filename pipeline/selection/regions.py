@@ -23,12 +23,13 @@ from pipeline.selection.contract import Choice, Settings
 from pipeline.selection.draws import inclusion, log_shares
 
 RegionMethod = Callable[[Float64[np.ndarray, " m"], int, np.random.Generator], Choice]
-"""(gains of an image's regions, how many to choose, rng) -> the chosen. Errors: ValueError where numbers are out of
-range, or fewer can be drawn than are asked for."""
+"""(gains of an image's m regions, how many to choose, rng) -> the chosen.
+
+Errors: ValueError where nothing can be drawn, or a setting is out of range."""
 
 
 def most_per_minute(gains: Float64[np.ndarray, " m"], to_open: float, per_answer: float) -> int:
-    """How many of the regions, best first, bring the most gain per minute: at least 1, and all if none has a gain.
+    """How many of the regions, best first, bring the most gain per minute: at least 1.
 
     Args:
         gains: of the open regions of an image.
@@ -38,15 +39,13 @@ def most_per_minute(gains: Float64[np.ndarray, " m"], to_open: float, per_answer
     ordered = np.sort(gains)[::-1]
     minutes = to_open + per_answer * np.arange(1, len(gains) + 1)
     rate = np.cumsum(ordered) / minutes
-    return int(len(rate) - np.argmax(rate[::-1]))  # of equal rates the most regions
+    return int(np.argmax(rate)) + 1
 
 
 def draw(gains: Float64[np.ndarray, " m"], k: int, rng: np.random.Generator, settings: Settings) -> Choice:
-    """In proportion to gain, as images are drawn."""
+    """In proportion to gain, as images are drawn; fewer than k where fewer have a probability."""
     log_q = log_shares(gains, settings)
-    can = int(np.isfinite(log_q).sum())
-    if k > can:
-        raise ValueError(f"{k} regions are asked for, but only {can} have a gain: set select.uniform_share above 0")
+    k = min(k, int(np.isfinite(log_q).sum()))
     race = np.argsort(-(log_q + rng.gumbel(size=len(log_q))), kind="stable")[:k]
     return Choice(race, inclusion(log_q, k)[race])
 

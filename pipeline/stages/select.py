@@ -83,7 +83,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
         )
     selection = pd.DataFrame(rows)
     artifacts.save_selection(round_name, selection)
-    asked = sum(len(blocks.numbers(row.get("regions", ""))) for row in rows)
+    asked = sum(len(blocks.numbers(str(row.get("regions", "")))) for row in rows)
     print(f"{round_name}: {blocks.counted(selection['key'].tolist(), asked)}, {len(kept)} orders of before among them")
 
 
@@ -233,6 +233,7 @@ def _asked(
         asked = {
             "key": blocks.key_of_regions(row["key"], round_name),
             "gain": float(of_regions.gain[own][indices].sum()),
+            "minutes": float(of_regions.price @ [1, len(indices)]),
             "probability": row["probability"] * float(probabilities.mean()),
             "regions": blocks.listed(of_regions.region[own][indices].tolist()),
         }
