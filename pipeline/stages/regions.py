@@ -31,8 +31,8 @@ def run(*, roots: Roots, score: Score) -> None:
         UserError: a map that something is ordered by is lost, and what is cut instead is another.
     """
     paths.REGIONS.mkdir(parents=True, exist_ok=True)
-    wanted = artifacts.load_manifest("pool", roots.pool) if score.unit == "region" else None
-    images = {} if wanted is None else {row.key: row for row in wanted.itertuples()}
+    pool = artifacts.load_manifest("pool", roots.pool)
+    images = {row.key: row for row in pool.itertuples() if score.unit == "region"}
     book = ledger.load()
     orders = [entry for entry in book.entries if isinstance(entry, Order) and entry.key not in book.removed]
     ordered = {blocks.image_of(order.key): order for order in orders if order.region_map}
