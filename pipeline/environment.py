@@ -8,7 +8,7 @@ from pathlib import Path
 REQUIRED = {
     "albumentations", "cv2", "dvc", "httpx", "huggingface_hub", "jaxtyping", "label_studio_sdk", "matplotlib",
     "numpy", "orjson", "pandas", "PIL", "pydantic", "ruamel", "safetensors", "scipy",
-    "segmentation_models_pytorch", "timm", "torch", "torchvision", "tqdm",
+    "segmentation_models_pytorch", "skimage", "timm", "torch", "torchvision", "tqdm",
 }  # fmt: skip
 """Import names of the dependencies in pyproject.toml."""
 

@@ -105,7 +105,7 @@ def scores(keys: list[str]) -> pd.DataFrame:
 
 
 def selection(keys: list[str]) -> pd.DataFrame:
-    return scores(keys).assign(probability=0.25, method="draw")
+    return scores(keys).assign(probability=0.25, method="draw", regions="")
 
 
 TABLES = {

@@ -230,60 +230,26 @@ def test_label_whose_look_is_not_on_record_is_a_sentence() -> None:
 # answers for regions
 
 
-REGIONS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
-GUESS = (5 / 60, 2.5 / 60)
+GUESS = np.array([5, 2.5]) / 60
+ASKED = st.lists(st.integers(1, 60), min_size=1, max_size=30).map(lambda asked: np.array(asked, float))
 
 
-def test_without_labels_regions_cost_what_is_guessed() -> None:
-    coefficients = minutes.fit_regions(np.zeros(0), np.zeros(0), GUESS)
-    np.testing.assert_allclose(minutes.of_regions(np.array([1, 30]), coefficients), [7.5 / 60, 80 / 60])
-    assert minutes.of_regions(np.array([0]), np.zeros(2)) == minutes.SHORTEST
-
-
-@QUICK
-@given(REGIONS)
-def test_regions_that_took_what_was_guessed_change_nothing(asked: list[int]) -> None:
-    spent = minutes.of_regions(np.array(asked), np.array(GUESS))
-    np.testing.assert_allclose(minutes.fit_regions(np.array(asked, float), spent, GUESS), GUESS, rtol=1e-6)
+def test_without_labels_answers_take_what_is_guessed() -> None:
+    np.testing.assert_array_equal(minutes.fit_answers(np.zeros(0), np.zeros(0), GUESS), GUESS)
 
 
 @QUICK
-@given(REGIONS, st.floats(0.3, 3), st.floats(0.3, 3))
-def test_fit_of_regions_is_the_ridge_around_the_guess(asked: list[int], opening: float, answering: float) -> None:
-    """A second implementation: the normal equations, where no bound is met and every time is credible."""
-    n = np.array(asked, float)
-    spent = opening * GUESS[0] + answering * GUESS[1] * n
-    if not minutes.credible(n[:, None], spent, np.array(GUESS)).all():
-        return
-    found = minutes.fit_regions(n, spent, GUESS)
-    design = np.column_stack([np.ones(len(n)), n])
-    ridge = minutes.PRIOR_IMAGES * np.diag([1.0, n.mean() ** 2])
-    expected = np.linalg.solve(design.T @ design + ridge, design.T @ spent + ridge @ np.array(GUESS))
-    if (expected > 0).all():
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+@given(ASKED, st.floats(0.2, 5))
+def test_a_pace_that_is_the_same_for_all_scales_the_guess(asked: np.ndarray, pace: float) -> None:
+    spent = pace * (GUESS[0] + GUESS[1] * asked)
+    np.testing.assert_allclose(minutes.fit_answers(asked, spent, GUESS), np.maximum(pace * GUESS, [1 / 60, 0]), rtol=1e-6)
 
 
 def test_many_labels_of_regions_outweigh_the_guess_and_open_tabs_do_not() -> None:
     rng = np.random.default_rng(0)
-    n = rng.integers(5, 60, 400).astype(float)
-    spent = (0.2 + 0.1 * n) * rng.lognormal(0, 0.2, 400)
-    opening, answering = minutes.fit_regions(n, spent, GUESS)
+    asked = rng.integers(5, 60, 400).astype(float)
+    spent = (0.2 + 0.1 * asked) * rng.lognormal(0, 0.2, 400)
+    opening, answering = minutes.fit_answers(asked, spent, GUESS)
     assert (opening, answering) == (pytest.approx(0.2, abs=0.15), pytest.approx(0.1, rel=0.05))
     spent[::40] = 600
-    np.testing.assert_allclose(minutes.fit_regions(n, spent, GUESS), [opening, answering], rtol=0.1, atol=0.05)
-
-
-def test_regions_bought_are_looked_up_by_key() -> None:
-    bought = [{"key": "a@regions-r01", "minutes": 3.0}, {"key": "a@regions-r02", "minutes": 1.0}]
-    purchases = {"a@regions-r01": {"regions": 30}, "a@regions-r02": {"regions": 10}, "b@regions-r02": {"regions": 1}}
-    found = minutes.fit_regions_bought(bought, purchases, GUESS)
-    np.testing.assert_array_equal(found, minutes.fit_regions(np.array([30.0, 10.0]), np.array([3.0, 1.0]), GUESS))
-    np.testing.assert_array_equal(minutes.fit_regions_bought([], {}, GUESS), GUESS)
-
-
-@pytest.mark.parametrize(
-    ("n", "spent", "guess"), [(-1.0, 1.0, GUESS), (1.0, np.inf, GUESS), (1.0, -1.0, GUESS), (1.0, 1.0, (np.nan, 1.0))]
-)
-def test_regions_that_are_no_numbers_are_refused(n: float, spent: float, guess: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="minutes of regions are fitted to finite numbers, not below 0"):
-        minutes.fit_regions(np.array([n]), np.array([spent]), guess)
+    np.testing.assert_allclose(minutes.fit_answers(asked, spent, GUESS), [opening, answering], rtol=0.1, atol=0.05)

@@ -89,10 +89,13 @@ TUNE: Knobs = {
 }
 
 MEMBERS = {"acquisition": "evpi"}
+REGIONS = {"unit": "region", "region_smallest": 5}
 SCORE: Knobs = {
     "acquisition": ({}, "entropy"),
     "unit": ({}, "block"),
     "blocks": ({"unit": "block"}, [1, 3]),
+    "seconds_to_open": (REGIONS, 17.0),
+    "seconds_per_answer": (REGIONS, 17.0),
     "smooth": ({}, 0.5),
     "calibrate": ({}, False),
     "minutes_per_image": ({}, 7.0),
@@ -133,6 +136,10 @@ ELSEWHERE = {
     "tune.likelihood.lr_encoder": "test_training.py::test_plan_has_what_the_settings_say",
     "calibration.method": "test_knobs.py::test_calibration_is_fitted_on_the_labels_by_the_method",
     "calibration.start": "test_pretrain.py::test_the_stage_calibrates_on_what_it_is_told",
+    "score.region_scale": "test_region_maps.py::test_what_regions_are_like_is_as_params_say",
+    "score.region_smallest": "test_region_maps.py::test_what_regions_are_like_is_as_params_say",
+    "select.regions": "test_region_selection.py::test_rows_have_the_gain_price_and_probability_of_what_is_asked",
+    "select.regions_per_image": "test_region_selection.py::test_regions_per_image_are_those_that_bring_most_per_minute",
     "score.blend_end": "test_score.py::test_blend_falls_with_the_rounds_that_have_bought",
     "score.blend_rounds": "test_score.py::test_blend_falls_with_the_rounds_that_have_bought",
     "select.start": "test_select.py::test_the_first_purchase_may_have_a_method_of_its_own",
@@ -300,11 +307,13 @@ def test_every_key_of_tuning_changes_the_training(run_before: Stage, key: str) -
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("key", SCORE)
 def test_every_key_of_scoring_changes_the_scores(run_before: Stage, key: str) -> None:
-    def scored() -> tuple[str, list[str]]:
+    def scored(run: Stage, settings: Params) -> tuple[str, list[str]]:
+        run("regions", settings)
+        run("score", settings)
         return paths.scores("r01").read_text(), artifacts.load_features("r01").keys
 
-    plain, changed = results(run_before, "score", both("score", SCORE, key), scored)
-    assert changed != plain
+    usual, other = both("score", SCORE, key)
+    assert scored(run_stage, other) != scored(run_before, usual)
 
 
 @pytest.mark.usefixtures("project")

@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import artifacts, datasets, gain, paths, streams
+from pipeline import artifacts, datasets, gain, ledger, paths, streams
 from pipeline.errors import UserError
 from pipeline.gain import ACQUISITIONS, features, shortfall
+from pipeline.images import blocks, region_maps, region_scores
 from pipeline.images.classes import CLASS_SETS, IGNORE
 from pipeline.images.items import items_of
 from pipeline.images.masks import save_mask
+from pipeline.images.region_scores import RegionScores
+from pipeline.ledger.entries import Order
 from pipeline.networks import inference, saved
 from pipeline.networks.calibration import of_temperature
 from pipeline.networks.devices import Devices
@@ -276,3 +279,145 @@ def test_a_pool_without_a_block_left_is_a_sentence() -> None:
     artifacts.save_labels("r00", [{"key": key, "round": "r11", "minutes": 3.0, "sha256": ""} for key in keys])
     with pytest.raises(UserError, match="r01: all 32 blocks of the pool are labelled"):
         run(unit="block")
+
+
+# regions
+
+
+def of_regions(**changes: Any) -> RegionScores:
+    """Run the stage over regions."""
+    run(unit="region", **changes)
+    scores, table = region_scores.load("r01"), artifacts.load_scores("r01")
+    summed = np.bincount(scores.image, scores.gain, minlength=len(table))
+    np.testing.assert_allclose(table["gain"], summed, rtol=1e-6)
+    np.testing.assert_allclose(scores.parts.sum(1), scores.gain, rtol=1e-5)
+    return scores
+
+
+def cut(rows: int, cols: int) -> None:
+    """A map of a grid for every image of the pool."""
+    height, width = fakes.SIZE
+    for key in artifacts.load_manifest("pool")["key"]:
+        boxes = [block.box(fakes.SIZE) for name in blocks.keys(key, (rows, cols)) if (block := blocks.parse(name))]
+        regions = np.zeros((height, width), np.uint16)
+        for number, box in enumerate(boxes):
+            regions[box.top : box.bottom, box.left : box.right] = number
+        region_maps.save(key, regions)
+
+
+def scatter(seed: int = 0) -> None:
+    """Maps whose regions lie anywhere, and are of all sizes."""
+    for number, key in enumerate(artifacts.load_manifest("pool")["key"]):
+        rng = np.random.default_rng([seed, number])
+        region_maps.save(key, np.minimum(rng.geometric(0.2, fakes.SIZE), 9).astype(np.uint16) - 1)
+
+
+def ask(*asked: tuple[str, tuple[int, ...], float]) -> None:
+    """Labels of r11 for some regions of images, with the minutes that they took."""
+    for image, regions, took in asked:
+        key, digest = blocks.key_of_regions(image, "r11"), region_maps.digest(region_maps.load(image))
+        order = Order("r11", key, "oracle", "cityscapes19", 1.0, 1.0, 1.0, "")
+        ledger.append([order._replace(regions=regions, region_map=digest)])
+        mask = np.where(np.isin(region_maps.load(image), regions), 2, IGNORE).astype(np.uint8)
+        save_mask(paths.mask(key), mask)
+        rows = [*artifacts.load_labels("r00"), {"key": key, "round": "r11", "minutes": took, "sha256": ""}]
+        artifacts.save_labels("r00", rows)
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_gains_of_regions_sum_to_that_of_their_image(name: str) -> None:
+    whole, pool = run(acquisition=name), artifacts.load_pool("r01")
+    scatter()
+    found = of_regions(acquisition=name)
+    parts = np.stack([np.bincount(found.image, column, minlength=8) for column in found.parts.T], axis=1)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6 * whole.max())
+    np.testing.assert_allclose(artifacts.load_pool("r01"), pool, rtol=1e-4, atol=1e-3)
+    assert np.bincount(found.image, found.pixels).tolist() == [16 * 32] * 8
+
+
+def test_a_region_has_the_gain_of_its_pixels_and_their_commonest_claim() -> None:
+    scatter()
+    found = of_regions()
+    table = torch.from_numpy(artifacts.load_pool("r01"))
+    for image, (key, out) in enumerate(zip(artifacts.load_manifest("pool")["key"], outputs(), strict=True)):
+        probabilities = (out.logits / TEMPERATURE).softmax(1)
+        gains = shortfall.gain_map(probabilities, table, 0.01)[0].numpy()
+        claims, regions = probabilities[0].argmax(0).numpy(), region_maps.enlarged(region_maps.load(key), (16, 32))
+        for place in np.flatnonzero(found.image == image):
+            own = regions == found.region[place]
+            assert found.pixels[place] == own.sum()
+            assert found.gain[place] == pytest.approx(gains[own].sum(), rel=1e-3)
+            counts = np.bincount(claims[own], minlength=19)
+            assert counts[found.claim[place]] == counts.max()
+
+
+@pytest.mark.parametrize("name", ["shortfall", "evpi", "gain"])
+def test_regions_of_a_grid_are_its_blocks(name: str) -> None:
+    of_blocks, pool = run(acquisition=name, unit="block", blocks=[2, 3]), artifacts.load_pool("r01")
+    cut(2, 3)
+    np.testing.assert_allclose(of_regions(acquisition=name).parts, of_blocks, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(artifacts.load_pool("r01"), pool, rtol=1e-6)
+
+
+def test_a_region_that_the_network_does_not_see_is_not_offered() -> None:
+    cut(1, 1)
+    key = artifacts.load_manifest("pool")["key"].iloc[0]
+    regions = np.zeros(fakes.SIZE, np.uint16)
+    regions[1, 0] = 1  # of 24 rows the network sees 16: 0, 2, 3, 5, ...
+    regions[:, 9] = 2
+    region_maps.save(key, regions)
+    found = of_regions()
+    assert found.region[found.image == 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("features_too", [False, True])
+def test_regions_that_were_asked_about_are_not_offered_again(features_too: bool) -> None:
+    cut(2, 2)
+    keys = list(artifacts.load_manifest("pool")["key"])
+    ask((keys[0], (1, 3), 1.0), (keys[2], (0, 1, 2, 3), 2.0))
+    found = of_regions(features=features_too)
+    assert list(artifacts.load_scores("r01")["key"]) == [key for key in keys if key != keys[2]]
+    assert found.region[found.image == 0].tolist() == [0, 2]
+    assert len(found.region) == 2 + 6 * 4
+    assert artifacts.load_pool("r01")[:, 0].sum() == 16 * 32 * 6.5
+    if features_too:
+        looked_at = artifacts.load_features("r01")
+        assert looked_at.keys == [key for key in keys if key != keys[2]] + [keys[2]]
+        assert np.flatnonzero(looked_at.holds[-1]).tolist() == [2]
+    ask(*((image, (0, 1, 2, 3), 1.0) for image in [keys[1], *keys[3:]]))
+    assert of_regions().region.tolist() == [0, 2]
+
+
+def test_a_pool_without_a_region_left_is_a_sentence() -> None:
+    cut(1, 2)
+    ask(*((key, (0, 1), 1.0) for key in artifacts.load_manifest("pool")["key"]))
+    with pytest.raises(UserError, match="r01: all 16 regions of the pool are labelled"):
+        run(unit="region")
+
+
+def test_a_map_that_is_not_there_or_of_another_size_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"data/regions/.*\.png not found: run .* `dvc repro regions`"):
+        run(unit="region")
+    cut(1, 2)
+    region_maps.save(artifacts.load_manifest("pool")["key"].iloc[3], np.zeros((5, 5), np.uint16))
+    with pytest.raises(UserError, match="it is 5x5, its image 24x32"):
+        run(unit="region")
+
+
+def test_the_price_of_an_answer_is_told_and_then_measured() -> None:
+    cut(2, 3)
+    told = of_regions(seconds_to_open=30, seconds_per_answer=6).price
+    np.testing.assert_allclose(told, [0.5, 0.1])
+    np.testing.assert_allclose(artifacts.load_scores("r01")["minutes"], 0.5 + 6 * 0.1)
+    keys = artifacts.load_manifest("pool")["key"]
+    ask(*((key, tuple(range(n)), 2 + 0.5 * n) for key, n in zip(keys[:6], (1, 2, 3, 1, 2, 3), strict=True)))
+    measured = of_regions(seconds_to_open=30, seconds_per_answer=6).price
+    assert measured @ [1, 2] == pytest.approx(3.0, rel=0.02)
+    assert measured[0] == pytest.approx(2.0, rel=0.15)
+
+
+def test_regions_do_not_depend_on_the_batch() -> None:
+    scatter()
+    one, other = of_regions(batch=3), of_regions(batch=1)
+    np.testing.assert_allclose(one.gain, other.gain, rtol=1e-3, atol=1e-6)
+    assert np.array_equal(one.region, other.region)

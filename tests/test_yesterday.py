@@ -66,7 +66,7 @@ def test_status_says_that_all_stages_run_again(old: Old) -> None:
     assert changed.status == 0, changed.output
     stages = set(re.findall(r"^(\S+):$", changed.output, re.MULTILINE))
     every = old.project.dvc("stage", "list", "--name-only").output.split()
-    assert len(every) == 5 + 2 * 9
+    assert len(every) == 6 + 2 * 9
     assert stages == set(every)
     said = json.loads(old.project.pipeline("status", "--json").output)
     assert said["next"].startswith("r02: 3 labels, about 30 minutes, to come from the oracle")
