@@ -242,7 +242,9 @@ def test_without_labels_answers_take_what_is_guessed() -> None:
 @given(ASKED, st.floats(0.2, 5))
 def test_a_pace_that_is_the_same_for_all_scales_the_guess(asked: np.ndarray, pace: float) -> None:
     spent = pace * (GUESS[0] + GUESS[1] * asked)
-    np.testing.assert_allclose(minutes.fit_answers(asked, spent, GUESS), np.maximum(pace * GUESS, [1 / 60, 0]), rtol=1e-6)
+    np.testing.assert_allclose(
+        minutes.fit_answers(asked, spent, GUESS), np.maximum(pace * GUESS, [1 / 60, 0]), rtol=1e-6
+    )
 
 
 def test_many_labels_of_regions_outweigh_the_guess_and_open_tabs_do_not() -> None:
