@@ -16,7 +16,7 @@ from pipeline.images.masks import load_made, save_mask
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("key", "pixels", "quality", "suspected", "doubt")
+COLUMNS = ("key", "sha256", "pixels", "quality", "suspected", "doubt")
 AREAS_FILE = "areas.json"
 AREAS = 10
 """Areas of one label that are kept, those of greatest doubt."""
@@ -31,13 +31,20 @@ def clear(round_name: str) -> None:
 
 
 def write(
-    round_name: str, key: str, judged: Judged, found: Contradicted, size: tuple[int, int], classes: ClassSet
+    round_name: str,
+    key: str,
+    sha256: str,
+    judged: Judged,
+    found: Contradicted,
+    size: tuple[int, int],
+    classes: ClassSet,
 ) -> tuple[Row, list[Row]]:
     """Write the picture of what is suspected in one label; its row, and those of its areas.
 
     Args:
         round_name: that bought it.
         key: of the label.
+        sha256: hash of its mask.
         judged: what the model says of it.
         found: the suspected pixels.
         size: height and width of the image, whose pixels the areas' boxes are in.
@@ -62,6 +69,7 @@ def write(
     doubt = areas[0].doubt if areas else 0.0
     row: Row = {
         "key": key,
+        "sha256": sha256,
         "pixels": judged.pixels,
         "quality": judged.quality,
         "suspected": len(found.place),
@@ -74,7 +82,7 @@ def save(round_name: str, judged: Sequence[tuple[Row, list[Row]]]) -> None:
     """Write what `write` has returned of every label, the most suspect first."""
     import pandas as pd
 
-    ordered = sorted(judged, key=lambda one: (-one[0]["doubt"], one[0]["key"]))
+    ordered = sorted(judged, key=lambda one: (one[0]["quality"], one[0]["key"]))
     storage.save_table(paths.quality(round_name), pd.DataFrame([row for row, _ in ordered]), COLUMNS)
     storage.save_json(paths.suspects(round_name) / AREAS_FILE, {row["key"]: areas for row, areas in ordered})
 
@@ -82,8 +90,8 @@ def save(round_name: str, judged: Sequence[tuple[Row, list[Row]]]) -> None:
 def load(round_name: str) -> "pd.DataFrame":
     """The labels that came back in a round, the most suspect first.
 
-    Columns key, pixels (labelled ones), quality (softmin of self-confidence), suspected (pixels), and doubt, by which
-    they are ordered: that of the label's greatest area. Pixels are those of the network's size.
+    Columns key, sha256 (of the mask that was judged), pixels (labelled ones), quality (softmin of self-confidence, by
+    which they are ordered), suspected (pixels), and doubt of the greatest area. Pixels are those of the network's size.
     """
     return storage.load_table(paths.quality(round_name), COLUMNS, paths.maker("audit", round_name))
 

@@ -136,6 +136,8 @@ def parse(line: str) -> Entry:
         fields = json.loads(line.removeprefix("\ufeff"))  # which some editors put at the start of a file
         if "class_names" in fields:
             fields["class_names"] = tuple(fields["class_names"])
+        if "agreed" in fields:
+            fields["agreed"] = tuple((int(both), int(either)) for both, either in fields["agreed"])
         return KINDS[fields.pop("event")](**fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{line!r} is no entry of a ledger") from None

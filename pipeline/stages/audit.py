@@ -3,7 +3,8 @@
 Of its gains: predicted against realised. And of its probabilities: what calibrates it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,8 @@ def run(
     devices = Devices.start(compute)
     classes = ledger.classes()
     labels = artifacts.load_labels(round_name)
-    keys = [row["key"] for row in labels if row["round"] == round_name]
+    new = [row for row in labels if row["round"] == round_name]
+    keys = [row["key"] for row in new]
     pool = artifacts.load_images(round_name, roots.pool).set_index("key")
     items = labelled_items(keys, pool, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name))
@@ -92,7 +94,7 @@ def run(
     predicted, realised = (devices.gather(torch.cat(part), len(items)) for part in (expected, true))
     reliability = devices.total(reliability)
     to_fit = inference.Pixels.gathered(devices, pixels)
-    doubted = _doubted(devices, round_name, keys, judged, pool, classes)
+    doubted = _doubted(devices, round_name, new, judged, pool, classes)
     if not devices.is_first:
         return
     if not len(to_fit.truth):
@@ -126,7 +128,7 @@ def run(
 def _doubted(
     devices: Devices,
     round_name: str,
-    keys: Sequence[str],
+    labels: Sequence[Mapping[str, Any]],
     judged: Sequence[tuple[int, label_quality.Judged]],
     pool: pd.DataFrame,
     classes: ClassSet,
@@ -142,9 +144,10 @@ def _doubted(
     limits = label_quality.thresholds(devices.total(torch.from_numpy(sums)).numpy())
     found = []
     for index, one in judged:
-        pixels, image = label_quality.suspected(one.contradicted, limits), pool.loc[blocks.image_of(keys[index])]
+        key, sha256 = labels[index]["key"], labels[index]["sha256"]
+        pixels, image = label_quality.suspected(one.contradicted, limits), pool.loc[blocks.image_of(key)]
         size = (int(image["height"]), int(image["width"]))
-        found.append(suspects.write(round_name, keys[index], one, pixels, size, classes))
+        found.append(suspects.write(round_name, key, sha256, one, pixels, size, classes))
     return [one for part in devices.everyone(found) for one in part]
 
 

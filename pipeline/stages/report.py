@@ -1,4 +1,7 @@
-"""Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went."""
+"""Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went.
+
+And who has labelled, and which labels are most likely wrong.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,25 +9,31 @@ from typing import Any
 import pandas as pd
 
 from pipeline import artifacts, ledger, paths, storage
-from pipeline.evaluation import pictures, verdict
-from pipeline.images import reading, resizing
+from pipeline.evaluation import pictures, suspect_pictures, suspects, verdict
+from pipeline.images import blocks, reading, resizing
 from pipeline.images.classes import ClassSet
 from pipeline.images.items import labelled_items
+from pipeline.ledger import annotators
 from pipeline.params import IN_POINTS, BudgetLine, Report, Roots, Score
+
+SUSPECTS = 5
+"""Labels of a round that the picture of the most suspect ones shows."""
 
 
 def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Report) -> None:
-    """Write reports/: rounds.csv, summary.json, curve.png, training/, audit/ and samples/."""
+    """Write reports/: rounds.csv, summary.json, annotators.csv, curve.png, training/, audit/, quality/ and samples/."""
     classes = ledger.classes()
     rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [])]
-    for folder in (paths.SAMPLES, paths.AUDITS):
+    for folder in (paths.SAMPLES, paths.AUDITS, paths.QUALITY):
         folder.mkdir(parents=True, exist_ok=True)
     for name in budget:
         rows.append(_row(name, artifacts.load_labels(name)))
         pool = artifacts.load_images(name, roots.pool).set_index("key")
         _panels(name, pool, classes, score, report)
+        _suspects(name, pool, classes)
     frame = pd.DataFrame(rows)
     artifacts.save_report(frame)
+    _annotators(artifacts.load_manifest("pool"), classes)
     for name in frame["round"]:
         storage.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
     for name in budget:
@@ -106,3 +115,40 @@ def _panels(name: str, pool: pd.DataFrame, classes: ClassSet, score: Score, repo
                 title=f"{name}  {item.key}  gain {row['gain']:.4f}{unit}, {how}",
             ),
         )
+
+
+def _annotators(pool: pd.DataFrame, classes: ClassSet) -> None:
+    """Write the table of annotators."""
+    book, sizes = ledger.load(), pool.set_index("key")[["height", "width"]]
+    pixels = {}
+    for order in book.orders:
+        name = blocks.image_of(order.key)
+        if name in sizes.index and not blocks.is_of_regions(order.key):  # of regions, only what was asked counts
+            height, width = map(int, sizes.loc[name])
+            block = blocks.parse(order.key)
+            size = (height, width) if block is None else block.box((height, width)).size
+            pixels[order.key] = size[0] * size[1]
+    rows = annotators.rows(book, pixels, classes.names)
+    columns = ("round", "annotator", "labels", "skipped", "minutes")  # of none, if nothing has come back
+    text = pd.DataFrame(rows, columns=None if rows else columns).to_csv(
+        index=False, lineterminator="\n", float_format="%.9g"
+    )
+    storage.write(paths.ANNOTATORS, text.encode())
+
+
+def _suspects(name: str, pool: pd.DataFrame, classes: ClassSet) -> None:
+    """Draw the labels of a round that are most likely wrong."""
+    worst = suspects.load(name)
+    worst = worst[worst["pixels"] > 0][:SUSPECTS]
+    shown = []
+    for item, row in zip(labelled_items(worst["key"], pool, len(classes.names)), worst.to_dict("records"), strict=True):
+        suspected, (before, _) = suspects.load_picture(name, item.key), artifacts.load_before(name, item.key)
+        full = reading.read_image(item.image, item.sha256)
+        mask = item.read_mask(full.shape[:2])
+        if mask is None:
+            raise AssertionError("a label that was delivered has a mask")
+        caption = f"{item.key}  quality {row['quality']:.2f}, {100 * row['suspected'] / row['pixels']:.0f}% suspected"
+        small = resizing.resize(full, suspected.shape), resizing.resize_mask(mask, suspected.shape)
+        shown.append(suspect_pictures.Suspect(caption, *small, before, suspected))
+    title = f"{name}: the labels that are most likely wrong; `python -m pipeline review --round {name}`"
+    storage.write(paths.quality_picture(name), suspect_pictures.sheet(shown, classes, title))
