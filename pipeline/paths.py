@@ -132,7 +132,7 @@ def suspects(round_name: str) -> Path:
 
 
 def suspected(round_name: str, key: str) -> Path:
-    """The model's class where it contradicts a label with confidence, at the network's size; IGNORE elsewhere."""
+    """The model's class in the suspected areas of a label, at the network's size; IGNORE elsewhere."""
     return suspects(round_name) / f"{key}.png"
 
 

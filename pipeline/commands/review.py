@@ -89,8 +89,13 @@ def _as_audited(name: str, ranked: Mapping[str, str]) -> list[str]:
 
 
 def _tell(name: str, keys: Sequence[str]) -> None:
-    """Print what is suspected in each label."""
+    """Print what is suspected in each label, and how far that can be trusted."""
     rows, areas = suspects.load(name).set_index("key"), suspects.load_areas(name)
+    share = rows["suspected"].sum() / max(rows["pixels"].sum(), 1)
+    print(
+        f"{name}: judged by the model before it, which contradicts {100 * share:.0f}% of all labelled pixels: the "
+        f"more it does, the more of the errors are its own"
+    )
     for key in keys:
         print(f"{name}: {key}: {_sentence(rows.loc[key].to_dict(), areas.get(key, []))}")
 
@@ -98,9 +103,8 @@ def _tell(name: str, keys: Sequence[str]) -> None:
 def _sentence(row: Mapping[str, Any], areas: Sequence[Mapping[str, Any]]) -> str:
     if not areas:
         return f"quality {row['quality']:.2f}, nothing suspected"
-    first = areas[0]
+    first, share = areas[0], row["suspected"] / row["pixels"]
     return (
-        f"quality {row['quality']:.2f}, {100 * row['suspected'] / row['pixels']:.0f}% of it suspected, most of all "
-        f"{first['given']!r} where the model says {first['claim']!r}, x {first['left']} to {first['right']}, "
-        f"y {first['top']} to {first['bottom']}"
+        f"quality {row['quality']:.2f}, {100 * share:.0f}% of it suspected, most of all {first['given']!r} where the "
+        f"model says {first['claim']!r}, x {first['left']} to {first['right']}, y {first['top']} to {first['bottom']}"
     )

@@ -15,8 +15,6 @@ CAPTION = 40
 """Pixels above each row."""
 OUTLINE = (255, 0, 255)
 """Magenta, which no class has."""
-THINNEST = 2
-"""Suspected pixels in seams thinner than this are not outlined: every boundary has them."""
 
 
 class Suspect(NamedTuple):
@@ -27,7 +25,7 @@ class Suspect(NamedTuple):
     label: UInt8[np.ndarray, "h w"]
     predicted: UInt8[np.ndarray, "h w"]
     suspected: UInt8[np.ndarray, "h w"]
-    """The model's class in suspected pixels, IGNORE elsewhere."""
+    """The model's class in suspected areas, IGNORE elsewhere."""
 
 
 def sheet(suspects: Sequence[Suspect], classes: ClassSet, title: str) -> bytes:
@@ -47,7 +45,7 @@ def sheet(suspects: Sequence[Suspect], classes: ClassSet, title: str) -> bytes:
     for row, one in enumerate(suspects):
         top = 24 + row * (tall + CAPTION)
         draw.text((2, top), one.caption, "black", font)
-        names = ("image, suspected pixels outlined", "label", "prediction of the model before")
+        names = ("image, suspected areas outlined", "label", "prediction of the model before")
         pictures = (one.image, colourise(one.label, classes), colourise(one.predicted, classes))
         for place, (name, picture) in enumerate(zip(names, pictures, strict=True)):
             grown = cv2.resize(picture, (wide, tall), interpolation=cv2.INTER_NEAREST)
@@ -60,7 +58,6 @@ def sheet(suspects: Sequence[Suspect], classes: ClassSet, title: str) -> bytes:
 
 def _outline(picture: UInt8[np.ndarray, "h w 3"], suspected: UInt8[np.ndarray, "h2 w2"], zoom: int) -> None:
     """Draw a line around what is suspected, in place."""
-    thick = cv2.morphologyEx((suspected != IGNORE).astype(np.uint8), cv2.MORPH_OPEN, np.ones((THINNEST, THINNEST)))
-    grown = thick.repeat(zoom, 0).repeat(zoom, 1)
-    around, _ = cv2.findContours(grown, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    grown = (suspected != IGNORE).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+    around, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, around, -1, OUTLINE, 2)

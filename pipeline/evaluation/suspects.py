@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("key", "sha256", "pixels", "quality", "suspected", "doubt")
 AREAS_FILE = "areas.json"
-AREAS = 10
+AREAS = 5
 """Areas of one label that are kept, those of greatest doubt."""
 
 Row = Mapping[str, Any]
@@ -39,7 +39,7 @@ def write(
     size: tuple[int, int],
     classes: ClassSet,
 ) -> tuple[Row, list[Row]]:
-    """Write the picture of what is suspected in one label; its row, and those of its areas.
+    """Write the picture of one label's suspected areas; returns the label's row, and those of the areas.
 
     Args:
         round_name: that bought it.
@@ -50,14 +50,14 @@ def write(
         size: height and width of the image, whose pixels the areas' boxes are in.
         classes: names for the ids.
     """
-    save_mask(paths.suspected(round_name, key), label_quality.picture(found))
     areas = label_quality.areas(found)[:AREAS]
+    save_mask(paths.suspected(round_name, key), label_quality.picture(areas, found.size))
     tall, wide = (own / seen for own, seen in zip(size, found.size, strict=True))
     rows: list[Row] = [
         {
             "given": classes.names[area.given],
             "claim": classes.names[area.claim],
-            "pixels": area.pixels,
+            "pixels": len(area.place),
             "doubt": area.doubt,
             "top": round(area.top * tall),
             "left": round(area.left * wide),
@@ -109,5 +109,5 @@ def load_areas(round_name: str) -> dict[str, list[Row]]:
 
 
 def load_picture(round_name: str, key: str) -> UInt8[np.ndarray, "h w"]:
-    """The model's class where it contradicts a label, at the network's size; IGNORE elsewhere."""
+    """The model's class in the suspected areas of a label, at the network's size; IGNORE elsewhere."""
     return load_made(paths.suspected(round_name, key), paths.maker("audit", round_name))
