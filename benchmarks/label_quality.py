@@ -27,6 +27,7 @@ LABELS, PLANTED = 100, 10
 SMALLEST, LARGEST = 0.005, 0.1
 """Share of the image that an error covers."""
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3)
+PERCENT = ("accuracy", "worst_10", "sd_10", "worst_20", "sd_20")
 
 
 def plant(mask: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
@@ -75,7 +76,7 @@ def found(data: list[tuple[np.ndarray, np.ndarray]], seed: int) -> dict[str, tup
 def main() -> None:
     """Measure and write docs/results/label_quality.*."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", nargs="+", default=["r00", "r01"])
+    parser.add_argument("--rounds", nargs="+", default=["r01", "r00"])
     parser.add_argument("--seeds", type=int, default=10)
     given = parser.parse_args()
     params, classes = params_file.load(), artifacts.load_classes()
@@ -99,9 +100,8 @@ def main() -> None:
                 | {"worst_10": float(mean[0]), "sd_10": float(spread[0])}
                 | {"worst_20": float(mean[1]), "sd_20": float(spread[1])}
             )
-    percent = ("accuracy", "worst_10", "sd_10", "worst_20", "sd_20")
-    table = [{k: f"{100 * v:.0f}" if k in percent else v for k, v in row.items()} for row in rows]
-    results.save(NAME, {"rows": rows}, table)
+        table = [{k: f"{100 * v:.0f}" if k in PERCENT else v for k, v in row.items()} for row in rows]
+        results.save(NAME, {"rows": rows}, table)
 
 
 if __name__ == "__main__":

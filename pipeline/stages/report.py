@@ -3,7 +3,7 @@
 And who has labelled, and which labels are most likely wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,14 +26,15 @@ def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Re
     rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [])]
     for folder in (paths.SAMPLES, paths.AUDITS, paths.QUALITY):
         folder.mkdir(parents=True, exist_ok=True)
+    pools = dict[str, pd.DataFrame]()
     for name in budget:
         rows.append(_row(name, artifacts.load_labels(name)))
-        pool = artifacts.load_images(name, roots.pool).set_index("key")
+        pool = pools[name] = artifacts.load_images(name, roots.pool).set_index("key")
         _panels(name, pool, classes, score, report)
         _suspects(name, pool, classes)
     frame = pd.DataFrame(rows)
     artifacts.save_report(frame)
-    _annotators(artifacts.load_manifest("pool"), classes)
+    _annotators(pools, classes)
     for name in frame["round"]:
         storage.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
     for name in budget:
@@ -117,17 +118,15 @@ def _panels(name: str, pool: pd.DataFrame, classes: ClassSet, score: Score, repo
         )
 
 
-def _annotators(pool: pd.DataFrame, classes: ClassSet) -> None:
+def _annotators(pools: Mapping[str, pd.DataFrame], classes: ClassSet) -> None:
     """Write the table of annotators."""
-    book, sizes = ledger.load(), pool.set_index("key")[["height", "width"]]
-    pixels = {}
+    book, pixels = ledger.load(), dict[str, int]()
     for order in book.orders:
-        name = blocks.image_of(order.key)
-        if name in sizes.index and not blocks.is_of_regions(order.key):  # of regions, only what was asked counts
-            height, width = map(int, sizes.loc[name])
-            block = blocks.parse(order.key)
-            size = (height, width) if block is None else block.box((height, width)).size
-            pixels[order.key] = size[0] * size[1]
+        if order.round in pools and not blocks.is_of_regions(order.key):  # of regions, only some were asked about
+            image, block = pools[order.round].loc[blocks.image_of(order.key)], blocks.parse(order.key)
+            size = (int(image["height"]), int(image["width"]))
+            height, width = size if block is None else block.box(size).size
+            pixels[order.key] = height * width
     rows = annotators.rows(book, pixels, classes.names)
     columns = ("round", "annotator", "labels", "skipped", "minutes")  # of none, if nothing has come back
     text = pd.DataFrame(rows, columns=None if rows else columns).to_csv(
