@@ -14,7 +14,7 @@ model": the softmin of its pixels' self-confidences s = p_y, between their mean 
 
     softmin(s) = sum_i s_i w_i / sum_i w_i,   w_i = exp((1 - s_i) / T)
 
-T is 0.03, where cleanlab has 0.1: with planted errors it ranks twice as many first (docs/decisions/0025-quality.md).
+T is 0.03, where cleanlab has 0.1: of planted errors it ranks more first (docs/decisions/0025-quality.md).
 
 Thin seams along boundaries are suspected in any label. What a person would mend is an *area*: suspected pixels that
 hang together, of one class by the label and one by the model. Its *doubt* is the sum of p_k - p_y over them.
