@@ -55,6 +55,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     rehearse.add_argument("--skips", type=float, default=0.05, help="share of images that are skipped (default 0.05)")
     rehearse.add_argument("--seconds", type=float, default=90.0, help="median time for an image (default 90)")
     rehearse.add_argument("--seed", type=int, default=1, help="another seed makes other errors (default 1)")
+    review = commands.add_parser("review", help="have people look again at the labels that are most likely wrong")
+    review.add_argument("keys", nargs="*", metavar="KEY", help="of the labels, instead of the worst ones")
+    review.add_argument("--round", help="that bought them (default: the last one that is audited)")
+    review.add_argument("--worst", type=int, help="how many labels (default 5)")
     remove = commands.add_parser("remove", help="images that were bought have to stay out of the pool from now on")
     remove.add_argument("keys", nargs="+", metavar="KEY", help="as data/ledger.jsonl names them")
     commands.add_parser("join", help="after a git merge: one ledger and one data/labels of what both branches bought")
@@ -100,6 +104,8 @@ def main(argv: list[str]) -> int:
         if given.command == "status":
             with _until_nobody_reads():
                 command.run(settings, as_json=given.json)
+        elif given.command == "review":
+            command.run(settings, round_name=given.round, worst=given.worst, keys=given.keys)
         elif given.command == "remove":
             command.run(given.keys)
         elif given.command == "label-studio":

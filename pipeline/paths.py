@@ -35,6 +35,8 @@ REPORTS = Path("reports")
 SAMPLES = Path("reports/samples")
 TRAINING = Path("reports/training")
 AUDITS = Path("reports/audit")
+QUALITY = Path("reports/quality")
+ANNOTATORS = Path("reports/annotators.csv")
 CURVE = Path("reports/curve.png")
 ROUNDS_TABLE = Path("reports/rounds.csv")
 SUMMARY = Path("reports/summary.json")
@@ -119,6 +121,21 @@ def audit(round_name: str) -> Path:
 def audit_table(round_name: str) -> Path:
     """Predicted and realised gain of every image that came back in a round."""
     return ROUNDS / round_name / "audit.csv"
+
+
+def quality(round_name: str) -> Path:
+    """How likely every label that came back in a round is wrong, by the model that the round was bought for."""
+    return ROUNDS / round_name / "quality.csv"
+
+
+def suspects(round_name: str) -> Path:
+    """Folder of the areas of those labels that the model contradicts: `areas.json`, and a mask per label."""
+    return ROUNDS / round_name / "suspects"
+
+
+def suspected(round_name: str, key: str) -> Path:
+    """The model's class in the suspected areas of a label, at the network's size; IGNORE elsewhere."""
+    return suspects(round_name) / f"{key}.png"
 
 
 def predictions(round_name: str) -> Path:
@@ -209,6 +226,11 @@ def training_curves(round_name: str) -> Path:
 def audit_picture(round_name: str) -> Path:
     """The audit as a picture."""
     return AUDITS / f"{round_name}.png"
+
+
+def quality_picture(round_name: str) -> Path:
+    """The labels of a round that are most likely wrong, as a picture."""
+    return QUALITY / f"{round_name}.png"
 
 
 def sample(round_name: str, rank: int, key: str) -> Path:

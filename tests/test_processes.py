@@ -106,6 +106,23 @@ def test_confusion_counts_are_exactly_those_of_one_process(two: Project, writers
     assert two.hashes(names[:1]) == before
 
 
+def test_quality_of_labels_is_that_of_one_process(two: Project, writers: Path) -> None:
+    folder = two.folder / "data/rounds/r01"
+    before, masks = pd.read_csv(folder / "quality.csv"), two.hashes(suspects(folder))
+    run = two.pipeline("audit", "r01", "--after", "r00")
+    names = (f"data/rounds/r01/{name}" for name in ("audit.csv", "audit.json", "calibration.json", "quality.csv"))
+    by_two(run, writers, *names, shared="data/rounds/r01/suspects/")
+    after = pd.read_csv(folder / "quality.csv")
+    assert len(after) == 3
+    pd.testing.assert_frame_equal(after, before, check_exact=False, rtol=1e-5)
+    assert two.hashes(suspects(folder)) == masks
+
+
+def suspects(folder: Path) -> list[str]:
+    """The pictures of what is suspected, one for each label."""
+    return sorted(str(path) for path in (folder / "suspects").glob("*.png"))
+
+
 def test_tuning_runs_and_is_written_once(two: Project, writers: Path) -> None:
     run = two.pipeline("tune", "r01", "--after", "r00")
     shown = "data/rounds/r01/after/"

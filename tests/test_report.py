@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pipeline import artifacts, ledger, paths, storage
-from pipeline.evaluation import pictures, planner
+from pipeline.evaluation import label_quality, pictures, planner, suspects
 from pipeline.images.items import labelled_items
 from pipeline.images.masks import save_mask
 from pipeline.ledger.entries import Order, Skip
@@ -35,6 +35,13 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         rows.append({"key": key, "round": "r01", "minutes": 4.0, "sha256": digest})
     artifacts.save_labels("r01", rows)
     artifacts.save_audit("r01", pd.DataFrame({"key": keys, "probability": 1.0, "predicted": 1.0}), {"signal": None})
+    judged = []
+    suspects.clear("r01")
+    for row in rows:
+        flat = np.zeros((16, 32), np.uint8)
+        one = label_quality.judge(19, flat, flat, np.ones(flat.shape, np.float32), np.ones(flat.shape, np.float32))
+        judged.append(suspects.write("r01", row["key"], row["sha256"], one, one.contradicted, flat.shape, repo.CLASSES))
+    suspects.save("r01", judged)
     storage.save_json(paths.forecast("r01"), {"expected": 0.2, "low": 0.1, "high": 0.3})
     for name in ("r00", "r01"):
         storage.save_json(paths.metrics(name), {"miou": 0.1})

@@ -59,6 +59,8 @@ class Answer(NamedTuple):
     """Share of pixels on which several annotators agree; None if there was one."""
     version: str = ""
     """Which annotation it was made from, in which state."""
+    agreed: tuple[tuple[int, int], ...] = ()
+    """Of several annotators, as `Delivery` has it."""
 
 
 class Skipped(NamedTuple):

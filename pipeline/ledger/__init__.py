@@ -138,6 +138,8 @@ def parse(line: str) -> Entry:
             fields[name] = tuple(fields[name])
         if not all(type(region) is int for region in fields.get("regions", ())):
             raise ValueError("a region is no whole number")
+        if "agreed" in fields:
+            fields["agreed"] = tuple((int(both), int(either)) for both, either in fields["agreed"])
         return KINDS[fields.pop("event")](**fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{line!r} is no entry of a ledger") from None

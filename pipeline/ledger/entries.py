@@ -68,6 +68,9 @@ class Delivery(NamedTuple):
     """Share of pixels on which several annotators agree; None if there was one."""
     version: str = ""
     """Which annotation it was made from, in which state: another version is a correction."""
+    agreed: tuple[tuple[int, int], ...] = ()
+    """By class id, pixels that two of several annotators give the class, and that one of them does, summed over all
+    pairs of them: the ratio is the IoU between annotators. Empty if there was one, or before this was on record."""
 
 
 class Skip(NamedTuple):

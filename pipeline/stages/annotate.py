@@ -223,7 +223,7 @@ def _record(round_name: str, said: Answer | Skipped, request: Request, add: Call
         _take_corrections(round_name, request)
         add()
     digest = save_mask(path, said.mask)
-    what = (said.annotator, said.minutes, digest, ledger.now(), said.changed, said.agreement, said.version)
+    what = (said.annotator, said.minutes, digest, ledger.now(), said.changed, said.agreement, said.version, said.agreed)
     ledger.append([Delivery(round_name, said.key, *what)])
     add()
 

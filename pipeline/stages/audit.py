@@ -3,6 +3,10 @@
 Of its gains: predicted against realised. And of its probabilities: what calibrates it.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -11,12 +15,13 @@ from torch import Tensor
 
 from pipeline import artifacts, gain, ledger, paths, streams
 from pipeline.errors import UserError
-from pipeline.evaluation import metrics, verdict
+from pipeline.evaluation import label_quality, metrics, suspects, verdict
 from pipeline.gain import shortfall
 from pipeline.gain.contract import by_claim
 from pipeline.gain.scorer import start_scorer
+from pipeline.images import blocks
 from pipeline.images.claims import highest
-from pipeline.images.classes import IGNORE
+from pipeline.images.classes import IGNORE, ClassSet
 from pipeline.images.items import labelled_items
 from pipeline.networks import inference, saved
 from pipeline.networks.devices import Devices
@@ -39,7 +44,8 @@ def run(
 ) -> None:
     """Write audit.csv (predicted and realised gain of every labelled image) and audit.json (what they say).
 
-    And calibration.json: what calibrates the model of the round before, for `tune` to keep beside the next one.
+    And calibration.json: what calibrates the model of the round before, for `tune` to keep beside the next one. And
+    quality.csv and suspects/: which of the labels are most likely wrong, and where.
 
     Raises:
         UserError: a label is missing, no pixel of the round's labels is of a class, or the calibration fails.
@@ -47,7 +53,8 @@ def run(
     devices = Devices.start(compute)
     classes = ledger.classes()
     labels = artifacts.load_labels(round_name)
-    keys = [row["key"] for row in labels if row["round"] == round_name]
+    new = [row for row in labels if row["round"] == round_name]
+    keys = [row["key"] for row in new]
     pool = artifacts.load_images(round_name, roots.pool).set_index("key")
     items = labelled_items(keys, pool, len(classes.names))
     reference = torch.from_numpy(artifacts.load_pool(round_name))
@@ -63,7 +70,7 @@ def run(
     expected = [torch.zeros(*shape, dtype=torch.float64)]
     true = [torch.zeros(*shape, 3, dtype=torch.float64)]
     reliability = torch.zeros((BINS, 3), dtype=torch.float64)
-    pixels = []
+    pixels, judged = [], list[tuple[int, label_quality.Judged]]()
     name = f"audit {round_name}"
     for out in inference.outputs(devices, network, items, model.size, compute, name, scorer.entry.needs_members):
         probabilities = scorer.calibration.apply(out.logits).softmax(1)
@@ -77,11 +84,17 @@ def run(
         else:
             seen = acquisition.observe(_certain_elsewhere(probabilities, known), None).double().cpu()
             expected.append(acquisition.gain(seen, reference))
-        true.append(gain.observe_truth(highest(probabilities)[1], truth, len(classes.names)).cpu())
+        best, claim = highest(probabilities)
+        true.append(gain.observe_truth(claim, truth, len(classes.names)).cpu())
+        own = probabilities.gather(1, truth.long().clamp(max=len(classes.names) - 1)[:, None])[:, 0]
+        for place, index in enumerate(out.batch.indices):
+            maps = (of[place].cpu().numpy() for of in (truth, claim, own, best))
+            judged.append((index, label_quality.judge(len(classes.names), *maps)))
         reliability += metrics.reliability(probabilities, truth, BINS).cpu()
     predicted, realised = (devices.gather(torch.cat(part), len(items)) for part in (expected, true))
     reliability = devices.total(reliability)
     to_fit = inference.Pixels.gathered(devices, pixels)
+    doubted = _doubted(devices, round_name, new, judged, pool, classes)
     if not devices.is_first:
         return
     if not len(to_fit.truth):
@@ -106,9 +119,36 @@ def run(
     content["calibration_error"] = metrics.expected_calibration_error(reliability)
     earlier = artifacts.load_judged(line.after)
     said = verdict.conclude(earlier, frame, streams.rng(seed, round_name, "audit"), score.acquisition)
+    suspects.save(round_name, doubted)
     artifacts.save_calibration(round_name, to_fit.fit(calibration.method).lists())
     artifacts.save_audit(round_name, pd.concat([frame, *split], axis=1), content | said)
     print(f"{round_name}: {said['conclusion']}")
+
+
+def _doubted(
+    devices: Devices,
+    round_name: str,
+    labels: Sequence[Mapping[str, Any]],
+    judged: Sequence[tuple[int, label_quality.Judged]],
+    pool: pd.DataFrame,
+    classes: ClassSet,
+) -> list[tuple[suspects.Row, list[suspects.Row]]]:
+    """How likely each of the round's labels is wrong, and where; `judged` are those of this process, with their index.
+
+    Each process writes the pictures of its own.
+    """
+    if devices.is_first:
+        suspects.clear(round_name)
+    devices.barrier()
+    sums = sum((one.sums for _, one in judged), np.zeros((len(classes.names), 2)))
+    limits = label_quality.thresholds(devices.total(torch.from_numpy(sums)).numpy())
+    found = []
+    for index, one in judged:
+        key, sha256 = labels[index]["key"], labels[index]["sha256"]
+        pixels, image = label_quality.suspected(one.contradicted, limits), pool.loc[blocks.image_of(key)]
+        size = (int(image["height"]), int(image["width"]))
+        found.append(suspects.write(round_name, key, sha256, one, pixels, size, classes))
+    return [one for part in devices.everyone(found) for one in part]
 
 
 def _certain_elsewhere(probabilities: Tensor, known: Bool[Tensor, "n h w"]) -> Tensor:

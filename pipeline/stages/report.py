@@ -1,4 +1,7 @@
-"""Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went."""
+"""Stage: what each round cost and brought, as a table, a curve, and a panel per bought image; how training went.
+
+And who has labelled, and which labels are most likely wrong.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,29 +10,36 @@ from typing import Any
 import pandas as pd
 
 from pipeline import artifacts, ledger, paths, storage
-from pipeline.evaluation import pictures, planner, verdict
+from pipeline.evaluation import pictures, planner, suspect_pictures, suspects, verdict
 from pipeline.evaluation.planner import Curves
-from pipeline.images import reading, resizing
+from pipeline.images import blocks, reading, resizing
 from pipeline.images.classes import ClassSet
 from pipeline.images.items import labelled_items
+from pipeline.ledger import annotators
 from pipeline.params import IN_POINTS, BudgetLine, Report, Roots, Score
+
+SUSPECTS = 5
+"""Labels of a round that the picture of the most suspect ones shows."""
 
 
 def run(*, budget: dict[str, BudgetLine], roots: Roots, score: Score, report: Report) -> None:
-    """Write reports/: rounds.csv, summary.json, curve.png, training/, audit/ and samples/."""
+    """Write reports/: rounds.csv, summary.json, annotators.csv, curve.png, training/, audit/, quality/ and samples/."""
     classes = ledger.classes()
     book, skipped = ledger.load(), 0.0
     rows: list[dict[str, Any]] = [_row(paths.SOURCE_ROUND, [], skipped)]
-    for folder in (paths.SAMPLES, paths.AUDITS):
+    for folder in (paths.SAMPLES, paths.AUDITS, paths.QUALITY):
         folder.mkdir(parents=True, exist_ok=True)
+    pools = dict[str, pd.DataFrame]()
     for name in budget:
         skipped += book.spending(name).skipped
         rows.append(_row(name, artifacts.load_labels(name), skipped))
-        pool = artifacts.load_images(name, roots.pool).set_index("key")
+        pool = pools[name] = artifacts.load_images(name, roots.pool).set_index("key")
         _panels(name, pool, classes, score, report)
+        _suspects(name, pool, classes)
     frame = pd.DataFrame(rows)
     curves = _curves(rows[1:]) if report.reach else None
     artifacts.save_report(frame, _goal(rows[-1]["miou"], report.reach, curves) if report.reach else {})
+    _annotators(pools, classes)
     for name in frame["round"]:
         storage.write(paths.training_curves(name), pictures.training_curves(artifacts.load_log(name)))
     for name in budget:
@@ -137,3 +147,38 @@ def _panels(name: str, pool: pd.DataFrame, classes: ClassSet, score: Score, repo
                 title=f"{name}  {item.key}  gain {row['gain']:.4f}{unit}, {how}",
             ),
         )
+
+
+def _annotators(pools: Mapping[str, pd.DataFrame], classes: ClassSet) -> None:
+    """Write the table of annotators."""
+    book, pixels = ledger.load(), dict[str, int]()
+    for order in book.orders:
+        if order.round in pools and not blocks.is_of_regions(order.key):  # of regions, only some were asked about
+            image, block = pools[order.round].loc[blocks.image_of(order.key)], blocks.parse(order.key)
+            size = (int(image["height"]), int(image["width"]))
+            height, width = size if block is None else block.box(size).size
+            pixels[order.key] = height * width
+    rows = annotators.rows(book, pixels, classes.names)
+    columns = ("round", "annotator", "labels", "skipped", "minutes")  # of none, if nothing has come back
+    text = pd.DataFrame(rows, columns=None if rows else columns).to_csv(
+        index=False, lineterminator="\n", float_format="%.9g"
+    )
+    storage.write(paths.ANNOTATORS, text.encode())
+
+
+def _suspects(name: str, pool: pd.DataFrame, classes: ClassSet) -> None:
+    """Draw the labels of a round that are most likely wrong."""
+    worst = suspects.load(name)
+    worst = worst[worst["pixels"] > 0][:SUSPECTS]
+    shown = []
+    for item, row in zip(labelled_items(worst["key"], pool, len(classes.names)), worst.to_dict("records"), strict=True):
+        suspected, (before, _) = suspects.load_picture(name, item.key), artifacts.load_before(name, item.key)
+        full = reading.read_image(item.image, item.sha256)
+        mask = item.read_mask(full.shape[:2])
+        if mask is None:
+            raise AssertionError("a label that was delivered has a mask")
+        caption = f"{item.key}  quality {row['quality']:.2f}, {100 * row['suspected'] / row['pixels']:.0f}% suspected"
+        small = resizing.resize(full, suspected.shape), resizing.resize_mask(mask, suspected.shape)
+        shown.append(suspect_pictures.Suspect(caption, *small, before, suspected))
+    title = f"{name}: the labels that are most likely wrong; `python -m pipeline review --round {name}`"
+    storage.write(paths.quality_picture(name), suspect_pictures.sheet(shown, classes, title))

@@ -146,6 +146,7 @@ def _decide(
             changed=regions.changed(mask, chosen.sent),
             agreement=regions.agreement(masks) if len(masks) > 1 else None,
             version=chosen.version,
+            agreed=regions.agreed(masks, len(request.classes.names)) if len(masks) > 1 else (),
         )
         if known is None or _is_newer(answer.version, known):
             yield answer

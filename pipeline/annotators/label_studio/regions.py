@@ -163,6 +163,20 @@ def agreement(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> float:
     return float(np.mean(shares))
 
 
+def agreed(masks: Sequence[UInt8[np.ndarray, "h w"]], classes: int) -> tuple[tuple[int, int], ...]:
+    """By class id, pixels that both masks of a pair give the class, and that at least one does, summed over all pairs.
+
+    Pixels that are IGNORE in one of the two do not count: who leaves a pixel out says nothing of its class.
+    """
+    sums = np.zeros((classes, 2), np.int64)
+    for one, other in combinations(masks, 2):
+        known = (one != IGNORE) & (other != IGNORE)
+        first, second = one[known], other[known]
+        both, *each = (np.bincount(ids, minlength=classes) for ids in (first[first == second], first, second))
+        sums += np.stack([both, sum(each) - both], axis=1)
+    return tuple((int(both), int(either)) for both, either in sums)
+
+
 def _region_id(number: int) -> str:
     """The id of the region of a class that we send; Label Studio keeps it when the region is corrected."""
     return f"c{number:02d}"
