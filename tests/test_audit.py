@@ -234,5 +234,5 @@ def test_labels_without_a_class_are_a_sentence() -> None:
     ):
         audited()
     items = [Item(key, Path(), paths.mask(key), id_table_of_labels(len(CLASSES.names))) for key in predicted()]
-    with pytest.raises(UserError, match="no pixel of the 8 labels to learn from is of a class"):
+    with pytest.raises(UserError, match="no pixel of the labels of 8 images is of a class"):
         tune.with_a_class(items)

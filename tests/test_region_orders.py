@@ -588,7 +588,7 @@ def test_labels_of_regions_are_audited_trained_on_and_reported(
     artifacts.save_labels("r02", rows)
     capsys.readouterr()
     assert __main__.main(["tune", "r02"]) == 1
-    assert "no pixel of the 5 labels to learn from is of a class: buy or correct some" in capsys.readouterr().err
+    assert "no pixel of the labels of 4 images is of a class, so nothing can be learnt" in capsys.readouterr().err
     assert __main__.main(["audit", "r02"]) == 1
     assert "r02: no pixel of its labels is of a class: correct one" in capsys.readouterr().err
 

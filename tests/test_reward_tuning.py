@@ -218,7 +218,7 @@ def test_labels_without_a_class_and_classes_without_a_label_are_sentences() -> N
 
     assert torch.equal(weights("red", "void"), weights("red"))
     assert weights("red").isfinite().all()
-    with pytest.raises(UserError, match=r"no pixel of the 1 label to learn from is of a class"):
+    with pytest.raises(UserError, match=r"no pixel of the labels of 1 image is of a class"):
         weights("void")
     with pytest.raises(UserError, match=r"tune\.likelihood\.class_smooth is 0, but no labelled pixel is of 'blue'"):
         weights("red", class_smooth=0.0)
