@@ -146,10 +146,10 @@ ELSEWHERE = {
     "select.fallback": "test_select.py::test_score_without_a_signal_no_longer_chooses",
     "annotate.annotator": "test_select.py::test_the_oracle_says_beforehand_what_an_image_takes",
     "annotate.oracle_minutes": "test_select.py::test_the_oracle_says_beforehand_what_an_image_takes",
-    **{
-        f"annotate.oracle_{key}": "test_region_orders.py::test_answers_that_are_all_mixed_are_paid_and_learnt_nothing_from"
-        for key in ("purity", "seconds_to_open", "seconds_per_answer")
-    },
+    **dict.fromkeys(
+        ("annotate.oracle_purity", "annotate.oracle_seconds_to_open", "annotate.oracle_seconds_per_answer"),
+        "test_region_orders.py::test_answers_that_are_all_mixed_are_paid_and_learnt_nothing_from",
+    ),
     "annotate.mode": "test_annotate.py::test_mode_wait_asks_until_everything_is_back_and_labels_are_cumulative",
     "annotate.cost_per_hour": "test_budget.py::test_money_is_shown_where_an_hour_has_a_price",
     "annotate.url": "server/test_annotate.py::test_every_annotator_answers_what_it_is_asked_once",

@@ -210,8 +210,8 @@ def with_a_class(items: Sequence[Item]) -> list[Item]:
     found = with_labels(items)
     if not found:
         raise UserError(
-            f"no pixel of the labels of {counted(len(items), 'image')} is of a class, so nothing can be learnt: buy more, or "
-            "correct some"
+            f"no pixel of the labels of {counted(len(items), 'image')} is of a class, so nothing can be learnt: "
+            "buy more, or correct some"
         )
     return found
 
