@@ -38,7 +38,7 @@ def table(done: faults.Study) -> list[dict[str, Any]]:
 def main() -> None:
     """Run the study and write docs/results/faults.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, help=f"so many are injected (default: all, and {MORE} more)")
+    parser.add_argument("--faults", type=int, help=f"so many are injected (default: as above, MORE is {MORE})")
     parser.add_argument("--seed", type=int, default=0, help="of their order, moments and variants")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="regain-faults-") as folder, bench(Path(folder), given.seed) as made:

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 HEAVY = {
     "torch", "torch._dynamo", "torchvision", "sympy", "scipy", "pandas", "matplotlib", "albumentations", "cv2", "PIL",
-    "segmentation_models_pytorch", "timm", "huggingface_hub", "label_studio_sdk", "dvc", "httpx", "sklearn",
+    "segmentation_models_pytorch", "timm", "huggingface_hub", "label_studio_sdk", "dvc", "httpx", "sklearn", "skimage",
 }  # fmt: skip
 READING = {"cv2", "PIL"}
 LIGHT = tuple(stage for stage in STAGES if stage not in NETWORK)
@@ -19,7 +19,7 @@ MAY = {
     **{stage: set() for stage in LIGHT},
     "prepare": READING,
     "regions": {"cv2"},
-    "annotate": READING | {"httpx", "dvc"},
+    "annotate": READING | {"dvc"},
     **{stage: READING | {"torch"} for stage in NETWORK},
     "score": READING | {"torch", "pandas"},
     "audit": READING | {"torch", "pandas"},

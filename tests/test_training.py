@@ -556,13 +556,14 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAILS = """
 import sys
+import time
 from pipeline.networks.devices import Devices
 from pipeline.params import Compute
 devices = Devices.start(Compute(accelerator="cpu", processes=2))
 if devices.rank:
     sys.exit(3)
 while True:
-    pass
+    time.sleep(1)
 """
 
 
