@@ -22,7 +22,7 @@ from pipeline.datasets.scan import Found, duplicates, near_pairs, pixels, scan, 
 from pipeline.errors import UserError
 from pipeline.images import blocks
 from pipeline.images.classes import ClassSet
-from pipeline.params import SPLITS, Annotate, Data, Params, Prepare
+from pipeline.params import SPLITS, Data, Params, Prepare
 from pipeline.stages.prepare import doubts, passed_over, pool_doubts
 
 NEAR = 5

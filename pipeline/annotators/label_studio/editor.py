@@ -20,12 +20,15 @@ MIXED_KEY = "x"
 REGION_KEYS = tuple(key for key in HOTKEYS if key[-1] not in ("p", MIXED_KEY))
 """The same where regions are asked about; the editor has p for the polygon."""
 PALETTE = (
-    "#ff4fa3", "#39d353", "#3fa9ff", "#ffd21f", "#ff7a1a", "#b388ff", "#12e0d8", "#ff3b3b", "#a8e600", "#f0a8ff",
-    "#00b37d", "#c98b4e", "#6f7bff", "#ffb38a", "#e6ff8c", "#d400d4", "#7fd6ff", "#b0413e", "#8fa832", "#ffffff",
+    "#b388ff", "#ff4fd8", "#ffffff", "#7d86ff", "#c98b4e", "#d9d9b0", "#ffb020", "#ffe11f", "#4fd94f", "#b6f23c",
+    "#98fb98", "#cfd8dc",
+    "#5cc8ff", "#ff4d5e", "#ff7a1a", "#2f8bff", "#0fb5a6", "#12e8e0", "#00b35f", "#f0a8ff", "#ff9c8a", "#a05a2c",
 )  # fmt: skip
-"""Colours of outlines, by class: seen on dark and on bright images, neighbours unlike, which data sets' own are not."""
+"""Colours of outlines that are seen on dark and on bright images, and told from each other."""
 PLAIN = "#9a9a9a"
 """Of the labels that are no class."""
+HIDDEN = ".lsf-labels .lsf-label:nth-last-child(-n+2) { display: none }"
+"""The last two labels are not for people to choose."""
 GAIN = (
     'Where a correction is worth most: bright<br/><a href="$gain" target="_blank" title="larger">'
     '<img src="$gain" style="width: 32vw; height: 22vh; object-fit: contain; object-position: left top"/></a>'
@@ -60,11 +63,13 @@ def label_config(classes: ClassSet) -> str:
 def label_config_of_regions(classes: ClassSet) -> str:
     """The labelling interface for regions: labels that stay in view, below them the image, one polygon per question."""
     view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Style").text = HIDDEN
     above = ElementTree.SubElement(view, "View", style="position: sticky; top: 0; z-index: 5")
     labels = ElementTree.SubElement(above, REGIONS, name=FROM_NAME, toName=TO_NAME, opacity="0.12")
     labels.attrib |= {"strokeWidth": "2", "pointSize": "small"}
+    colours = _outline_colours(classes)
     for number, name in enumerate(classes.names):
-        label = ElementTree.SubElement(labels, "Label", value=name, background=PALETTE[number % len(PALETTE)])
+        label = ElementTree.SubElement(labels, "Label", value=name, background=colours[number])
         label.set("category", str(number))
         label.set("hotkey", REGION_KEYS[number] if number < len(REGION_KEYS) else NO_KEY)
     for name in WITHOUT_CLASS:
@@ -73,6 +78,21 @@ def label_config_of_regions(classes: ClassSet) -> str:
     image = ElementTree.SubElement(view, "Image", name=TO_NAME, value="$image", zoom="true", zoomControl="true")
     image.attrib |= {"maxWidth": "calc(100% - 42px)", "maxHeight": "calc(100vh - 240px)"}  # beside and below: buttons
     return ElementTree.tostring(view, encoding="unicode")
+
+
+def _outline_colours(classes: ClassSet) -> list[str]:
+    """For each class the colour of PALETTE, of those still free, that is most like its own, made bright.
+
+    Those whose own colour is strongest choose first. With more classes than colours, all are given away again.
+    """
+    chosen, free = [""] * len(classes.names), list[str]()
+    strength = [max(colour) - min(colour) for colour in classes.colours]
+    for number in sorted(range(len(strength)), key=lambda number: -strength[number]):
+        free = free or list(PALETTE)
+        own = [255 * part / max(1, *classes.colours[number]) for part in classes.colours[number]]
+        off = [sum((int(one[n : n + 2], 16) - own[n // 2]) ** 2 for n in (1, 3, 5)) for one in free]
+        chosen[number] = free.pop(off.index(min(off)))
+    return chosen
 
 
 BRUSHES, REGIONS = "BrushLabels", "PolygonLabels"
@@ -130,7 +150,8 @@ def instruction(
     """
     most = _most(per_class)
     paragraphs = [
-        f"<b>Round {html.escape(round_name)}: please correct {images} images</b>{_worth(expected_points)}. The most valuable come first.",
+        f"<b>Round {html.escape(round_name)}: please correct {images} images</b>{_worth(expected_points)}. The most "
+        "valuable come first.",
         *([f"Look first at <b>{html.escape(', '.join(most))}</b>: there the model loses most."] if most else []),
         f"{ALWAYS}. Choose a label (or press its key) and paint over what is "
         "wrong: what you paint wins over what was there, so there is no need to erase first. Erase what belongs to no "

@@ -82,11 +82,10 @@ def unpack(value: Any) -> Questions | None:
     """The questions that `pack` has written; None for any other value."""
     if not isinstance(value, dict):
         return None
-    lists = [value.get("asked"), value.get("guesses")]
-    if not all(isinstance(one, list) and set(map(type, one)) <= {int} for one in lists):
+    asked, guesses = _integers(value.get("asked")), _integers(value.get("guesses"))
+    if asked is None or guesses is None or not len(set(asked)) == len(guesses) == len(asked):
         return None
-    asked, guesses = (tuple(one) for one in lists)  # type: ignore[union-attr]
-    if not len(set(asked)) == len(guesses) == len(asked) or not all(0 <= guess <= IGNORE for guess in guesses):
+    if not all(0 <= guess <= IGNORE for guess in guesses):
         return None
     places: np.ndarray | None = None
     with contextlib.suppress(TypeError, ValueError, cv2.error):
@@ -95,6 +94,10 @@ def unpack(value: Any) -> Questions | None:
     if places is None or places.ndim != 2 or places.dtype != np.uint16 or places.max() > len(asked):
         return None
     return Questions(asked, guesses, places)
+
+
+def _integers(value: Any) -> tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, list) and set(map(type, value)) <= {int} else None
 
 
 def prediction(asked: Questions, classes: ClassSet) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Geometry of regions for the editor: outlines to click on, shapes that people draw, the picture that shows what is asked.
+"""Geometry of regions for the editor: outlines to click on, shapes that people draw, and a picture of what is asked.
 
 Label Studio's coordinates are percent of the image's width and height.
 """
@@ -113,21 +113,25 @@ def _polygon(value: Mapping[str, Any], name: str, size: tuple[int, int]) -> Floa
         if not isinstance(point, list) or len(point) != 2:
             raise Refused(f"region {shown(name)} has the point {shown(point)}: delete it and draw it again")
         pairs.append([_number(each, name, "a coordinate") for each in point])
-    return np.array(pairs) * _scale(size)
+    corners: Float[np.ndarray, "n 2"] = np.array(pairs) * _scale(size)
+    return corners
 
 
 def _rectangle(value: Mapping[str, Any], name: str, size: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
     x, y, wide, tall, angle = _numbers(value, name, ("x", "y", "width", "height"))
     start = np.array([x, y]) * _scale(size)
     sides = np.array([(0, 0), (wide, 0), (wide, tall), (0, tall)]) * _scale(size)
-    return start + sides @ _turn(angle)
+    corners: Float[np.ndarray, "n 2"] = start + sides @ _turn(angle)
+    return corners
 
 
 def _ellipse(value: Mapping[str, Any], name: str, size: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
     x, y, across, along, angle = _numbers(value, name, ("x", "y", "radiusX", "radiusY"))
     round_it = np.arange(CORNERS) * 2 * np.pi / CORNERS
     radii = np.array([across, along]) * _scale(size)
-    return np.array([x, y]) * _scale(size) + (np.stack([np.cos(round_it), np.sin(round_it)], 1) * radii) @ _turn(angle)
+    on_axes = np.stack([np.cos(round_it), np.sin(round_it)], axis=1) * radii
+    corners: Float[np.ndarray, "n 2"] = np.array([x, y]) * _scale(size) + on_axes @ _turn(angle)
+    return corners
 
 
 CORNERS_OF = {"polygonlabels": _polygon, "rectanglelabels": _rectangle, "ellipselabels": _ellipse}

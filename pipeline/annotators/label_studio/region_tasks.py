@@ -1,4 +1,4 @@
-"""Which regions of an image a task asks about: those of the order, or, of a whole image or block, all, merged to a few."""
+"""Which regions of an image a task asks about: those of the order; of a whole image or block all, merged."""
 
 from pathlib import Path
 
