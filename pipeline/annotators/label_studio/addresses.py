@@ -18,10 +18,10 @@ from PIL import Image, ImageFile
 
 from pipeline import paths, storage
 from pipeline.annotators.contract import Request
-from pipeline.annotators.label_studio import region_shapes, region_tasks
+from pipeline.annotators.label_studio import region_shapes
 from pipeline.annotators.label_studio.client import Client, Elsewhere, NotShown
 from pipeline.errors import UserError
-from pipeline.images import blocks, reading
+from pipeline.images import blocks, reading, region_maps
 
 PLAIN = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 """Suffixes of the formats that a browser shows."""
@@ -61,7 +61,7 @@ def _shown(key: str, request: Request) -> dict[str, tuple[str, bytes]]:
     if blocks.is_of_regions(key):
         order = next(order for order in request.orders if order.key == key)
         image = reading.read_image(path)
-        asked = np.isin(region_tasks.map_of(order, image.shape[:2]), order.regions)
+        asked = np.isin(region_maps.load(blocks.image_of(key)), order.regions)
         return {"image": (".jpg", _jpeg(region_shapes.hazed(image, asked)))}
     pictures = {"image": picture(path, key)}
     if not request.by_regions:

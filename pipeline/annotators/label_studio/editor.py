@@ -20,11 +20,11 @@ MIXED_KEY = "x"
 REGION_KEYS = tuple(key for key in HOTKEYS if key[-1] not in ("p", MIXED_KEY))
 """The same where regions are asked about; the editor has p for the polygon."""
 PALETTE = (
-    "#b388ff", "#ff4fd8", "#ffffff", "#7d86ff", "#c98b4e", "#d9d9b0", "#ffb020", "#ffe11f", "#4fd94f", "#b6f23c",
-    "#98fb98", "#cfd8dc",
-    "#5cc8ff", "#ff4d5e", "#ff7a1a", "#2f8bff", "#0fb5a6", "#12e8e0", "#00b35f", "#f0a8ff", "#ff9c8a", "#a05a2c",
+    "#b388ff", "#ff4fd8", "#c98b4e", "#7d86ff", "#c2b84a", "#9fb3bd", "#ffb020", "#f5d000", "#4fd94f", "#a4e01e",
+    "#7be39a", "#5cc8ff", "#ff4d5e", "#ff7a1a", "#2f8bff", "#0fb5a6", "#12d8d0", "#00b35f", "#e48cff", "#ff9c8a",
+    "#a8643a", "#d9c7a0",
 )  # fmt: skip
-"""Colours of outlines that are seen on dark and on bright images, and told from each other."""
+"""Colours of outlines that are told from each other, on dark and on bright images and in the list of regions."""
 PLAIN = "#9a9a9a"
 """Of the labels that are no class."""
 HIDDEN = ".lsf-labels .lsf-label:nth-last-child(-n+2) { display: none }"

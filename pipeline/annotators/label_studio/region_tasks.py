@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt8
 
-from pipeline import paths, storage
 from pipeline.annotators.contract import Request
 from pipeline.annotators.label_studio import region_answers, region_merging
 from pipeline.annotators.label_studio.region_answers import Questions
-from pipeline.errors import UserError
 from pipeline.images import blocks, reading, region_maps
 from pipeline.ledger.entries import Order
 
@@ -26,28 +24,11 @@ def questions(order: Order, predicted: UInt8[np.ndarray, "h w"], request: Reques
         request: of the round.
 
     Raises:
-        UserError: the map is not here, or not the one that the regions were ordered from.
+        UserError: the map is not here.
     """
     guess = predicted if request.annotate.start == "model" else None
     if blocks.is_of_regions(order.key):
-        return region_answers.questions(map_of(order, predicted.shape), order.regions, guess)
+        return region_answers.questions(region_maps.load(blocks.image_of(order.key)), order.regions, guess)
     image = blocks.crop(reading.read_image(Path(str(request.pool.at[order.key, "image"]))), order.key)
     regions = region_merging.merged(image, region_maps.cut(image, SCALE, SMALLEST), predicted)
     return region_answers.questions(regions, range(int(regions.max()) + 1), guess)
-
-
-def map_of(order: Order, size: tuple[int, ...]) -> UInt16[np.ndarray, "h w"]:
-    """The map that an order's regions are of.
-
-    Raises:
-        UserError: it is not here, of another size than the image, or another one.
-    """
-    image = blocks.image_of(order.key)
-    regions = region_maps.load(image)
-    changed = bool(order.region_map) and storage.sha256(paths.regions(image)) != order.region_map
-    if changed or regions.shape != size or not set(order.regions) <= set(np.unique(regions).tolist()):
-        raise UserError(
-            f"{paths.regions(image)} is not the map that {order.round} has ordered regions of {image!r} from: put it "
-            f"back (`dvc checkout`), so that nobody is asked about other regions"
-        )
-    return regions
