@@ -58,15 +58,19 @@ def test_no_fault_loses_doubles_or_misassigns_answers_for_regions(tmp_path_facto
         quiet = RegionTrial(made, {}).play("next round")
         assert not any(quiet.found.values()), quiet.found
         assert quiet.accepted == 7
-        requests = {phase: len(quiet.requests[phase]) for phase in quiet.requests}
+        sending, reading = "POST /api/projects/N/import", "GET /api/tasks/N"
         planned = [
-            Fault("carried out, answer lost", "send", requests["send"] - 4),
-            Fault("we are killed", "collect", 2),
-            Fault("500, 502, 503 or 429", "replace", 1),
-            Fault("we are killed", "correct", requests["correct"]),
-            Fault("carried out, answer lost", "next round", requests["next round"] - 4),
+            Fault(kind, phase, max(n for n, request in enumerate(quiet.requests[phase], 1) if request == aim))
+            for kind, phase, aim in (
+                ("carried out, answer lost", "send", sending),
+                ("we are killed", "collect", reading),
+                ("500, 502, 503 or 429", "replace", sending),
+                ("we are killed", "correct", reading),
+                ("carried out, answer lost", "next round", sending),
+            )
         ]
-        done = faults.study(made, iter(planned), 5)
+        done = faults.study(made, iter(planned), len(planned))
+        assert {hit.fault for hit in done.hits} == set(planned)
         assert done.findings == {name: [] for name in WRONG}
 
         # The study sees what it looks for.
