@@ -64,16 +64,21 @@ class Rounds:
 
     def ask(self, name: str, asked: dict[str, list[int]]) -> str:
         """Order regions of images, the first being worth most, and send the questions; what the stage says."""
-        keys = [blocks.key_of_regions(image, name) for image in asked]
-        self.asked |= dict(zip(keys, asked.values(), strict=True))
-        repo.select(name, keys)
-        regions = [" ".join(map(str, each)) for each in asked.values()]
-        artifacts.save_selection(name, artifacts.load_selection(name).assign(regions=regions))
+        keys = self.select(name, asked)
         repo.score(name, self.images, gain=0.9, **{f"gain_{one}": 0.001 for one in NAMES})
         table = np.array([guess(region, name) for region in range(int(squares().max()) + 1)], np.uint8)
         for key in keys:
             save_mask(paths.prediction(name, key), table[squares()])
         return self.wait(name)
+
+    def select(self, name: str, asked: dict[str, list[int]]) -> list[str]:
+        """Write the selection of a round; its keys."""
+        keys = [blocks.key_of_regions(image, name) for image in asked]
+        self.asked |= dict(zip(keys, asked.values(), strict=True))
+        repo.select(name, keys)
+        regions = [" ".join(map(str, each)) for each in asked.values()]
+        artifacts.save_selection(name, artifacts.load_selection(name).assign(regions=regions))
+        return keys
 
     def run(self, name: str) -> None:
         line = BudgetLine(after="r00" if name == "r01" else "r01", images=len(artifacts.load_selection(name)))
@@ -188,6 +193,8 @@ def test_two_rounds_of_regions_from_the_label_stream(
         assert changed[first] == (expected != rounds.expected(first, "r01")).sum()
 
         # The second round asks elsewhere in the same image.
+        rounds.select("r01", {image: asked[image] for image in rounds.images[:2]})
+        rounds.run("r01")
         kept = paths.mask(first).read_bytes()
         rounds.ask("r02", {rounds.images[0]: [0, 31], rounds.images[3]: [7]})
         again, other = (blocks.key_of_regions(rounds.images[n], "r02") for n in (0, 3))
