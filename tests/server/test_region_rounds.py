@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline import artifacts, ledger, paths
 from pipeline.annotators.label_studio import client, projects
+from pipeline.commands import rehearse
 from pipeline.errors import UserError, WaitingForPeople
 from pipeline.images import blocks, region_maps
 from pipeline.images.classes import CLASS_SETS, IGNORE
@@ -292,3 +293,20 @@ def test_a_project_for_the_brush_is_not_for_regions(rounds: Rounds, person: Pers
     person.call("PATCH", f"/api/projects/{project['id']}", json={"label_config": config})
     with pytest.raises(UserError, match=r"lacking: 'mixed'; unknown: 'unclear'"):
         rounds.run("r01")
+
+
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # the SDK's use of pydantic
+def test_a_rehearsal_answers_for_regions_from_the_known_labels(rounds: Rounds, person: Person) -> None:
+    image = rounds.images[0]
+    key = blocks.key_of_regions(image, "r01")
+    rounds.ask("r01", {image: [9, 3, 20]})
+    road, sky = 7, 23  # as Cityscapes stores them
+    stored = np.full(SIZE, road, np.uint8)
+    stored[squares() == 20] = sky
+    stored[:, ::2][squares()[:, ::2] == 3] = sky  # half and half
+    row = artifacts.load_manifest("pool", Path("pool")).set_index("key").loc[image]
+    Image.fromarray(stored).save(row["mask"])
+    rehearse.run(rounds.params.model_copy(update={"annotate": rounds.settings}), rehearse.Noise(0.0, 0.0, 0.0, 60.0, 1))
+    rounds.run("r01")
+    expected = rounds.expected(key, "r01", r9=0, r20=NAMES.index("sky"), r3=IGNORE)
+    np.testing.assert_array_equal(load_mask(paths.mask(key)), expected)
