@@ -1,15 +1,18 @@
 import copy
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped
-from pipeline.annotators.label_studio import annotations, regions
+from pipeline.annotators.label_studio import annotations, annotator, region_answers, regions
 from pipeline.images.classes import CLASS_SETS
+from pipeline.ledger.entries import Order
 from pipeline.params import Annotate
 
 CLASSES = CLASS_SETS["camvid11"]
@@ -58,6 +61,77 @@ def test_what_needs_another_look_is_as_params_say() -> None:
     ):
         assert [type(one) for one in come_to(task(made), **strict)] == [HeldBack]
         assert [type(one) for one in come_to(task(made), **lenient)] == [Answer]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_what_is_sent_is_as_params_say() -> None:
+    coarse = np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(coarse.repeat(4, 0).repeat(4, 1)).save("a.png")
+    large = SENT.repeat(4, 0).repeat(4, 1)
+    order = Order("r01", "a", "label_studio", "camvid11", 1.0, 1.0, 1.0, "")
+    corrected = large.copy()
+    corrected[:, :9] = 10
+
+    def sent(**annotate: Any) -> tuple[Request, dict[str, Any], list[dict[str, Any]]]:
+        asked = request(**annotate)
+        asked = asked._replace(pool=pd.DataFrame({"height": [24], "width": [32], "image": ["a.png"]}, index=["a"]))
+        meta, result = annotator._start(order, large, asked, CLASSES)
+        return asked, meta, json.loads(json.dumps(result, default=np.ndarray.tolist))
+
+    _, meta, result = sent()
+    assert {item["type"] for item in result} == {"brushlabels"}
+    np.testing.assert_array_equal(annotations.unpack(meta["sent"]), large)
+    asked, meta, result = sent(start="empty")
+    assert result == []
+    [one] = annotations.come_to("a", [task(annotation(mask=corrected), meta=meta)], asked, CLASSES)
+    assert isinstance(one, Answer)
+    np.testing.assert_array_equal(one.mask, corrected)
+    assert one.changed is None, "nothing was sent to be changed"
+
+    for start in ("model", "empty"):
+        asked, meta, result = sent(by="regions", start=start)
+        assert {item["type"] for item in result} == {"polygonlabels"}
+        assert result[-1]["id"] == "rest"
+        questions = region_answers.unpack(meta["regions"])
+        assert questions is not None
+        assert 4 < len(questions.asked) <= 150
+        assert (questions.places > 0).all(), "all of the image is asked about"
+        labels = {item["value"]["polygonlabels"][0] for item in result[:-1]}
+        assert labels == {"?"} if start == "empty" else labels <= set(CLASSES.names)
+        result[0]["value"]["polygonlabels"] = ["Bicyclist"]
+        [one] = annotations.come_to("a", [task(annotation(result=result), meta=meta)], asked, CLASSES)
+        assert isinstance(one, Answer)
+        number = int(result[0]["id"].removeprefix("region-"))
+        area = questions.places == questions.asked.index(number) + 1
+        np.testing.assert_array_equal(one.mask, np.where(area, np.uint8(10), questions.sent))
+        assert one.changed == (None if start == "empty" else (one.mask != questions.sent).sum())
+
+
+def test_regions_submitted_unseen_or_unanswered_need_another_look() -> None:
+    regions_of = np.arange(6).repeat(8).reshape(6, 8).astype(np.uint16)
+    for predicted, wanted in ((SENT, "nothing was changed within 1 seconds"), (None, "answers none of the regions")):
+        asked = region_answers.questions(regions_of, (1, 4), predicted)
+        result = region_answers.prediction(asked, CLASSES)
+        made = task(annotation(result=result, lead_time=1.0), meta={"regions": region_answers.pack(asked)})
+        [one] = come_to(made)
+        assert isinstance(one, HeldBack)
+        assert wanted in one.reason
+    asked = region_answers.questions(regions_of, (1, 4), SENT)
+    works = []
+    for number, (label, who) in enumerate([("Sky", "a@x"), ("Sky", "b@x"), ("mixed", "c@x")], 1):
+        result = region_answers.prediction(asked, CLASSES)
+        for item in result[:-1]:
+            item["value"] = item["value"] | {"polygonlabels": [label]}
+        works.append(annotation(number, who=who, result=result))
+    made = task(*works, meta={"regions": region_answers.pack(asked)})
+    [one] = come_to(made, annotators_per_image=3, several="majority")
+    np.testing.assert_array_equal(one.mask, np.where(np.isin(regions_of, (1, 4)), np.uint8(0), np.uint8(255)))
+    assert one.agreement == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def test_latest_of_each_person_and_ground_truth_before_all() -> None:

@@ -15,7 +15,8 @@ from pipeline.annotators.contract import Request, Unreachable
 from pipeline.annotators.label_studio.addresses import address, fault, local_files, picture, upload
 from pipeline.annotators.label_studio.client import Client
 from pipeline.errors import UserError
-from pipeline.images import reading
+from pipeline.images import reading, region_maps
+from pipeline.ledger.entries import Order
 from pipeline.params import Annotate
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
@@ -197,3 +198,32 @@ def test_cloud_address_is_what_label_studio_makes_of_it(ask: Callable[..., Reque
     assert web.asked["https://bucket.cloud.org/signed"] == ""
     with pytest.raises(UserError, match=rf"connect a source storage with that bucket .* at {HOME}/projects/7/settings"):
         address(Web(gain).server, 7, ["a b"], request)
+
+
+def test_what_is_asked_about_regions_is_shown_in_colour_and_elsewhere_as_the_image_itself(
+    ask: Callable[..., Request], tmp_path: Path
+) -> None:
+    key = "a@regions-r01"
+    image = np.full((16, 32, 3), (200, 40, 40), np.uint8)
+    Image.fromarray(image).save("image.png")
+    region_maps.save("a", np.arange(32).repeat(16).reshape(32, 16).T.astype(np.uint16) // 16)
+    order = Order("r01", key, "label_studio", "c", 1.0, 1.0, 1.0, "", regions=(1,))
+
+    def request(**annotate: object) -> Request:
+        pool = pd.DataFrame({"image": ["image.png"], "height": [16], "width": [32]}, index=[key])
+        return ask(key, **annotate)._replace(orders=[order], pool=pool)
+
+    folder = tmp_path / "media"
+    folder.mkdir()
+    asked = request(images="local_files", media=str(folder))
+    Image.fromarray(image).save("image.png")  # `ask` writes one of its own
+    place = f"{HOME}/data/local-files/?d=regain-7/r01/a%40regions-r01.jpg"
+    [made] = local_files(Web({place: png((32, 16))}).server, 7, [key], asked)
+    assert made == (place.removeprefix("https://studio.example.org"), None), "no gain map"
+    shown = np.asarray(Image.open(folder / "regain-7/r01" / f"{key}.jpg"), float)
+    assert np.abs(shown[:, 20:] - image[:, 20:]).max() < 4
+    assert np.abs(shown[:, :12] - (0.4 * image[:, :12] + 0.6 * 128)).max() < 4
+
+    there = "https://elsewhere.org/a.png"
+    found = address(Web({there: png((32, 16))}).server, 7, [key], request(images="https://elsewhere.org/{key}.png"))
+    assert found == [(there, None)], "the whole image, as it is"

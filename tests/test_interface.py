@@ -89,6 +89,46 @@ def test_what_a_team_has_added_to_the_interface_is_named() -> None:
     assert editor.other_controls("<View>") == editor.keyless_names("<View>") == []
 
 
+@pytest.mark.parametrize("classes", [CITYSCAPES, CLASS_SETS["camvid11"], ODD, MANY], ids=lambda classes: classes.name)
+def test_interface_for_regions_has_every_class_and_keys_that_the_editor_leaves_free(classes: ClassSet) -> None:
+    config = editor.label_config_of_regions(classes)
+    assert editor.painted_names(config, editor.REGIONS) == [*classes.names, "mixed", "not asked", "?"]
+    assert editor.painted_names(config) is None
+    assert editor.keyless_names(config) == editor.other_controls(config) == []
+    made = [label.attrib for label in ElementTree.fromstring(config).iter("Label")]
+    keys = [label["hotkey"] for label in made[:-2]]
+    assert len(set(keys)) == len(keys)
+    assert not {key[-1] for key in keys} & set("behuvp")
+    assert keys[-1] == "x"
+    assert [label["hotkey"] for label in made[-2:]] == ["—", "—"]
+
+
+def test_outlines_have_different_colours_each_like_its_classs_own() -> None:
+    colours = editor._outline_colours(CITYSCAPES)
+    assert len(set(colours)) == 19
+    green = [int(colours[CITYSCAPES.names.index("terrain")][n : n + 2], 16) for n in (1, 3, 5)]
+    assert max(green) == green[1]
+    blue = [int(colours[CITYSCAPES.names.index("sky")][n : n + 2], 16) for n in (1, 3, 5)]
+    assert max(blue) == blue[2]
+    many = editor._outline_colours(MANY)
+    assert len(many) == 40
+    assert all(many)
+
+
+def test_instruction_for_regions_says_whether_there_are_guesses() -> None:
+    def said(with_guesses: bool) -> str:
+        gains = dict.fromkeys(CITYSCAPES.names, 0.001) | {"bus": 0.03}
+        return editor.instruction_of_regions("r01", 4, 2.13, gains, CITYSCAPES, with_guesses=with_guesses)
+
+    for guesses in (True, False):
+        assert "please answer what 4 images ask</b>, which is expected to raise the mIoU by 2.1 points" in said(guesses)
+        assert "<b>bus" in said(guesses)
+        assert "motorcycle [a], bicycle [s]" in said(guesses)
+        assert ("the model's own answer" in said(guesses)) == guesses
+        assert not editor.is_edited(said(guesses), said(guesses).replace("4 images", "9 images"))
+        assert editor.is_edited(said(guesses) + "<br>Mind the kerbs.", said(guesses))
+
+
 def told(classes: ClassSet, expected_points: float | None, per_class: dict[str, float]) -> str:
     return editor.instruction("r<1>", 20, expected_points, per_class, classes)
 

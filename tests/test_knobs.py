@@ -156,6 +156,8 @@ ELSEWHERE = {
     "annotate.project": "server/test_annotate.py::test_every_annotator_answers_what_it_is_asked_once",
     "annotate.images": "test_images.py::test_addresses_have_the_path_of_label_studio_and_are_looked_at",
     "annotate.media": "test_images.py::test_addresses_have_the_path_of_label_studio_and_are_looked_at",
+    "annotate.by": "test_annotations.py::test_what_is_sent_is_as_params_say",
+    "annotate.start": "test_annotations.py::test_what_is_sent_is_as_params_say",
     "annotate.annotators_per_image": "test_annotations.py::test_latest_of_each_person_and_ground_truth_before_all",
     "annotate.several": "test_annotations.py::test_latest_of_each_person_and_ground_truth_before_all",
     "annotate.min_seconds": "test_annotations.py::test_what_needs_another_look_is_as_params_say",

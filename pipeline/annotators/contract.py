@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.errors import UserError
+from pipeline.images import blocks
 from pipeline.images.classes import ClassSet
 from pipeline.ledger.entries import Order
 from pipeline.params import Annotate
@@ -41,6 +42,11 @@ class Request(NamedTuple):
     """The acquisition of the orders' gains: those of `params.IN_POINTS` are in points of mIoU."""
     again: bool = False
     """Whether this run has been answered before: what was warned of then is not said at every poll."""
+
+    @property
+    def by_regions(self) -> bool:
+        """Whether people answer for regions, instead of painting."""
+        return self.annotate.by == "regions" or any(blocks.is_of_regions(order.key) for order in self.orders)
 
 
 class Answer(NamedTuple):

@@ -22,7 +22,7 @@ from pipeline.datasets.scan import Found, duplicates, near_pairs, pixels, scan, 
 from pipeline.errors import UserError
 from pipeline.images import blocks
 from pipeline.images.classes import ClassSet
-from pipeline.params import SPLITS, Annotate, Data, Params, Prepare
+from pipeline.params import SPLITS, Data, Params, Prepare
 from pipeline.stages.prepare import doubts, passed_over, pool_doubts
 
 NEAR = 5
@@ -68,7 +68,7 @@ def run(params: Params) -> int:
     if classes is not None:
         _trial(params, classes, report)
     if params.annotate.annotator == "label_studio" and classes is not None:
-        _label_studio(params.annotate, classes, report)
+        _label_studio(params, classes, report)
     for title, lines in (("warning", report.warnings), ("problem", report.problems)):
         for line in lines:
             print(f"{title}: {line}")
@@ -249,10 +249,11 @@ def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
         report.problems.append(str(error))
 
 
-def _label_studio(annotate: Annotate, classes: ClassSet, report: Report) -> None:
+def _label_studio(params: Params, classes: ClassSet, report: Report) -> None:
+    by_regions = params.score.unit == "region" or params.annotate.by == "regions"
     try:
-        print(projects.check(annotate, classes))
-        report.warnings.extend(projects.concerns(annotate, classes))
+        print(projects.check(params.annotate, classes, by_regions))
+        report.warnings.extend(projects.concerns(params.annotate, classes, by_regions))
     except UserError as error:
         report.problems.append(str(error))
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from pipeline import artifacts, paths, streams
 from pipeline.annotators.contract import Unreachable
-from pipeline.annotators.label_studio import client, connection, regions
-from pipeline.annotators.oracle import known_label
+from pipeline.annotators.label_studio import client, connection, region_answers, regions
+from pipeline.annotators.oracle import by_region, known_label
 from pipeline.errors import UserError
 from pipeline.images import blocks
 from pipeline.images.classes import IGNORE, ClassSet
@@ -90,7 +90,13 @@ def run(params: Params, noise: Noise) -> None:
         while (task := _next(stream, project)) is not None and _is_ours(task["data"], pool) and task["id"] not in done:
             name, sent = task["data"]["key"], _sent(task, title)
             work = annotated(_known(_key(name), pool, table), noise, name)
-            result = sent if work.skipped else _result(work.mask, sent, classes)
+            asked = region_answers.unpack((task["meta"] or {}).get("regions"))
+            if work.skipped:
+                result = sent
+            elif asked is None:
+                result = _result(work.mask, sent, classes)
+            else:
+                result = _answers(work.mask, asked, sent, params.annotate.oracle_purity, classes)
             server.annotations.create(
                 task["id"],
                 result=result,
@@ -266,6 +272,28 @@ def _result(mask: UInt8[np.ndarray, "h w"], sent: list[dict[str, Any]], classes:
             },
         }
         for number in np.setdiff1d(mask, [IGNORE]).tolist()
+    ]
+
+
+def _answers(
+    mask: UInt8[np.ndarray, "h w"],
+    asked: region_answers.Questions,
+    sent: list[dict[str, Any]],
+    purity: float,
+    classes: ClassSet,
+) -> list[dict[str, Any]]:
+    """The result of answering questions about regions: each with the class of most of it, or *mixed*."""
+    places = range(1, len(asked.asked) + 1)
+    answered, names = by_region(mask, asked.places, places, purity), (*classes.names, region_answers.MIXED)
+    answers = {
+        region_answers.region_id(region): names[min(answered[asked.places == place].min(), len(classes.names))]
+        for region, place in zip(asked.asked, places, strict=True)
+    }
+    return [
+        item | {"value": item["value"] | {region_answers.TYPE: [answers[item["id"]]]}}
+        if item["id"] in answers
+        else item
+        for item in sent
     ]
 
 

@@ -132,6 +132,11 @@ class Annotate(Section):
     """upload: images are sent to Label Studio; local_files: it reads them from `media`; or an address with {key}."""
     media: str = "data/label_studio/media"
     """Document root of Label Studio's local files, as seen from here; for `images: local_files`."""
+    by: Literal["brush", "regions"] = "brush"
+    """How whole images and blocks are labelled. brush: by painting; regions: cut into at most 150 regions, of which
+    people correct those whose class is wrong. Of unit region it is always by regions."""
+    start: Literal["model", "empty"] = "model"
+    """What people start from. model: the model's own labels, to be corrected; empty: nothing, so that nobody is led."""
     annotators_per_image: Count = 1
     """So many different people label each image."""
     several: Literal["latest", "majority"] = "latest"

@@ -146,6 +146,36 @@ class Editor:
         self.page.mouse.up()
         self.page.wait_for_function(f"!{EDITOR}.isDrawing")
 
+    def wait_for_regions(self, number: int) -> None:
+        """Wait until so many polygons are there, and drawn."""
+        regions = "Htx.annotationStore.selected.regionStore.regions"
+        self.page.wait_for_function(f"{regions}.length == {number}")
+        self.page.wait_for_timeout(2500)
+
+    def regions(self) -> dict[str, list[str]]:
+        """The labels of every region by its id, those drawn by hand included."""
+        regions = "Htx.annotationStore.selected.regionStore.regions"
+        return dict(self.page.evaluate(f"{regions}.map(region => [region.cleanId, [...region.labels]])"))
+
+    def chosen_regions(self) -> list[str]:
+        """The ids of those that a key would relabel."""
+        chosen: list[str] = self.page.evaluate("Htx.annotationStore.selected.selectedRegions.map(one => one.cleanId)")
+        return chosen
+
+    def click(self, point: Point) -> None:
+        """Into the image."""
+        box, scale = self._box(), self.scale()
+        self.page.mouse.click(box["x"] + (point[0] + 0.5) * scale, box["y"] + (point[1] + 0.5) * scale)
+        self.page.wait_for_timeout(300)  # a key that comes sooner than a person's may meet what was chosen before
+
+    def polygon(self, points: Sequence[Point]) -> None:
+        """Click round an area, over whatever is there."""
+        self.page.keyboard.down("Control")
+        for point in [*points, points[0]]:
+            self.click(point)
+        self.page.keyboard.up("Control")
+        self.page.wait_for_function(f"!{EDITOR}.isDrawing")
+
     def press(self, keys: str) -> None:
         """One key after the other."""
         for key in keys:

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tests.server.proxy import KINDS, Fault
-from tests.server.trial import PHASES, WRONG, Bench, Hit, Trial
+from tests.server.trial import PHASES, WRONG, Bench, Hit
 
 SYSTEMATIC = ("send", "collect")
 
@@ -81,7 +81,7 @@ def study(made: Bench, faults: Iterator[Fault], number: int) -> Study:
                     queues[fault.phase].append(fault)
             chosen = {phase: queue.popleft() for phase, queue in queues.items() if queue}
             assert chosen, f"only {len(done.hits)} faults have come about"
-            trial = Trial(made, chosen).play(list(chosen)[-1])
+            trial = made.trial(made, chosen).play(list(chosen)[-1])
             for name, what in trial.found.items():
                 done.findings[name].extend(sorted(what))
             done.hits.extend(trial.hits)

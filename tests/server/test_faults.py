@@ -13,6 +13,7 @@ from pipeline import paths
 from pipeline.images.masks import save_mask
 from tests.server import faults
 from tests.server.proxy import KINDS, Fault
+from tests.server.region_trial import RegionTrial
 from tests.server.trial import BY_ITSELF, KILLED, SENTENCE, WRONG, Bench, Trial, bench
 
 
@@ -49,6 +50,46 @@ def test_no_kind_of_fault_loses_doubles_or_misassigns(made: Bench, quiet: Trial)
     assert outcomes["carried out, answer lost", "send"] == outcomes["carried out, answer lost", "replace"] == BY_ITSELF
     assert outcomes["401", "send"] == SENTENCE
     assert outcomes["we are killed", "send"] == outcomes["we are killed", "collect"] == KILLED
+
+
+def test_no_fault_loses_doubles_or_misassigns_answers_for_regions(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A few of them, in all phases; benchmarks/faults.py --unit region has many."""
+    with bench(tmp_path_factory.mktemp("regions"), seed=0, trial=RegionTrial) as made:
+        quiet = RegionTrial(made, {}).play("next round")
+        assert not any(quiet.found.values()), quiet.found
+        assert quiet.accepted == 7
+        sending, reading = "POST /api/projects/N/import", "GET /api/tasks/N"
+        planned = [
+            Fault(kind, phase, max(n for n, request in enumerate(quiet.requests[phase], 1) if request == aim))
+            for kind, phase, aim in (
+                ("carried out, answer lost", "send", sending),
+                ("we are killed", "collect", reading),
+                ("500, 502, 503 or 429", "replace", sending),
+                ("we are killed", "correct", reading),
+                ("carried out, answer lost", "next round", sending),
+            )
+        ]
+        done = faults.study(made, iter(planned), len(planned))
+        assert {hit.fault for hit in done.hits} == set(planned)
+        assert done.findings == {name: [] for name in WRONG}
+
+        # The study sees what it looks for.
+        trial = quiet
+        first, *_ = trial.keys
+        other = trial.keys[5]
+        shutil.copy(trial.folder / paths.mask(other), trial.folder / paths.mask(first))
+        trial.check()
+        assert any(f"{first} has a mask that was not drawn for it" in what for what in trial.found["misassigned"])
+        task, stranger = trial.task(first), trial.task(other)
+        data = task["data"] | {"image": trial.task(trial.keys[1])["data"]["image"]}
+        copied = {"data": data, "meta": stranger["meta"]}
+        made.person.call("POST", f"/api/projects/{task['project']}/import", json=[copied])
+        trial.found = {name: set() for name in WRONG}
+        trial.check()
+        trial.check_pictures()
+        said = sorted(what.partition(" [")[0] for what in trial.found["misassigned"])
+        assert f"r01/{first} asks something else in Label Studio" in said
+        assert f"r01/{first} has another image in Label Studio" in said
 
 
 def test_every_place_of_sending_and_collecting_is_planned(quiet: Trial) -> None:

@@ -57,12 +57,12 @@ class Hit(NamedTuple):
 class Bench:
     """What the trials share: the server, the proxy before it, the person, a project to copy."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.rng = folder, np.random.default_rng(seed)
+    def __init__(self, folder: Path, seed: int, trial: "type[Trial]") -> None:
+        self.folder, self.rng, self.trial = folder, np.random.default_rng(seed), trial
         self.numbers = itertools.count()
         self.made = folder / "made"
         self.made.mkdir()
-        _make(self.made)
+        trial.make(self.made)
         self.studio: Studio = start_studio(folder / "label_studio")
         self.person = Person(self.studio)
         self.proxy = Proxy(self.studio, self.rng)
@@ -75,13 +75,13 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(folder: Path, seed: int) -> Iterator[Bench]:
-    """A server in `folder`, which is there and empty, for as long as the trials take."""
+def bench(folder: Path, seed: int, trial: "type[Trial] | None" = None) -> Iterator[Bench]:
+    """A server in `folder`, which is there and empty, for as long as the trials take: of whole images, or as given."""
     own = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder / "site")}
     with mock.patch.dict(os.environ, own), mock.patch.object(client, "PAUSES", (0.0, 0.0)):
         os.environ.pop("DVC_EXP_NAME", None)
         logging.getLogger("dvc").setLevel(logging.WARNING)  # its advice on git
-        made = Bench(folder, seed)
+        made = Bench(folder, seed, trial or Trial)
         os.environ[client.KEY] = made.studio.token
         try:
             yield made
@@ -89,19 +89,8 @@ def bench(folder: Path, seed: int) -> Iterator[Bench]:
             made.close()
 
 
-def _make(folder: Path) -> None:
-    """The project that each trial has a copy of, with predictions for every image of the pool in both rounds."""
-    repo.write(folder, pool=8)
-    repo.initialise(folder)
-    with contextlib.chdir(folder):
-        pool = artifacts.load_manifest("pool")
-        for name in ("r01", "r02"):
-            repo.select(name, list(pool["key"]))
-            repo.predict(name)
-
-
 class Trial:
-    """Two rounds in a project of their own, here and in Label Studio.
+    """Two rounds of whole images in a project of their own, here and in Label Studio.
 
     Attributes:
         found: What is wrong, by its name in WRONG.
@@ -111,6 +100,9 @@ class Trial:
         accepted: Labels that the server has accepted, corrections too.
         orphans: Uploaded pictures that belong to no task.
     """
+
+    fields: tuple[str, ...] = ("image", "gain")
+    """Of a task: addresses of what it shows."""
 
     def __init__(self, made: Bench, faults: Mapping[str, Fault]) -> None:
         self.bench, self.faults, self.title = made, faults, f"trial {next(made.numbers)}"
@@ -122,7 +114,7 @@ class Trial:
         self.project.edit("images: 3", f"images: {IMAGES}")
         with contextlib.chdir(self.folder):
             self.pool = artifacts.load_manifest("pool", Path("pool")).set_index("key")
-        self.keys = list(self.pool.index)
+        self.keys = self.wanted(list(self.pool.index))
         self.tasks: list[dict[str, Any]] = []
         self.drawn: dict[str, list[UInt8[np.ndarray, "h w"]]] = {}
         self.annotations: dict[str, dict[str, Any]] = {}
@@ -131,6 +123,46 @@ class Trial:
         self.hits: list[Hit] = []
         self.requests: dict[str, list[str]] = {}
         self.accepted = self.orphans = 0
+
+    # What whole images have of their own
+
+    @staticmethod
+    def make(folder: Path) -> None:
+        """The project that each trial has a copy of, with predictions for every image of the pool in both rounds."""
+        repo.write(folder, pool=8)
+        repo.initialise(folder)
+        with contextlib.chdir(folder):
+            pool = artifacts.load_manifest("pool")
+            for name in ("r01", "r02"):
+                repo.select(name, list(pool["key"]))
+                repo.predict(name)
+
+    def wanted(self, images: Sequence[str]) -> list[str]:
+        """Keys of what is bought: five or more of r01, and from the sixth on those of r02."""
+        return list(images)
+
+    def choose(self, round_name: str, keys: Sequence[str]) -> None:
+        """Write the round's selection."""
+        repo.select(round_name, list(keys))
+
+    def label(self, key: str, chance: np.random.Generator) -> tuple[UInt8[np.ndarray, "h w"], list[dict[str, Any]]]:
+        """A mask that no other label has, and the result of whoever submits it."""
+        coarse = chance.integers(0, len(NAMES), (fakes.SIZE[0] // 4, fakes.SIZE[1] // 4), np.uint8)
+        mask = coarse.repeat(4, 0).repeat(4, 1)
+        return mask, regions(mask, NAMES)
+
+    def check_task(self, task: Mapping[str, Any], name: str, key: str) -> None:
+        """See that a task shows its own image, gain map and prediction."""
+        files = {"image": self.pool.at[key, "image"], "gain": paths.gain_picture(name, key)}
+        for field, path in files.items():
+            shown = self.bench.person.http.get(task["data"][field]).content
+            if shown != (self.folder / path).read_bytes():
+                self._find("misassigned", f"{name}/{key} has another {field} in Label Studio")
+        sent = np.asarray(Image.open(io.BytesIO(base64.b64decode(task["meta"]["sent"]))))
+        if not np.array_equal(sent, np.asarray(Image.open(self.folder / paths.prediction(name, key)))):
+            self._find("misassigned", f"{name}/{key} was sent with another prediction")
+
+    # What happens
 
     def play(self, last: str) -> "Trial":
         """All phases up to `last`, `collect` at least."""
@@ -181,7 +213,7 @@ class Trial:
 
     def _select(self, round_name: str, keys: Sequence[str]) -> None:
         with contextlib.chdir(self.folder):
-            repo.select(round_name, list(keys))
+            self.choose(round_name, keys)
 
     def _undisturbed(self, round_name: str) -> None:
         if self._run(round_name, None) != BY_ITSELF:
@@ -230,9 +262,7 @@ class Trial:
         for key in keys:
             masks = self.drawn.setdefault(key, [])
             chance = np.random.default_rng([len(masks), *key.encode()])
-            coarse = chance.integers(0, len(NAMES), (fakes.SIZE[0] // 4, fakes.SIZE[1] // 4), np.uint8)
-            mask = coarse.repeat(4, 0).repeat(4, 1)
-            result = regions(mask, NAMES)
+            mask, result = self.label(key, chance)
             if masks:
                 self.bench.person.update(self.annotations[key], result=result)
             else:
@@ -329,15 +359,8 @@ class Trial:
         """What the tasks show to the person."""
         for task in self.tasks:
             name, _, key = task["data"]["key"].partition("/")
-            files = {"image": self.pool.at[key, "image"], "gain": paths.gain_picture(name, key)}
-            for field, path in files.items():
-                shown = self.bench.person.http.get(task["data"][field]).content
-                if shown != (self.folder / path).read_bytes():
-                    self._find("misassigned", f"{name}/{key} has another {field} in Label Studio")
-            sent = np.asarray(Image.open(io.BytesIO(base64.b64decode(task["meta"]["sent"]))))
-            if not np.array_equal(sent, np.asarray(Image.open(self.folder / paths.prediction(name, key)))):
-                self._find("misassigned", f"{name}/{key} was sent with another prediction")
-        used = {task["data"][field].removeprefix("/data/") for task in self.tasks for field in ("image", "gain")}
+            self.check_task(task, name, key)
+        used = {task["data"][field].removeprefix("/data/") for task in self.tasks for field in self.fields}
         for project in self._projects():
             uploads = self.bench.person.call("GET", f"/api/projects/{project}/file-uploads", params={"all": "true"})
             self.orphans += sum(upload["file"] not in used for upload in uploads)

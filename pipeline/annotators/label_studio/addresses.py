@@ -18,9 +18,10 @@ from PIL import Image, ImageFile
 
 from pipeline import paths, storage
 from pipeline.annotators.contract import Request
+from pipeline.annotators.label_studio import region_shapes
 from pipeline.annotators.label_studio.client import Client, Elsewhere, NotShown
 from pipeline.errors import UserError
-from pipeline.images import blocks, reading
+from pipeline.images import blocks, reading, region_maps
 
 PLAIN = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 """Suffixes of the formats that a browser shows."""
@@ -32,8 +33,8 @@ FOR_BROWSERS = ("http://", "https://", "/")
 ORIENTATION = 0x0112
 """EXIF tag: how to turn the picture; 1 is upright."""
 
-Addresses = list[tuple[str, str]]
-"""For each image the addresses of the image and of its gain map."""
+Addresses = list[tuple[str, str | None]]
+"""For each image the addresses of the image and of its gain map, which is left out where people answer for regions."""
 Place = Callable[[Client, int, Sequence[str], Request], Addresses]
 
 
@@ -54,6 +55,25 @@ def picture(path: Path, key: str = "") -> tuple[str, bytes]:
     return ".png", _png(upright)
 
 
+def _shown(key: str, request: Request) -> dict[str, tuple[str, bytes]]:
+    """By field of the task, suffix and content of the pictures that show a label's place."""
+    path = Path(str(request.pool.at[key, "image"]))
+    if blocks.is_of_regions(key):
+        order = next(order for order in request.orders if order.key == key)
+        image = reading.read_image(path)
+        asked = np.isin(region_maps.load(blocks.image_of(key)), order.regions)
+        return {"image": (".jpg", _jpeg(region_shapes.hazed(image, asked)))}
+    pictures = {"image": picture(path, key)}
+    if not request.by_regions:
+        pictures["gain"] = ".jpg", storage.read_bytes(paths.gain_picture(request.round_name, key))
+    return pictures
+
+
+def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+
+
 def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
@@ -62,19 +82,21 @@ def upload(server: Client, project: int, keys: Sequence[str], request: Request) 
     """Upload the pictures; returns their addresses on the server."""
     addresses: list[str] = []
     files: dict[str, tuple[str, bytes]] = {}
+    fields: list[list[str]] = []
     for key in keys:
-        suffix, content = picture(Path(str(request.pool.at[key, "image"])), key)
-        gain = storage.read_bytes(paths.gain_picture(request.round_name, key))
-        files |= {f"image{len(files)}": (f"image{suffix}", content), f"gain{len(files)}": ("gain.jpg", gain)}
+        shown = _shown(key, request)
+        fields.append(list(shown))
+        files |= {f"{name}{len(fields)}": (f"{name}{suffix}", data) for name, (suffix, data) in shown.items()}
         if sum(len(content) for _, content in files.values()) > UPLOAD_BYTES:
             addresses += _upload(server, project, files)
             files = {}
-    addresses += _upload(server, project, files)
+    there = iter([*addresses, *_upload(server, project, files)])
+    pairs = [(next(there), next(there) if len(names) > 1 else None) for names in fields]
     advice = (
         "set annotate.url to the address at which browsers open Label Studio, with its path, and look whether "
         "LABEL_STUDIO_HOST there is the same"
     )
-    return _seen(server, keys, list(zip(addresses[::2], addresses[1::2], strict=True)), request, advice)
+    return _seen(server, keys, pairs, request, advice)
 
 
 def _upload(server: Client, project: int, files: Mapping[str, tuple[str, bytes]]) -> list[str]:
@@ -104,18 +126,14 @@ def local_files(server: Client, project: int, keys: Sequence[str], request: Requ
             f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT as seen from here, or set annotate.images to upload"
         )
     folder = root / f"regain-{project}"
-    addresses = []
+    addresses: Addresses = []
     for key in keys:
-        suffix, content = picture(Path(str(request.pool.at[key, "image"])), key)
-        pictures = {
-            f"{key}{suffix}": content,
-            f"{key}.gain.jpg": storage.read_bytes(paths.gain_picture(request.round_name, key)),
-        }
-        for name, data in pictures.items():
-            storage.write(folder / request.round_name / name, data)
-        names = [f"{folder.name}/{request.round_name}/{name}" for name in pictures]
-        one, other = (_served(server, f"local-files/?d={quote(name)}") for name in names)
-        addresses.append((one, other))
+        found = dict[str, str]()
+        for field, (suffix, content) in _shown(key, request).items():
+            name = f"{key}{suffix}" if field == "image" else f"{key}.{field}{suffix}"
+            storage.write(folder / request.round_name / name, content)
+            found[field] = _served(server, f"local-files/?d={quote(f'{folder.name}/{request.round_name}/{name}')}")
+        addresses.append((found["image"], found.get("gain")))
     path = str(folder.resolve())
     records = server.get("/api/storages/localfiles", project=project)
     if path not in [record["path"] for record in records]:
@@ -142,16 +160,16 @@ def address(server: Client, project: int, keys: Sequence[str], request: Request)
             f"annotate.images is {request.annotate.images!r}, where whole images are, not the block {cut!r}: set it to "
             f"upload or local_files"
         )
-    files = {
-        f"gain{number}": ("gain.jpg", storage.read_bytes(paths.gain_picture(request.round_name, key)))
-        for number, key in enumerate(keys)
-    }
-    template, gains = request.annotate.images, _upload(server, project, files)
+    template, gains = request.annotate.images, list[str | None]([None] * len(keys))
+    if not request.by_regions:
+        maps = [("gain.jpg", storage.read_bytes(paths.gain_picture(request.round_name, key))) for key in keys]
+        gains = [*_upload(server, project, {f"gain{number}": one for number, one in enumerate(maps)})]
+    names = [blocks.image_of(key) for key in keys]
     if template.startswith(FOR_BROWSERS):
-        pictures = [template.replace("{key}", quote(key)) for key in keys]
+        pictures = [template.replace("{key}", quote(name)) for name in names]
         advice = "correct annotate.images, or have the pictures put there, such that a browser sees them"
         return _seen(server, keys, list(zip(pictures, gains, strict=True)), request, advice)
-    pictures = [template.replace("{key}", key) for key in keys]
+    pictures = [template.replace("{key}", name) for name in names]
     # What Label Studio itself makes of the address when it shows the task, which does not exist yet.
     coded = [base64.urlsafe_b64encode(picture.encode()).decode() for picture in pictures]
     shown = [f"{server.url}/projects/{project}/resolve/?fileuri={quote(one)}" for one in coded]
@@ -173,6 +191,8 @@ def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Re
     for key, (image, gain) in zip(keys, addresses, strict=True):
         size = int(request.pool.at[key, "width"]), int(request.pool.at[key, "height"])
         for what, address, expected in (("image", image, size), ("gain map", gain, None)):
+            if address is None:
+                continue
             try:
                 fault = _fault(server, address, expected)
             except Elsewhere as error:
@@ -193,7 +213,10 @@ def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Re
 
 def fault(server: Client, data: Mapping[str, Any]) -> str | None:
     """Why annotators cannot see the pictures of a task, given its data; None if they can, as far as known here."""
-    for address in (data.get("image"), data.get("gain")):
+    for address in (
+        data.get("image"),
+        data.get("gain", data.get("image")),
+    ):  # no gain map where regions are asked about
         try:
             found = _fault(server, address) if isinstance(address, str) else f"its address is {address!r}"
         except Elsewhere:

@@ -2,7 +2,7 @@
 
 import base64
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped
-from pipeline.annotators.label_studio import regions
+from pipeline.annotators.label_studio import region_answers, regions
 from pipeline.annotators.label_studio.regions import Refused
-from pipeline.images.classes import ClassSet
+from pipeline.images.classes import IGNORE, ClassSet
 from pipeline.params import Annotate
 
 UNKNOWN = "unknown"
@@ -37,6 +37,26 @@ def unpack(text: Any) -> UInt8[np.ndarray, "h w"] | None:
     with contextlib.suppress(cv2.error):  # raised instead of None for no bytes, and for a size that cannot be
         mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     return mask if mask is not None and mask.ndim == 2 and mask.dtype == np.uint8 else None
+
+
+class Sent(NamedTuple):
+    """What a task was sent with, and how what comes back is read."""
+
+    mask: UInt8[np.ndarray, "h w"]
+    """IGNORE where nothing was sent along."""
+    read: Callable[[Any, ClassSet], UInt8[np.ndarray, "h w"]]
+    """From a result to a mask; raises Refused."""
+
+
+def sent(meta: Any) -> Sent | None:
+    """What a task's `meta` says; None if it does not."""
+    if not isinstance(meta, dict):
+        return None
+    asked = region_answers.unpack(meta.get("regions"))
+    if asked is not None:
+        return Sent(asked.sent, lambda result, classes: region_answers.mask(result, asked, classes))
+    mask = unpack(meta.get("sent"))
+    return None if mask is None else Sent(mask, lambda result, classes: regions.mask(result, mask, classes))
 
 
 class Work(NamedTuple):
@@ -69,13 +89,13 @@ def come_to(
     done: list[Work | Skipped] = []
     held: list[HeldBack] = []
     for task in tasks:
-        sent = unpack(task["meta"].get("sent")) if isinstance(task["meta"], dict) else None
-        if sent is None or sent.shape != size:
+        given = sent(task["meta"])
+        if given is None or given.mask.shape != size:
             held.append(HeldBack(key, f"task {task['id']} has lost the prediction that was sent with it: delete it"))
             continue
         for annotation in task["annotations"]:
             try:
-                done.append(_work(key, annotation, sent, request.annotate, classes))
+                done.append(_work(key, annotation, given, request.annotate, classes))
             except Refused as reason:
                 held.append(HeldBack(key, f"annotation {annotation.get('id')} of task {task['id']}: {reason}"))
     works = [one for one in done if isinstance(one, Work)]
@@ -84,7 +104,7 @@ def come_to(
 
 
 def _work(
-    key: str, annotation: Mapping[str, Any], sent: UInt8[np.ndarray, "h w"], annotate: Annotate, classes: ClassSet
+    key: str, annotation: Mapping[str, Any], given: Sent, annotate: Annotate, classes: ClassSet
 ) -> Work | Skipped:
     """One annotation read as a mask, or as a skip.
 
@@ -104,14 +124,14 @@ def _work(
     version = f"{annotation.get('id')}@{annotation['updated_at']}"
     if annotation.get("was_cancelled"):
         return Skipped(key, seconds / 60, who, version)
-    mask, truth = regions.mask(annotation.get("result"), sent, classes), bool(annotation.get("ground_truth"))
+    mask, truth = given.read(annotation.get("result"), classes), bool(annotation.get("ground_truth"))
     why = regions.held_back(
-        mask, sent, seconds, min_seconds=annotate.min_seconds, max_share=annotate.max_share, classes=classes
+        mask, given.mask, seconds, min_seconds=annotate.min_seconds, max_share=annotate.max_share, classes=classes
     )
     if why and not truth:
         raise Refused(f"{why}; if it is right, mark it as ground truth (the star)")
     person = f"annotation {annotation.get('id')}" if who == UNKNOWN else who
-    return Work(who, person, mask, sent, seconds, truth, at, version)
+    return Work(who, person, mask, given.mask, seconds, truth, at, version)
 
 
 def _author(made_by: Any) -> str:
@@ -143,7 +163,7 @@ def _decide(
             mask=mask,
             minutes=sum(work.seconds for work in works) / 60,
             annotator=", ".join(sorted(work.who for work in people)) if majority else chosen.who,
-            changed=regions.changed(mask, chosen.sent),
+            changed=None if (chosen.sent == IGNORE).all() else regions.changed(mask, chosen.sent),
             agreement=regions.agreement(masks) if len(masks) > 1 else None,
             version=chosen.version,
             agreed=regions.agreed(masks, len(request.classes.names)) if len(masks) > 1 else (),

@@ -2,20 +2,23 @@
 
 A task is known by its `data.key`, `ROUND/KEY`, never by its number: numbers are used again after a deletion. What is
 missing is sent, what is there is left alone, so a lost answer or a second run makes no second task. The prediction is
-kept in the task (`meta.sent`), so that any clone of the project, at any time, compares with what people really saw.
+kept in the task (`meta`), so that any clone of the project, at any time, compares with what people really saw.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
 
 from pipeline import artifacts, ledger
 from pipeline.annotators.contract import Answer, HeldBack, Request, Skipped, Unreachable
-from pipeline.annotators.label_studio import addresses, annotations, projects, regions
+from pipeline.annotators.label_studio import addresses, annotations, projects, region_answers, region_tasks, regions
 from pipeline.annotators.label_studio.client import Client
 from pipeline.annotators.label_studio.tasks import MODEL_VERSION, Task, all_tasks, read_tasks, tasks_of_round
 from pipeline.errors import UserError
-from pipeline.images.classes import ClassSet
+from pipeline.images.classes import IGNORE, ClassSet
 from pipeline.ledger.entries import Order
 from pipeline.params import Annotate
 
@@ -36,12 +39,12 @@ def answers(request: Request) -> Iterator[Answer | Skipped | HeldBack]:
     server = Client(request.annotate.url)
     try:
         if all(order.key in request.known for order in request.orders):  # only corrections, if any
-            project = projects.existing(server, request.annotate, classes)
+            project = projects.existing(server, request.annotate, classes, request.by_regions)
             if project is None:
                 return
             tasks = tasks_of_round(server, project, request)
         else:
-            project = projects.prepared(server, request.annotate, classes)
+            project = projects.prepared(server, request.annotate, classes, request.by_regions)
             projects.set_up(server, project, request, classes)
             tasks = _send_missing(server, project, request, classes)
             if projects.name_predictions_alike(server, project):
@@ -130,14 +133,24 @@ def _send_batch(
                 f"the prediction of {order.key!r} is {sent.shape[0]}x{sent.shape[1]}, its image "
                 f"{row['height']}x{row['width']}: run `dvc repro -s -f predict@{order.round}`, then `dvc repro`"
             )
-        data = {"image": image, "gain": gain, "key": f"{order.round}/{order.key}", "sha256": row["sha256"]}
-        prediction = {
-            "model_version": MODEL_VERSION,
-            "score": scores[order.key],
-            "result": regions.prediction(sent, classes),
-        }
-        body.append({"data": data, "meta": {"sent": annotations.pack(sent)}, "predictions": [prediction]})
+        data = {"image": image, "key": f"{order.round}/{order.key}", "sha256": row["sha256"]}
+        if gain is not None:
+            data["gain"] = gain
+        meta, result = _start(order, sent, request, classes)
+        prediction = {"model_version": MODEL_VERSION, "score": scores[order.key], "result": result}
+        body.append({"data": data, "meta": meta, "predictions": [prediction]})
     server.send("POST", f"/api/projects/{project}/import", body)
+
+
+def _start(
+    order: Order, predicted: UInt8[np.ndarray, "h w"], request: Request, classes: ClassSet
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A task's `meta`, from which its answers are read, and the regions that the editor shows first."""
+    if request.by_regions:
+        asked = region_tasks.questions(order, predicted, request)
+        return {"regions": region_answers.pack(asked)}, region_answers.prediction(asked, classes)
+    sent = predicted if request.annotate.start == "model" else np.full_like(predicted, IGNORE)
+    return {"sent": annotations.pack(sent)}, regions.prediction(sent, classes)
 
 
 class Progress(NamedTuple):

@@ -7,8 +7,10 @@ from pipeline import artifacts
 from pipeline.annotators.contract import Request, Unreachable
 from pipeline.annotators.label_studio import addresses, editor
 from pipeline.annotators.label_studio.client import Client
+from pipeline.annotators.label_studio.region_answers import WITHOUT_CLASS
 from pipeline.annotators.label_studio.tasks import MODEL_VERSION, NOT_SKIPPED, OPEN, PAGE, listed
 from pipeline.errors import UserError
+from pipeline.images import blocks
 from pipeline.images.classes import ClassSet
 from pipeline.params import IN_POINTS, Annotate
 
@@ -36,10 +38,15 @@ TAB = {
 Label All Tasks, is given the tasks in this order."""
 
 
-def prepared(server: Client, annotate: Annotate, classes: ClassSet) -> int:
-    """The id of the project of this title, created if there is none, after checking its labels."""
+def prepared(server: Client, annotate: Annotate, classes: ClassSet, by_regions: bool) -> int:
+    """The id of the project of this title, created if there is none, after checking its labels.
+
+    Raises:
+        UserError: it is for other classes, or for the brush instead of regions, or the other way round.
+    """
+    config = editor.label_config_of_regions(classes) if by_regions else editor.label_config(classes)
     for _ in range(2):  # after making one, look again: a second clone may have made one at the same time
-        found = existing(server, annotate, classes)
+        found = existing(server, annotate, classes, by_regions)
         if found is not None:
             return found
         made = server.send(
@@ -47,7 +54,7 @@ def prepared(server: Client, annotate: Annotate, classes: ClassSet) -> int:
             "/api/projects",
             {
                 "title": annotate.project,
-                "label_config": editor.label_config(classes),
+                "label_config": config,
                 "maximum_annotations": annotate.annotators_per_image,
                 **SETTINGS,
             },
@@ -56,10 +63,10 @@ def prepared(server: Client, annotate: Annotate, classes: ClassSet) -> int:
     raise Unreachable(f"the project {annotate.project!r} was made at {server.url} but is not there: try again")
 
 
-def existing(server: Client, annotate: Annotate, classes: ClassSet) -> int | None:
+def existing(server: Client, annotate: Annotate, classes: ClassSet, by_regions: bool) -> int | None:
     """The id of the project, checked; None if there is none yet."""
     found = find_project(server, annotate.project)
-    return None if found is None else _check_labels(server, found, annotate, classes)
+    return None if found is None else _check_labels(server, found, annotate, classes, by_regions)
 
 
 def find_project(server: Client, title: str) -> Mapping[str, Any] | None:
@@ -74,13 +81,24 @@ def find_project(server: Client, title: str) -> Mapping[str, Any] | None:
     return min(found, key=lambda project: int(project["id"]), default=None)
 
 
-def _check_labels(server: Client, project: Mapping[str, Any], annotate: Annotate, classes: ClassSet) -> int:
-    names = editor.painted_names(project["label_config"])
-    if names is None or set(names) != set(classes.names):
-        lacking = ", ".join(repr(name) for name in classes.names if name not in (names or ())) or "nothing"
-        more = ", ".join(repr(name) for name in names or () if name not in classes.names) or "nothing"
+def _check_labels(
+    server: Client, project: Mapping[str, Any], annotate: Annotate, classes: ClassSet, by_regions: bool
+) -> int:
+    tag, other = (editor.REGIONS, editor.BRUSHES) if by_regions else (editor.BRUSHES, editor.REGIONS)
+    names, config = editor.painted_names(project["label_config"], tag), project["label_config"]
+    where = f"the project {annotate.project!r} at {server.url}/projects/{project['id']}"
+    if names is None and editor.painted_names(config, other) is not None:
+        there, here = ("the brush", "regions") if by_regions else ("regions", "the brush")
         raise UserError(
-            f"the labels of the project {annotate.project!r} at {server.url}/projects/{project['id']} are not those of "
+            f"{where} is made for labels by {there}, and these are by {here}: give annotate.project another name, or "
+            f"set annotate.by and score.unit back"
+        )
+    expected = (*classes.names, *(WITHOUT_CLASS if by_regions else ()))
+    if names is None or set(names) != set(expected):
+        lacking = ", ".join(repr(name) for name in expected if name not in (names or ())) or "nothing"
+        more = ", ".join(repr(name) for name in names or () if name not in expected) or "nothing"
+        raise UserError(
+            f"the labels of {where} are not those of "
             f"prepare.classes (lacking: {lacking}; unknown: {more}): put them back there under Settings > Labeling "
             f"Interface, or give annotate.project another name"
         )
@@ -147,13 +165,17 @@ def instruction(request: Request, classes: ClassSet) -> str:
     orders = [order for order in request.orders if order.key not in request.known]
     scores = artifacts.load_scores(request.round_name).set_index("key")
     columns = [f"gain_{name}" for name in classes.names]
-    gains = scores.reindex(index=[order.key for order in orders], columns=columns).sum()
+    keys = [blocks.image_of(order.key) if blocks.is_of_regions(order.key) else order.key for order in orders]
+    gains = scores.reindex(index=keys, columns=columns).sum()
     expected_points = sum(order.gain for order in orders) if request.acquisition in IN_POINTS else None
-    per_class = dict(zip(classes.names, gains, strict=True))
-    return editor.instruction(request.round_name, len(orders), expected_points, per_class, classes)
+    worth = expected_points, dict(zip(classes.names, gains, strict=True))
+    if not request.by_regions:
+        return editor.instruction(request.round_name, len(orders), *worth, classes)
+    guesses = request.annotate.start == "model"
+    return editor.instruction_of_regions(request.round_name, len(orders), *worth, classes, with_guesses=guesses)
 
 
-def check(annotate: Annotate, classes: ClassSet) -> str:
+def check(annotate: Annotate, classes: ClassSet, by_regions: bool = False) -> str:
     """A sentence that says which user the key belongs to and whether there is a project.
 
     Raises:
@@ -162,14 +184,14 @@ def check(annotate: Annotate, classes: ClassSet) -> str:
     server = Client(annotate.url)
     try:
         who = server.get("/api/current-user/whoami")["email"]
-        project = existing(server, annotate, classes)
+        project = existing(server, annotate, classes, by_regions)
     finally:
         server.close()
     there = "will be made" if project is None else f"is there, {server.url}/projects/{project}"
     return f"Label Studio at {server.url}, as {who}: the project {annotate.project!r} {there}"
 
 
-def concerns(annotate: Annotate, classes: ClassSet) -> list[str]:
+def concerns(annotate: Annotate, classes: ClassSet, by_regions: bool = False) -> list[str]:
     """What in the project, if there is one, would mislead annotators, one sentence each.
 
     Raises:
@@ -177,7 +199,7 @@ def concerns(annotate: Annotate, classes: ClassSet) -> list[str]:
     """
     server = Client(annotate.url)
     try:
-        project = existing(server, annotate, classes)
+        project = existing(server, annotate, classes, by_regions)
         return [] if project is None else list(_concerns(server, project, annotate))
     finally:
         server.close()

@@ -59,29 +59,29 @@ def mask(result: Any, sent: UInt8[np.ndarray, "h w"], classes: ClassSet) -> UInt
         Refused: a region of our brushes cannot be read, or nothing is labelled in it.
     """
     if not isinstance(result, list):
-        raise Refused(f"its result is {_shown(result)} instead of a list of regions: open the task and submit it again")
+        raise Refused(f"its result is {shown(result)} instead of a list of regions: open the task and submit it again")
     kept, added = (np.full(sent.shape, IGNORE, np.uint8) for _ in range(2))
     seen, others = set[str](), set[str]()
     lost = {_region_id(number) for number in range(len(classes.names))} - set(_own_ids(result))
     for place, item in enumerate(result, 1):
-        if isinstance(item, dict) and item.get("type") == "relation" and "value" not in item:
-            continue  # an arrow between two regions
+        if is_relation(item):
+            continue
         if _is_of_another_control(item, lost):
             others.add(item["from_name"])
             continue
         region, name = _region(item, place)
         if name in seen:
-            raise Refused(f"two regions have the id {_shown(name)}: delete one of them")
+            raise Refused(f"two regions have the id {shown(name)}: delete one of them")
         seen.add(name)
         number = _class(region, name, classes)
-        painted = _painted(region, name, sent.shape)
+        painted = strokes(region, name, sent.shape)
         if name == _region_id(number):
             unchanged = painted & (sent == number)
             np.copyto(kept, np.uint8(number), where=unchanged)
             painted ^= unchanged
         np.copyto(added, np.uint8(number), where=painted)
     if not seen:
-        of = f" of the brushes {FROM_NAME!r}, only of {', '.join(map(_shown, sorted(others)))}" if others else " at all"
+        of = f" of the brushes {FROM_NAME!r}, only of {', '.join(map(shown, sorted(others)))}" if others else " at all"
         raise Refused(f"it has no region{of}: paint what is to be seen, or skip the image")
     labelled = np.where(added == IGNORE, kept, added)
     if (labelled == IGNORE).all():
@@ -205,14 +205,14 @@ def _is_of_another_control(item: Any, lost: Set[str]) -> bool:
 def _region(item: Any, place: int) -> tuple[Mapping[str, Any], str]:
     """An item of a result and its id, if it is a brush region of ours."""
     if not isinstance(item, dict):
-        raise Refused(f"region {place} is {_shown(item)} instead of an object: delete it and paint it again")
+        raise Refused(f"region {place} is {shown(item)} instead of an object: delete it and paint it again")
     name = item.get("id")
     if not isinstance(name, str) or not name:
-        raise Refused(f"region {place} has the id {_shown(name)} instead of a text: delete it and paint it again")
+        raise Refused(f"region {place} has the id {shown(name)} instead of a text: delete it and paint it again")
     for key, expected in (("type", TYPE), ("from_name", FROM_NAME), ("to_name", TO_NAME)):
         if item.get(key) != expected:
             raise Refused(
-                f"region {_shown(name)} has the {key} {_shown(item.get(key))} instead of {expected!r}: "
+                f"region {shown(name)} has the {key} {shown(item.get(key))} instead of {expected!r}: "
                 f"delete it and paint it with the brush"
             )
     return item, name
@@ -222,43 +222,56 @@ def _class(region: Mapping[str, Any], name: str, classes: ClassSet) -> int:
     """The class id of the region's one label."""
     value = region.get("value")
     if not isinstance(value, dict):
-        raise Refused(f"region {_shown(name)} has {_shown(value)} as its value: delete it and paint it again")
+        raise Refused(f"region {shown(name)} has {shown(value)} as its value: delete it and paint it again")
     labels = value.get(TYPE)
     if not isinstance(labels, list) or len(labels) != 1:
-        raise Refused(f"region {_shown(name)} has {_shown(labels)} instead of a list of one label: give it one label")
+        raise Refused(f"region {shown(name)} has {shown(labels)} instead of a list of one label: give it one label")
     if not isinstance(labels[0], str) or labels[0] not in classes.names:
         raise Refused(
-            f"region {_shown(name)} has the label {_shown(labels[0])}, which is none of {classes.name}'s: "
+            f"region {shown(name)} has the label {shown(labels[0])}, which is none of {classes.name}'s: "
             f"give it another label"
         )
     return classes.names.index(labels[0])
 
 
-def _painted(region: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
-    """The region's pixels as a boolean mask."""
-    height, width = shape
-    rotation = region.get("image_rotation")
-    if rotation is not None and not _equal(rotation, 0):
-        raise Refused(
-            f"region {_shown(name)} was painted on an image rotated by {_shown(rotation)}: "
-            f"rotate the image back, delete the region and paint it again"
-        )
-    for key, expected in (("original_width", width), ("original_height", height)):
-        if not _equal(region.get(key), expected):
-            raise Refused(
-                f"region {_shown(name)} has the {key} {_shown(region.get(key))} instead of {expected}: "
-                f"delete it and paint it on the image of this task"
-            )
+def strokes(region: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a brush region.
+
+    Raises:
+        Refused: it is of another image, or cannot be read.
+    """
+    check_image(region, name, shape)
     value = region["value"]
     if value.get("format") != FORMAT:
         raise Refused(
-            f"region {_shown(name)} has the format {_shown(value.get('format'))} instead of {FORMAT!r}: "
+            f"region {shown(name)} has the format {shown(value.get('format'))} instead of {FORMAT!r}: "
             f"delete it and paint it with the brush"
         )
     try:
-        return brush.decode(_bytes(value.get("rle")), height, width)
+        return brush.decode(_bytes(value.get("rle")), *shape)
     except ValueError as error:
-        raise Refused(f"region {_shown(name)} cannot be read, {error}: delete it and paint it again") from error
+        raise Refused(f"region {shown(name)} cannot be read, {error}: delete it and paint it again") from error
+
+
+def check_image(region: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> None:
+    """See that a region is of an image of this height and width.
+
+    Raises:
+        Refused: it is not, or it was made on the image turned.
+    """
+    height, width = shape
+    rotation = region.get("image_rotation")
+    if rotation is not None and not is_number(rotation, 0):
+        raise Refused(
+            f"region {shown(name)} was painted on an image rotated by {shown(rotation)}: "
+            f"rotate the image back, delete the region and paint it again"
+        )
+    for key, expected in (("original_width", width), ("original_height", height)):
+        if not is_number(region.get(key), expected):
+            raise Refused(
+                f"region {shown(name)} has the {key} {shown(region.get(key))} instead of {expected}: "
+                f"delete it and paint it on the image of this task"
+            )
 
 
 def _bytes(rle: Any) -> bytes:
@@ -270,21 +283,26 @@ def _bytes(rle: Any) -> bytes:
     if isinstance(rle, bytes | bytearray | memoryview) or (isinstance(rle, np.ndarray) and rle.dtype == np.uint8):
         return bytes(rle)
     if not isinstance(rle, list):
-        raise ValueError(f"its RLE is {_shown(rle)} instead of a list of bytes")
+        raise ValueError(f"its RLE is {shown(rle)} instead of a list of bytes")
     if set(map(type, rle)) - {int}:  # not even bool, which is an int elsewhere
         wrong = next(each for each in rle if type(each) is not int)
-        raise ValueError(f"its RLE contains {_shown(wrong)}")
+        raise ValueError(f"its RLE contains {shown(wrong)}")
     if rle and not (min(rle) >= 0 and max(rle) <= 255):
-        raise ValueError(f"its RLE contains {_shown(next(each for each in rle if not 0 <= each <= 255))}")
+        raise ValueError(f"its RLE contains {shown(next(each for each in rle if not 0 <= each <= 255))}")
     return bytes(rle)
 
 
-def _equal(value: Any, expected: int) -> bool:
+def is_relation(item: Any) -> bool:
+    """Whether an item of a result is an arrow between two regions."""
+    return isinstance(item, dict) and item.get("type") == "relation" and "value" not in item
+
+
+def is_number(value: Any, expected: int) -> bool:
     """Whether a JSON value is this number. In Python `True == 1`, in JSON it is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == expected
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A JSON value within a sentence: short, and on one line."""
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:39] + "…")
