@@ -250,10 +250,9 @@ def _budget(params: Params, pool: Sequence[Found], report: Report) -> None:
 
 
 def _label_studio(params: Params, classes: ClassSet, report: Report) -> None:
-    by_regions = params.score.unit == "region" or params.annotate.by == "regions"
     try:
-        print(projects.check(params.annotate, classes, by_regions))
-        report.warnings.extend(projects.concerns(params.annotate, classes, by_regions))
+        print(projects.check(params.annotate, classes, params.by_regions))
+        report.warnings.extend(projects.concerns(params.annotate, classes, params.by_regions))
     except UserError as error:
         report.problems.append(str(error))
 

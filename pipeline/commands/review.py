@@ -53,7 +53,7 @@ def run(params: Params, *, round_name: str | None, worst: int | None, keys: Sequ
     from pipeline.annotators.label_studio import second_look  # half a second, so only where it is needed
 
     asked = [key for key in wanted if key not in by_oracle]
-    listed = second_look.list_tasks(params.annotate, ledger.classes(), name, asked, most)
+    listed = second_look.list_tasks(params.annotate, ledger.classes(), params.by_regions, name, asked, most)
     _tell(name, listed.keys)
     for key in listed.gone if keys else ():
         print(f"{name}: {key} has no annotation in Label Studio, so nobody can correct it there")

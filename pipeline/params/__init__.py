@@ -111,6 +111,11 @@ class Params(Section):
         """Only the folders of `prepare`; stages take the rest from the manifests."""
         return Roots(Path(self.prepare.source.root), Path(self.prepare.pool.root), Path(self.prepare.test.root))
 
+    @property
+    def by_regions(self) -> bool:
+        """Whether people answer for regions in the editor, instead of painting."""
+        return self.score.unit == "region" or self.annotate.by == "regions"
+
     @model_validator(mode="after")
     def _rounds_form_one_chain(self) -> "Params":
         previous = paths.SOURCE_ROUND

@@ -29,13 +29,19 @@ class Listed(NamedTuple):
 
 
 def list_tasks(
-    annotate: Annotate, classes: ClassSet, round_name: str, wanted: Sequence[str], most: int | None
+    annotate: Annotate,
+    classes: ClassSet,
+    by_regions: bool,
+    round_name: str,
+    wanted: Sequence[str],
+    most: int | None,
 ) -> Listed:
     """Make the round's tab, or change the one there, so that it lists the tasks of the first `most` labels wanted.
 
     Args:
         annotate: where Label Studio is, and which project.
         classes: that the project has to have.
+        by_regions: whether people answer for regions there, instead of painting.
         round_name: that bought the labels.
         wanted: their keys.
         most: how many, passing over what is marked as ground truth; None for all, marked or not.
@@ -45,7 +51,7 @@ def list_tasks(
     """
     server = Client(annotate.url)
     try:
-        project = projects.existing(server, annotate, classes)
+        project = projects.existing(server, annotate, classes, by_regions)
         where = f"the project {annotate.project!r} at {server.url}"
         if project is None:
             raise UserError(f"there is no project {annotate.project!r} at {server.url}: set annotate.url and .project")
