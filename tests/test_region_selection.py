@@ -18,7 +18,7 @@ from pipeline.ledger import candidates
 from pipeline.ledger.entries import Delivery, Order, Removal, Skip
 from pipeline.params import Annotate, BudgetLine, Select
 from pipeline.selection import Settings
-from pipeline.selection.regions import REGION_METHODS, most_per_minute
+from pipeline.selection.regions import REGION_METHODS, how_many, most_per_minute
 from pipeline.stages import select
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -45,6 +45,29 @@ def _sets(every: range, n: int) -> itertools.combinations:
 @pytest.mark.parametrize(("to_open", "k"), [(0.001, 1), (1.5, 2), (100.0, 4)])
 def test_the_dearer_the_opening_the_more_is_asked(to_open: float, k: int) -> None:
     assert most_per_minute(np.array([1.0, 8.0, 0.0, 4.0, 0.5]), to_open, 1.0) == k
+
+
+@QUICK
+@given(st.lists(GAINS, min_size=1, max_size=5), st.floats(0.01, 5), st.floats(0.01, 5), st.floats(0, 300))
+def test_minutes_that_are_left_ask_about_the_best_regions_that_are(
+    gains: list[np.ndarray], to_open: float, per_answer: float, minutes: float
+) -> None:
+    least = how_many(gains, to_open, per_answer, None)
+    assert least == [most_per_minute(own, to_open, per_answer) for own in gains]
+    each = how_many(gains, to_open, per_answer, minutes)
+    spent = to_open * len(each) + per_answer * sum(each)
+    if each == least:  # nothing is left of the line, or of the images
+        room = minutes - to_open * len(each) - per_answer * sum(least)
+        assert room < per_answer * (1 + 1e-9) or [len(own) for own in gains] == least
+        return
+    assert spent <= minutes * (1 + 1e-9)
+    assert all(now >= before for now, before in zip(each, least, strict=True))
+    ordered = [np.sort(own)[::-1] for own in gains]
+    added = [own[before:now] for own, before, now in zip(ordered, least, each, strict=True)]
+    left = [own[now:] for own, now in zip(ordered, each, strict=True)]
+    if any(len(own) for own in left):
+        assert spent + per_answer > minutes * (1 - 1e-9)
+        assert np.concatenate(added).min() >= np.concatenate(left).max()
 
 
 @QUICK

@@ -5,7 +5,8 @@ An image has to be opened once, whatever is asked about it. So as many regions a
     K = argmax_K (g_(1) + ... + g_(K)) / (t_open + K t_answer),      g_(k) the k-th highest gain of a region:
 
 the next region is worth asking about as long as its gain per t_answer is above the ratio so far, the greedy rule for a
-cost of opening. Images are then chosen by the methods of `METHODS`, with that gain and those minutes, and in each of
+cost of opening. Where even all images, asked so, leave minutes of the line, more is asked: the best regions of all that
+are left. Images are then chosen by the methods of `METHODS`, with that gain and those minutes, and in each of
 them K regions by one of
 
     draw        in proportion to gain, without replacement: Kool et al. 2019, Rosén 1972 (pipeline/selection/draws.py)
@@ -13,7 +14,7 @@ them K regions by one of
     random      at random
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -40,6 +41,28 @@ def most_per_minute(gains: Float64[np.ndarray, " m"], to_open: float, per_answer
     minutes = to_open + per_answer * np.arange(1, len(gains) + 1)
     rate = np.cumsum(ordered) / minutes
     return int(np.argmax(rate)) + 1
+
+
+def how_many(
+    gains: Sequence[Float64[np.ndarray, " _"]], to_open: float, per_answer: float, minutes: float | None
+) -> list[int]:
+    """How many regions to ask about in each image, if it is chosen.
+
+    Args:
+        gains: of the open regions of each image.
+        to_open: minutes to open an image, above 0.
+        per_answer: minutes per region, above 0.
+        minutes: that may be spent, over all images; None for a budget that counts images.
+    """
+    each: np.ndarray = np.array([most_per_minute(own, to_open, per_answer) for own in gains])
+    if minutes is None:
+        return [int(k) for k in each]
+    more = int((minutes * (1 + 1e-12) - (to_open * len(each) + per_answer * each.sum())) / per_answer)
+    if more > 0:  # the best of those that come after, of an image in the order of their gains
+        after = [np.sort(own)[::-1][k:] for own, k in zip(gains, each, strict=True)]
+        image = np.repeat(np.arange(len(each)), [len(rest) for rest in after])
+        each += np.bincount(image[top(np.concatenate(after), more)], minlength=len(each))
+    return [int(k) for k in each]
 
 
 def draw(gains: Float64[np.ndarray, " m"], k: int, rng: np.random.Generator, settings: Settings) -> Choice:

@@ -71,7 +71,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
             )
         settings = Settings(select.power, select.uniform_share)
         if unit == "region":
-            left = _priced(left, of_regions, select.regions_per_image)
+            left = _priced(left, of_regions, select.regions_per_image, budget.minutes)
         chosen = _choose(round_name, left, book, budget, name, settings, streams.rng(seed, round_name, "select"))
         if unit == "region":
             rng = streams.rng(seed, round_name, "regions")
@@ -182,17 +182,23 @@ def _kept(order: Order) -> dict[str, str | float]:
     return row | {"regions": blocks.listed(order.regions)} if order.regions else row
 
 
-def _priced(left: "pd.DataFrame", of_regions: RegionScores, per_image: int | None) -> "pd.DataFrame":
+def _priced(
+    left: "pd.DataFrame", of_regions: RegionScores, per_image: int | None, minutes: float | None
+) -> "pd.DataFrame":
     """The images left with the gain and the minutes of as many of their best regions as would be asked about."""
     left = left.copy()
     parts = [column for column in left.columns if column.startswith("gain_")]
     to_open, per_answer = map(float, of_regions.price)
-    rows = []
-    for own in _slices(of_regions, len(left)):
-        gains = of_regions.gain[own]
-        k = regions.most_per_minute(gains, to_open, per_answer) if per_image is None else min(per_image, len(gains))
-        best = regions.top(gains, k)
-        rows.append([k, to_open + k * per_answer, gains[best].sum(), *of_regions.parts[own][best].sum(0)])
+    slices, rows = _slices(of_regions, len(left)), []
+    gains = [of_regions.gain[own] for own in slices]
+    each = (
+        regions.how_many(gains, to_open, per_answer, minutes)
+        if per_image is None
+        else [min(per_image, len(own)) for own in gains]
+    )
+    for own, of_image, k in zip(slices, gains, each, strict=True):
+        best = regions.top(of_image, k)
+        rows.append([k, to_open + k * per_answer, of_image[best].sum(), *of_regions.parts[own][best].sum(0)])
     left[["asked", "minutes", "gain", *parts]] = np.array(rows).reshape(len(left), 3 + len(parts))
     return left
 
