@@ -144,8 +144,12 @@ def test_instruction_says_what_the_round_is_worth_and_which_classes_most() -> No
     assert "mIoU" not in told(CITYSCAPES, None, gains)
 
 
-def test_instruction_names_no_class_without_gain() -> None:
+def test_instruction_names_no_class_without_gain_and_no_guess_without_one() -> None:
     assert "<b>bus</b>" in told(CITYSCAPES, None, dict.fromkeys(CITYSCAPES.names, 0.0) | {"bus": 0.1})
+    empty = editor.instruction("r01", 2, None, {}, CITYSCAPES, with_guesses=False)
+    assert "own labels" not in empty
+    assert not editor.is_edited(empty, empty.replace("2 images", "3 images"))
+    assert editor.is_edited(empty + "<br>Mind the kerbs.", empty)
     assert "Look first" not in told(CITYSCAPES, None, dict.fromkeys(CITYSCAPES.names, 0.0))
 
 

@@ -288,6 +288,8 @@ def test_a_project_for_the_brush_is_not_for_regions(rounds: Rounds, person: Pers
     assert "is there" in projects.check(settings, CLASSES, by_regions=True)
     with pytest.raises(UserError, match=r"is made for labels by regions, and these are by the brush: give annotate\."):
         projects.check(settings, CLASSES)
+    with pytest.raises(UserError, match="a class is called 'mixed', which is what people answer"):
+        projects.check(settings, CLASSES._replace(names=("mixed", *NAMES[1:])), by_regions=True)
     project = person.project(rounds.title)
     config = project["label_config"].replace('value="mixed"', 'value="unclear"')
     person.call("PATCH", f"/api/projects/{project['id']}", json={"label_config": config})

@@ -213,10 +213,8 @@ def _seen(server: Client, keys: Sequence[str], addresses: Addresses, request: Re
 
 def fault(server: Client, data: Mapping[str, Any]) -> str | None:
     """Why annotators cannot see the pictures of a task, given its data; None if they can, as far as known here."""
-    for address in (
-        data.get("image"),
-        data.get("gain", data.get("image")),
-    ):  # no gain map where regions are asked about
+    shown = [data.get("image"), *([data["gain"]] if "gain" in data else [])]  # no gain map with regions
+    for address in shown:
         try:
             found = _fault(server, address) if isinstance(address, str) else f"its address is {address!r}"
         except Elsewhere:

@@ -36,6 +36,8 @@ GAIN = (
 """Name of the second picture, the gain map."""
 ALWAYS = "Every image comes with the model's own labels"
 """From this sentence on, the instruction is the same in every round."""
+ALWAYS_EMPTY = "No image comes with labels"
+"""The same where people start from nothing."""
 ALWAYS_OF_REGIONS = "Every outlined area is a question: what is this?"
 """The same where regions are asked about."""
 SHOWN = 3
@@ -136,7 +138,13 @@ def _is_ours(control: ElementTree.Element) -> bool:
 
 
 def instruction(
-    round_name: str, images: int, expected_points: float | None, per_class: Mapping[str, float], classes: ClassSet
+    round_name: str,
+    images: int,
+    expected_points: float | None,
+    per_class: Mapping[str, float],
+    classes: ClassSet,
+    *,
+    with_guesses: bool = True,
 ) -> str:
     """The instruction for annotators, as HTML.
 
@@ -147,15 +155,17 @@ def instruction(
             unit.
         per_class: the part of that which each class has.
         classes: what can be painted.
+        with_guesses: whether images come with the model's own labels.
     """
     most = _most(per_class)
     paragraphs = [
         f"<b>Round {html.escape(round_name)}: please correct {images} images</b>{_worth(expected_points)}. The most "
         "valuable come first.",
         *([f"Look first at <b>{html.escape(', '.join(most))}</b>: there the model loses most."] if most else []),
-        f"{ALWAYS}. Choose a label (or press its key) and paint over what is "
-        "wrong: what you paint wins over what was there, so there is no need to erase first. Erase what belongs to no "
-        "label. The small picture shows where a correction is worth most; a click makes it larger.",
+        f"{ALWAYS if with_guesses else ALWAYS_EMPTY}. Choose a label (or press its key) and paint over what is "
+        f"{'wrong' if with_guesses else 'of its class'}: what you paint wins over what was there, so there is no need "
+        "to erase first. Erase what belongs to no label. The small picture shows where a correction is worth most; a "
+        "click makes it larger.",
         "<b>Press u before you choose another label</b>, or else what you have just painted changes to that one too.",
         "Submit when all is right, also if it was right from the start. Skip an image that cannot be labelled; another "
         "one will come in its place.",
@@ -233,7 +243,7 @@ def says_the_same(one: str, other: str) -> bool:
 
 def is_edited(there: str, told: str) -> bool:
     """Whether an instruction that a project has, if any, differs from ours in more than the round."""
-    always = ALWAYS if ALWAYS in told else ALWAYS_OF_REGIONS
+    always = next(start for start in (ALWAYS, ALWAYS_EMPTY, ALWAYS_OF_REGIONS) if start in told)
     return bool(there) and _text(there).partition(always)[1:] != _text(told).partition(always)[1:]
 
 

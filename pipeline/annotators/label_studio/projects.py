@@ -42,7 +42,7 @@ def prepared(server: Client, annotate: Annotate, classes: ClassSet, by_regions: 
     """The id of the project of this title, created if there is none, after checking its labels.
 
     Raises:
-        UserError: it is for other classes, or for the brush instead of regions, or the other way round.
+        UserError: as of `existing`.
     """
     config = editor.label_config_of_regions(classes) if by_regions else editor.label_config(classes)
     for _ in range(2):  # after making one, look again: a second clone may have made one at the same time
@@ -64,7 +64,17 @@ def prepared(server: Client, annotate: Annotate, classes: ClassSet, by_regions: 
 
 
 def existing(server: Client, annotate: Annotate, classes: ClassSet, by_regions: bool) -> int | None:
-    """The id of the project, checked; None if there is none yet."""
+    """The id of the project, checked; None if there is none yet.
+
+    Raises:
+        UserError: it is for other classes, or for the brush instead of regions, or the other way round; or a class is
+            called like one of the answers that are no class.
+    """
+    if by_regions and (taken := set(classes.names) & set(WITHOUT_CLASS)):
+        raise UserError(
+            f"a class is called {min(taken)!r}, which is what people answer where no class is right: rename it in "
+            f"prepare.classes, or label with the brush"
+        )
     found = find_project(server, annotate.project)
     return None if found is None else _check_labels(server, found, annotate, classes, by_regions)
 
@@ -169,10 +179,8 @@ def instruction(request: Request, classes: ClassSet) -> str:
     gains = scores.reindex(index=keys, columns=columns).sum()
     expected_points = sum(order.gain for order in orders) if request.acquisition in IN_POINTS else None
     worth = expected_points, dict(zip(classes.names, gains, strict=True))
-    if not request.by_regions:
-        return editor.instruction(request.round_name, len(orders), *worth, classes)
-    guesses = request.annotate.start == "model"
-    return editor.instruction_of_regions(request.round_name, len(orders), *worth, classes, with_guesses=guesses)
+    write = editor.instruction_of_regions if request.by_regions else editor.instruction
+    return write(request.round_name, len(orders), *worth, classes, with_guesses=request.annotate.start == "model")
 
 
 def check(annotate: Annotate, classes: ClassSet, by_regions: bool = False) -> str:
