@@ -23,7 +23,7 @@ pytestmark = pytest.mark.dvc
 STAGES = ("snapshot", "score", "select", "forecast", "predict", "annotate", "audit", "tune", "evaluate")
 R01 = [f"{stage}@r01" for stage in STAGES]
 R02 = [name.replace("r01", "r02") for name in R01]
-FIRST = ["prepare", "pretrain", "evaluate_source@r00", *R01, "report"]
+FIRST = ["prepare", "regions", "pretrain", "evaluate_source@r00", *R01, "report"]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_changed_tuning_retunes_and_rescores_but_buys_nothing(tiny: Project) -> 
     tiny.edit("batch: 4, lr: 1e-3}", "batch: 4, lr: 4e-3}")
     ran = tiny.repro().ran
     assert {"tune@r01", "evaluate@r01", "score@r02", "predict@r02", "tune@r02", "evaluate@r02", "report"} <= set(ran)
-    assert not {"prepare", "pretrain", "evaluate_source@r00", *R01[:7]} & set(ran)
+    assert not {"prepare", "regions", "pretrain", "evaluate_source@r00", *R01[:7]} & set(ran)
     assert (tiny.folder / "data/ledger.jsonl").read_bytes() == ledger
     bought_once(tiny, {"r01": 3, "r02": 2})
     after = tiny.results()

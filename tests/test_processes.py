@@ -68,7 +68,9 @@ def by_two(run: Run, writers: Path, *names: str, shared: str = "") -> None:
 
 
 def scores_of_two(tiny: Project, run: Run, writers: Path, before: pd.DataFrame) -> None:
-    by_two(run, writers, *(f"data/rounds/r01/{name}" for name in ("scores.csv", "features.npz", "pool.csv")))
+    by_two(
+        run, writers, *(f"data/rounds/r01/{name}" for name in ("scores.csv", "features.npz", "regions.npz", "pool.csv"))
+    )
     assert run.output.count("r01: 15 images scored") == 1
     after = pd.read_csv(tiny.folder / "data/rounds/r01/scores.csv")
     assert len(after) == 15
