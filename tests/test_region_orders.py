@@ -19,10 +19,11 @@ from pipeline.annotators import ANNOTATORS, oracle
 from pipeline.annotators.contract import Answer, Request, Skipped
 from pipeline.commands import join
 from pipeline.errors import UserError, WaitingForPeople
-from pipeline.images import blocks, reading, region_maps
+from pipeline.images import blocks, reading, region_maps, region_scores
 from pipeline.images.classes import IGNORE
 from pipeline.images.items import Item, by_image, id_table_of_labels, labelled_items, with_labels
 from pipeline.images.masks import load_mask, save_mask
+from pipeline.images.region_scores import RegionScores
 from pipeline.ledger import region_orders
 from pipeline.ledger.entries import Delivery, Double, Entry, Ledger, Order, Removal, Skip, ordered_twice
 from pipeline.params import BudgetLine
@@ -317,6 +318,35 @@ def test_skipped_regions_may_be_asked_again_in_another_round(maps: list[str], mo
     with pytest.raises(WaitingForPeople):
         run("r01", annotator="label_studio")
     assert late == [*(key(image) for image in maps[3:6]), key(maps[1]), key(maps[2])]
+
+
+def test_minutes_that_people_leave_of_a_line_are_spent_on_more_questions(
+    maps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take half of what is predicted. All open regions of an image would not fit; what is asked about one does."""
+
+    def quick(request: Request) -> Iterator[Answer]:
+        for one in request.orders:
+            if one.key not in request.known:
+                yield Answer(one.key, np.full(fakes.SIZE, IGNORE, np.uint8), one.minutes / 2, "ann", one.key)
+
+    monkeypatch.setitem(ANNOTATORS, "label_studio", quick)
+    areas = len(maps) * 48
+    gains, price = np.linspace(1, 2, areas), np.array([0.2, 0.1])
+    parts, image = np.zeros((areas, 0), np.float32), np.repeat(np.arange(len(maps)), 48)
+    regions = np.tile(np.arange(48), len(maps))
+    scores = RegionScores(image, regions, regions + 1, gains, parts, np.zeros(areas, np.uint8), price)
+    repo.score("r01", maps, minutes=0.2 + 48 * 0.1)
+    region_scores.save("r01", scores)
+    paths.PARAMS.write_text(paths.PARAMS.read_text() + "select: {regions_per_image: 3}\n")
+    select("r01", {maps[0]: [3, 17, 42], maps[1]: [5, 6, 7]}, minutes=0.5)
+    line = BudgetLine(after="r00", minutes=1.0)
+    with pytest.raises(WaitingForPeople, match="now draws more images for the 0.5 minutes that are left"):
+        run("r01", line, annotator="label_studio")
+    assert not paths.selection("r01").exists()
+    select("r01", {image: [3, 17, 42] for image in maps[:4]}, minutes=0.5)
+    run("r01", line, annotator="label_studio")
+    assert ledger.load().spent("r01") == (4, pytest.approx(1.0))
 
 
 # kills

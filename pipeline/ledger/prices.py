@@ -1,0 +1,31 @@
+"""What the images left would cost and bring with the regions that a round would ask about in each of them."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+import numpy as np
+
+from pipeline.ledger.candidates import Left
+from pipeline.selection import regions
+
+
+def asked(left: Left, per_image: int | None) -> "pd.DataFrame":
+    """The images left with the gain and the minutes of as many of their best regions as would be asked about: `asked`.
+
+    Args:
+        left: of unit region.
+        per_image: `select.regions_per_image`.
+    """
+    rows, of_regions = left.rows.copy(), left.regions
+    parts = [column for column in rows.columns if column.startswith("gain_")]
+    to_open, per_answer = map(float, of_regions.price)
+    told = []
+    for own in of_regions.slices(len(rows)):
+        gains = of_regions.gain[own]
+        k = regions.most_per_minute(gains, to_open, per_answer) if per_image is None else min(per_image, len(gains))
+        best = regions.top(gains, k)
+        told.append([k, to_open + k * per_answer, gains[best].sum(), *of_regions.parts[own][best].sum(0)])
+    rows[["asked", "minutes", "gain", *parts]] = np.array(told).reshape(len(rows), 3 + len(parts))
+    return rows
