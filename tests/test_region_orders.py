@@ -341,7 +341,7 @@ def test_minutes_that_people_leave_of_a_line_are_spent_on_more_questions(
     paths.PARAMS.write_text(paths.PARAMS.read_text() + "select: {regions_per_image: 3}\n")
     select("r01", {maps[0]: [3, 17, 42], maps[1]: [5, 6, 7]}, minutes=0.5)
     line = BudgetLine(after="r00", minutes=1.0)
-    with pytest.raises(WaitingForPeople, match="now draws more images for the 0.5 minutes that are left"):
+    with pytest.raises(WaitingForPeople, match=r"now draws more images for the 0\.5 minutes that are left"):
         run("r01", line, annotator="label_studio")
     assert not paths.selection("r01").exists()
     select("r01", {image: [3, 17, 42] for image in maps[:4]}, minutes=0.5)
@@ -531,6 +531,9 @@ def test_of_labels_that_overlap_the_later_one_counts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(merged.read_mask((2, 3)), [[1, 2, 2], [1, IGNORE, IGNORE]])
     assert with_labels(items) == items[:2]
     assert with_labels([merged]) == [merged]
+    pool = pd.DataFrame({"image": ["a.png"], "sha256": ""}, index=["a"])
+    with pytest.raises(UserError, match=r"data/labels/a@regions-r09\.png is not here: run `python -m pipeline join`"):
+        labelled_items(["a@regions-r09"], pool, 19)
     with pytest.raises(UserError, match=r"the label of 'a@regions-r01' is 2x3, its part of the image 4x4"):
         merged.read_mask((4, 4))
 
@@ -627,3 +630,8 @@ def test_labels_of_regions_are_audited_trained_on_and_reported(
     book = ledger.load()
     assert [blocks.image_of(o.key) for o in book.orders] == [images[1], images[2], images[3]]
     assert (images[0], 3) in book.taken  # and not to be bought again
+    stage("status")
+    assert "labelled: 52 regions of 5 images in 3.1 minutes" in capsys.readouterr().out
+    for command in ("score", "forecast"):  # before the lists of labels are made anew
+        assert __main__.main([command, "r02"]) == 1
+        assert f"labels.json has '{images[0]}@regions-r01', which" in capsys.readouterr().err

@@ -12,13 +12,15 @@ from pipeline.selection import regions
 
 
 def asked(left: Left, per_image: int | None) -> "pd.DataFrame":
-    """The images left with the gain and the minutes of as many of their best regions as would be asked about: `asked`.
+    """What is left; of unit region with gain and minutes of as many of the best regions as a round would ask about.
 
     Args:
-        left: of unit region.
+        left: by a round.
         per_image: `select.regions_per_image`.
     """
     rows, of_regions = left.rows.copy(), left.regions
+    if not of_regions.in_force:
+        return rows
     parts = [column for column in rows.columns if column.startswith("gain_")]
     to_open, per_answer = map(float, of_regions.price)
     told = []

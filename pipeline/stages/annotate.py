@@ -100,8 +100,7 @@ def _needs_more(
         return "others for the skipped images" if ordered != set(selection["key"]) else None
     if not set(selection["key"]) <= asked:
         return None  # what is selected has to go out first, or does not fit
-    found = candidates.left(round_name, book, annotate)
-    left = prices.asked(found, select.regions_per_image) if found.regions.in_force else found.rows
+    left = prices.asked(candidates.left(round_name, book, annotate), select.regions_per_image)
     room = line.minutes - spending.minutes
     # If even the longest fits, any method finds one that does. What the oracle books needs no pace.
     pace = 1.0 if annotate.annotator == "oracle" else spending.pace
@@ -394,9 +393,7 @@ def _write_purchases(round_name: str, after: str, orders: Sequence[Order]) -> No
 
 def _write_labels(round_name: str, after: str, keys: Sequence[str]) -> None:
     before, book = artifacts.load_labels(after), ledger.load()
-    latest, counted = (
-        {delivery.key: delivery for delivery in book.delivered(round_name)},
-        book.spending(round_name).counted,
-    )
+    latest = {delivery.key: delivery for delivery in book.delivered(round_name)}
+    counted = book.spending(round_name).counted
     rows = [{"key": key, "round": round_name, "minutes": counted[key], "sha256": latest[key].sha256} for key in keys]
     artifacts.save_labels(round_name, [*before, *rows])

@@ -70,8 +70,7 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 f"showed no signal in the score ({paths.audit(line.after)})"
             )
         settings = Settings(select.power, select.uniform_share)
-        if unit == "region":
-            left = prices.asked(found, select.regions_per_image)
+        left = prices.asked(found, select.regions_per_image)
         chosen = _choose(round_name, left, book, budget, name, settings, streams.rng(seed, round_name, "select"))
         if unit == "region":
             rng = streams.rng(seed, round_name, "regions")
