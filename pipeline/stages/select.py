@@ -77,6 +77,8 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
             chosen = _asked(round_name, chosen, left, of_regions, select.regions, settings, rng)
         rows += chosen
     if not rows:
+        if left.empty:
+            raise UserError(f"budget: {round_name} has {line}, but nothing of the pool is left: remove it")
         raise UserError(
             f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
         )
