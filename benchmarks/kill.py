@@ -22,10 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="of `dvc repro`; as many again of `annotate`")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--unit", choices=("image", "region"), default="image", help="of what is bought")
     given = parser.parse_args()
     rng = np.random.default_rng(given.seed)
     with tempfile.TemporaryDirectory(prefix="regain-kill-") as folder:
-        reference = kill.undisturbed(Path(folder) / "undisturbed", 2, threads=None)
+        reference = kill.undisturbed(Path(folder) / "undisturbed", 2, threads=None, unit=given.unit)
         studies = {
             "dvc repro": kill.study(reference, Path(folder) / "killed", given.kills, rng),
             "annotate": kill.annotate_study(reference.project, given.kills, rng),
@@ -45,10 +46,11 @@ def main() -> None:
     content = {
         **kill.totals(studies["dvc repro"]),
         "seed": given.seed,
+        "unit": given.unit,
         "seconds": reference.seconds,
         "studies": {n: s._asdict() for n, s in studies.items()},
     }
-    results.save("kill", content, table)
+    results.save("kill" if given.unit == "image" else f"kill_{given.unit}", content, table)
     print(json.dumps(table, indent=1))
 
 

@@ -52,7 +52,7 @@ class Study(NamedTuple):
     lost: list[str]
     """Delivered masks that were absent or not what was delivered, after any kill."""
     bought_twice: list[str]
-    """Images that were ordered twice, after any kill."""
+    """Images, or regions, that were ordered twice, after any kill."""
     different: list[str]
     """Files that differ from the undisturbed run's at the end."""
     cut_short: list[str]
@@ -61,9 +61,13 @@ class Study(NamedTuple):
     """Trainings that went on from a checkpoint."""
 
 
-def undisturbed(folder: Path, rounds: int, *, threads: int | None = 1, forks: Forks | None = None) -> Undisturbed:
+def undisturbed(
+    folder: Path, rounds: int, *, threads: int | None = 1, forks: Forks | None = None, unit: str = "image"
+) -> Undisturbed:
     """Make a project and run it once."""
     made = project.make(folder, budget=ROUNDS[:rounds], steps=STEPS, threads=threads, forks=forks)
+    if unit != "image":
+        made.edit("score: {", f"score: {{unit: {unit}, region_smallest: 20, ")
     process, log = start(made)
     seen: dict[str, float] = {}
     while process.poll() is None:
@@ -80,9 +84,11 @@ def equal(reference: Undisturbed, folder: Path) -> Project:
     """A project equal to the reference, its code included, that has not run yet."""
     same = reference.project
     rounds = sum(stage.startswith("score@") for stage in reference.seconds)
-    return project.make(
+    made = project.make(
         folder, budget=ROUNDS[:rounds], steps=STEPS, threads=same.threads, code=same.folder, forks=same.forks
     )
+    shutil.copy(same.folder / "params.yaml", made.folder / "params.yaml")
+    return made
 
 
 def start(made: Project) -> tuple["subprocess.Popen[bytes]", Path]:
@@ -121,7 +127,7 @@ def study(reference: Undisturbed, folder: Path, kills: int, rng: np.random.Gener
             said = log.read_text(errors="replace")
             resumed += said.count(": resumed at step ") + said.count(", so it is taken from ")
             lost.update(other.lost())
-            twice.update(key for key in other.ordered() if other.ordered().count(key) > 1)
+            twice.update(other.bought_twice())
             if stage is not None:
                 counts[stage] += 1
             elif process.returncode == 0:
@@ -205,7 +211,7 @@ def annotate_study(made: Project, kills: int, rng: np.random.Generator) -> Study
         if again.status:
             raise AssertionError(again.output)
         lost.update(made.lost())
-        twice.update(key for key in made.ordered() if made.ordered().count(key) > 1)
+        twice.update(made.bought_twice())
         now = made.hashes([*wanted, "data/labels.dvc"])
         pairs = zip([*wanted, "data/labels.dvc"], now, [*before, *tracked], strict=True)
         different |= {name for name, is_now, was in pairs if is_now != was}

@@ -1,5 +1,6 @@
 """A throw-away copy of the whole project in a folder of its own, on a tiny demo town, run with the real DVC and git."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -192,6 +193,13 @@ class Project(NamedTuple):
         """Keys in order of their orders, of one round or of all."""
         entries = [e for e in self.ledger() if e["event"] == "order"]
         return [e["key"] for e in entries if round_name in (None, e["round"])]
+
+    def bought_twice(self) -> list[str]:
+        """What was ordered more than once: keys, of regions IMAGE and number."""
+        orders = [e for e in self.ledger() if e["event"] == "order"]
+        paid = [e["key"] for e in orders]
+        paid += [f"{e['key'].partition('@')[0]} {region}" for e in orders for region in e.get("regions", [])]
+        return [one for one, times in collections.Counter(paid).items() if times > 1]
 
     def lost(self) -> list[str]:
         """Delivered masks that are absent or not what was delivered."""

@@ -170,7 +170,8 @@ def run(round_name: str, line: BudgetLine | None = None, **changes: object) -> N
     """Run the stage `annotate`, with its section of the params changed."""
     of = params()
     settings = of.annotate.model_copy(update=changes)
-    annotate.run(round_name, line or of.budget[round_name], roots=of.roots, score=of.score, annotate=settings)
+    line = line or of.budget[round_name]
+    annotate.run(round_name, line, roots=of.roots, score=of.score, select=of.select, annotate=settings)
 
 
 def commands(said: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Region maps as the stage `regions` makes and keeps them, and scores, selections and forecasts by them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline import artifacts, ledger, paths
+from pipeline.commands import remove
 from pipeline.errors import UserError
 from pipeline.images import blocks, region_maps, resizing
 from pipeline.ledger.entries import Order
@@ -113,6 +116,36 @@ def test_a_lost_map_that_would_be_cut_otherwise_is_a_sentence() -> None:
     ):
         run(region_smallest=60)
     assert not paths.regions(bought).exists()
+
+
+def test_maps_that_were_cut_in_two_ways_come_back_one_way_after_the_other() -> None:
+    first, second = pool()[:2]
+    run()
+    ledger.append([order(first)])
+    run(region_smallest=60)
+    ledger.append([order(second, round_name="r02")])
+    kept = {key: paths.regions(key).read_bytes() for key in (first, second)}
+    shutil.rmtree(paths.REGIONS)
+    with pytest.raises(UserError, match=rf"{second}\.png is not the region map that r02 has asked by"):
+        run()
+    with pytest.raises(UserError, match="is not the region map"):
+        run(region_smallest=30)
+    run(region_smallest=60)
+    assert {key: paths.regions(key).read_bytes() for key in (first, second)} == kept
+
+
+def test_an_image_of_another_size_than_its_map_that_is_bought_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    bought = pool()[0]
+    ledger.append([order(bought)])
+    path = Path(artifacts.load_manifest("pool", Path("pool"))["image"].iloc[0])
+    Image.open(path).resize((20, 10)).save(path)
+    repo.manifest("pool", "cityscapes")
+    with pytest.raises(UserError, match=rf"is 10x20 now, and was 24x32 .* when r01 asked.* remove {bought}`"):
+        run()
+    remove.run([bought])
+    run()
+    assert region_maps.load(bought, (10, 20)).shape == (10, 20)
 
 
 def test_what_regions_are_like_is_as_params_say() -> None:

@@ -19,10 +19,11 @@ from pipeline.annotators import ANNOTATORS, oracle
 from pipeline.annotators.contract import Answer, Request, Skipped
 from pipeline.commands import join
 from pipeline.errors import UserError, WaitingForPeople
-from pipeline.images import blocks, reading, region_maps
+from pipeline.images import blocks, reading, region_maps, region_scores
 from pipeline.images.classes import IGNORE
 from pipeline.images.items import Item, by_image, id_table_of_labels, labelled_items, with_labels
 from pipeline.images.masks import load_mask, save_mask
+from pipeline.images.region_scores import RegionScores
 from pipeline.ledger import region_orders
 from pipeline.ledger.entries import Delivery, Double, Entry, Ledger, Order, Removal, Skip, ordered_twice
 from pipeline.params import BudgetLine
@@ -319,6 +320,35 @@ def test_skipped_regions_may_be_asked_again_in_another_round(maps: list[str], mo
     assert late == [*(key(image) for image in maps[3:6]), key(maps[1]), key(maps[2])]
 
 
+def test_minutes_that_people_leave_of_a_line_are_spent_on_more_questions(
+    maps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take half of what is predicted. All open regions of an image would not fit; what is asked about one does."""
+
+    def quick(request: Request) -> Iterator[Answer]:
+        for one in request.orders:
+            if one.key not in request.known:
+                yield Answer(one.key, np.full(fakes.SIZE, IGNORE, np.uint8), one.minutes / 2, "ann", one.key)
+
+    monkeypatch.setitem(ANNOTATORS, "label_studio", quick)
+    areas = len(maps) * 48
+    gains, price = np.linspace(1, 2, areas), np.array([0.2, 0.1])
+    parts, image = np.zeros((areas, 0), np.float32), np.repeat(np.arange(len(maps)), 48)
+    regions = np.tile(np.arange(48), len(maps))
+    scores = RegionScores(image, regions, regions + 1, gains, parts, np.zeros(areas, np.uint8), price)
+    repo.score("r01", maps, minutes=0.2 + 48 * 0.1)
+    region_scores.save("r01", scores)
+    paths.PARAMS.write_text(paths.PARAMS.read_text() + "select: {regions_per_image: 3}\n")
+    select("r01", {maps[0]: [3, 17, 42], maps[1]: [5, 6, 7]}, minutes=0.5)
+    line = BudgetLine(after="r00", minutes=1.0)
+    with pytest.raises(WaitingForPeople, match=r"now draws more images for the 0\.5 minutes that are left"):
+        run("r01", line, annotator="label_studio")
+    assert not paths.selection("r01").exists()
+    select("r01", {image: [3, 17, 42] for image in maps[:4]}, minutes=0.5)
+    run("r01", line, annotator="label_studio")
+    assert ledger.load().spent("r01") == (4, pytest.approx(1.0))
+
+
 # kills
 
 
@@ -501,6 +531,9 @@ def test_of_labels_that_overlap_the_later_one_counts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(merged.read_mask((2, 3)), [[1, 2, 2], [1, IGNORE, IGNORE]])
     assert with_labels(items) == items[:2]
     assert with_labels([merged]) == [merged]
+    pool = pd.DataFrame({"image": ["a.png"], "sha256": ""}, index=["a"])
+    with pytest.raises(UserError, match=r"data/labels/a@regions-r09\.png is not here: run `python -m pipeline join`"):
+        labelled_items(["a@regions-r09"], pool, 19)
     with pytest.raises(UserError, match=r"the label of 'a@regions-r01' is 2x3, its part of the image 4x4"):
         merged.read_mask((4, 4))
 
@@ -590,10 +623,18 @@ def test_labels_of_regions_are_audited_trained_on_and_reported(
     assert __main__.main(["tune", "r02"]) == 1
     assert "no pixel of the labels of 4 images is of a class, so nothing can be learnt" in capsys.readouterr().err
     assert __main__.main(["audit", "r02"]) == 1
-    assert "r02: no pixel of its labels is of a class: correct one" in capsys.readouterr().err
+    assert (
+        "r02: no pixel of its labels is of a class: raise its line of the budget in params.yaml"
+        in capsys.readouterr().err
+    )
 
     stage("remove", images[0])
     assert "regions of 1 image no longer used" in capsys.readouterr().out
     book = ledger.load()
     assert [blocks.image_of(o.key) for o in book.orders] == [images[1], images[2], images[3]]
     assert (images[0], 3) in book.taken  # and not to be bought again
+    stage("status")
+    assert "labelled: 52 regions of 5 images in 3.1 minutes" in capsys.readouterr().out
+    for command in ("score", "forecast"):  # before the lists of labels are made anew
+        assert __main__.main([command, "r02"]) == 1
+        assert f"labels.json has '{images[0]}@regions-r01', which" in capsys.readouterr().err

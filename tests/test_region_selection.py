@@ -189,6 +189,12 @@ def test_a_round_of_which_everything_is_ordered_stays() -> None:
     assert run(images=8) == {key: list(range(10)) for key in KEYS}
 
 
+def test_a_line_in_minutes_after_everything_is_bought_is_not_too_little() -> None:
+    ledger.append([order(key, tuple(range(10))) for key in KEYS])
+    with pytest.raises(UserError, match="r02 has 20 minutes, but nothing of the pool is left: remove it"):
+        run("r02", minutes=20)
+
+
 def test_what_was_skipped_is_asked_by_later_rounds_only_and_last() -> None:
     ledger.append([order("07", (7, 8, 9)), Skip("r01", blocks.key_of_regions("07", "r01"), "a@b.org", 0.5, "", "")])
     assert "07" not in run(images=7)

@@ -395,6 +395,17 @@ def test_a_pool_without_a_region_left_is_a_sentence() -> None:
         run(unit="region")
 
 
+def test_a_pool_with_nothing_left_but_what_the_network_does_not_see_is_a_sentence() -> None:
+    regions = np.zeros(fakes.SIZE, np.uint16)
+    regions[1, 0] = 1  # as above
+    keys = list(artifacts.load_manifest("pool")["key"])
+    for key in keys:
+        region_maps.save(key, regions)
+    ask(*((key, (0,), 1.0) for key in keys))
+    with pytest.raises(UserError, match=r"r01: nothing of the pool is left but regions without a pixel at model\.size"):
+        run(unit="region")
+
+
 def test_a_map_that_is_not_there_or_of_another_size_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"data/regions/.*\.png not found: run .* `dvc repro regions`"):
         run(unit="region")

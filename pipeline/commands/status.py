@@ -7,7 +7,7 @@ from pipeline import artifacts, inputs, ledger, paths
 from pipeline.commands.budget import goal
 from pipeline.errors import UserError, counted
 from pipeline.images import blocks
-from pipeline.ledger.entries import Delivery, Ledger, Skip, Spending, accounts
+from pipeline.ledger.entries import Delivery, Ledger, Order, Skip, Spending, accounts
 from pipeline.params import BudgetLine, Params
 
 
@@ -54,7 +54,7 @@ def collect(params: Params) -> dict[str, Any]:
         "agreement": _agreement(book),
         "label_studio": _label_studio(params, [row["round"] for row in rounds if row["waiting"]]),
         "unit": unit,
-        "regions": sum(len(order.regions) for order in book.orders if (order.round, order.key) in here),
+        "regions": sum(len(e.regions) for e in book.entries if isinstance(e, Order) and (e.round, e.key) in here),
         "spent": {"images": labelled, "minutes": float(sum(one.measured for one in spent))},
         "skipped": {"images": skipped, "minutes": float(sum(one.skipped for one in spent))},
         "out": {"images": out, "minutes": float(sum(one.out for one in spent))},

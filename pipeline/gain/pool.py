@@ -99,7 +99,8 @@ def score_pool(
         labelled: pixels of every class, at the network's size, of the items bought already; None if there are none.
 
     Raises:
-        UserError: probabilities are not finite, or a class has no union and there is no smoothing.
+        UserError: probabilities are not finite, a class has no union and there is no smoothing, or nothing that is left
+            has a pixel at the network's size.
     """
     of_pixel = sampled_worth(devices, scorer, items[:left], model, compute, cut) if scorer.entry.needs_worth else None
     projected = None if features_seed is None else _projection(scorer, features_seed).to(devices.device)
@@ -120,6 +121,11 @@ def score_pool(
     of_images = _gathered(devices, sums, len(items))
     _check_finite(scorer, items, of_images)
     of_images = of_images[:left]
+    if not any(len(one.part) for one in of_images):
+        raise UserError(
+            f"{scorer.round_name}: nothing of the pool is left but regions without a pixel at model.size "
+            f"{list(model.size)}: remove its line from the budget, or raise model.size"
+        )
     total = torch.stack([one.statistics.double().sum(0) for one in of_images]).sum(0)
     claimed = torch.cat([one.statistics[..., scorer.acquisition.statistics.index("claimed")] for one in of_images])
     found = Features.none()

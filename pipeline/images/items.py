@@ -11,7 +11,7 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.images import blocks, reading
 from pipeline.images.classes import IGNORE, UNKNOWN
-from pipeline.images.masks import load_mask
+from pipeline.images.masks import absent, load_mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def labelled_items(keys: Iterable[str], pool: "pd.DataFrame", classes: int) -> l
         classes: how many there are.
 
     Raises:
-        UserError: the image of a label is not in the pool.
+        UserError: a label is not here, or its image is not in the pool.
     """
     table = id_table_of_labels(classes)
     found = []
@@ -78,6 +78,8 @@ def labelled_items(keys: Iterable[str], pool: "pd.DataFrame", classes: int) -> l
                 f"{key!r} is labelled, but its image is not in the pool: put it back into prepare.pool, then run "
                 "`dvc repro -f prepare` and `dvc repro`, or, if it has to stay out, `python -m pipeline remove KEY`"
             )
+        if not paths.mask(key).is_file():
+            raise absent(paths.mask(key))
         image, parts = pool.loc[name], () if whole else ((key, paths.mask(key)),)
         mask = paths.mask(key) if whole else None
         found.append(Item(key, Path(str(image["image"])), mask, table, parts, str(image["sha256"])))

@@ -23,11 +23,16 @@ def save_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> str:
 def load_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
     """The class ids of a delivered mask, as `save_mask` has written them."""
     if not path.is_file():
-        raise UserError(f"the label {path} is not here: run `python -m pipeline join`, which brings it from DVC")
+        raise absent(path)
     mask = read_grey(path)
     if mask is None:
         raise UserError(f"the label {path} is damaged: run `rm {path}`, then `python -m pipeline join`")
     return mask
+
+
+def absent(path: Path) -> UserError:
+    """The error for a delivered mask that is not here."""
+    return UserError(f"the label {path} is not here: run `python -m pipeline join`, which brings it from DVC")
 
 
 def load_made(path: Path, maker: str) -> UInt8[np.ndarray, "h w"]:

@@ -1,5 +1,6 @@
 """What a round says of every region that may be bought: its gain, its size, its guess, and what an answer costs."""
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,11 @@ class RegionScores(NamedTuple):
     def in_force(self) -> bool:
         """Whether the unit is region, though none may be left."""
         return bool(self.price[0] > 0)
+
+    def slices(self, images: int) -> list[slice]:
+        """Where the regions of each image are."""
+        ends = np.searchsorted(self.image, np.arange(images + 1))
+        return [slice(start, end) for start, end in itertools.pairwise(ends.tolist())]
 
     def only(self, kept: Bool[np.ndarray, " m"]) -> "RegionScores":
         """Those of some regions."""

@@ -5,7 +5,7 @@ its map, and neither a further order nor an answer is taken while another map li
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import paths, storage
 from pipeline.errors import UserError
@@ -66,6 +66,26 @@ def asked(round_name: str, wanted: "pd.DataFrame", book: Ledger, pool: "pd.DataF
                 f"{round_name} wants region {max(regions)} of {image!r}, and {paths.regions(image)} has 0 to {last}: "
                 f"run `dvc repro -s -f score@{round_name}`, then `dvc repro`"
             )
+    return found
+
+
+def answered(round_name: str, labels: Iterable[Mapping[str, Any]], book: Ledger) -> dict[str, tuple[int, ...]]:
+    """By key, the regions that each of a round's labels answers; nothing for labels of other units.
+
+    Raises:
+        UserError: a label was not ordered, or is removed.
+    """
+    orders = {order.key: order.regions for order in book.orders}
+    found = {}
+    for row in labels:
+        if blocks.is_of_regions(key := row["key"]):
+            if key not in orders:
+                name = row["round"]
+                raise UserError(
+                    f"{paths.labels(round_name)} has {key!r}, which {paths.LEDGER} has not, or has removed: run "
+                    f"`dvc repro select@{name}`, then `dvc repro -s -f annotate@{name}`, then `dvc repro`"
+                )
+            found[key] = orders[key]
     return found
 
 

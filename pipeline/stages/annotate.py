@@ -26,9 +26,9 @@ from pipeline.errors import UserError, WaitingForPeople, choose, counted
 from pipeline.images import blocks
 from pipeline.images.classes import IGNORE, ClassSet
 from pipeline.images.masks import load_mask, save_mask
-from pipeline.ledger import candidates, label_store, region_orders
+from pipeline.ledger import candidates, label_store, prices, region_orders
 from pipeline.ledger.entries import ABSURD, Delivery, Ledger, Order, Skip, Spending, accounts
-from pipeline.params import Annotate, BudgetLine, Roots, Score
+from pipeline.params import Annotate, BudgetLine, Roots, Score, Select
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 24 * 3600.0
 VOID = "not one pixel of its label has a class, so nothing can be learnt from it: paint what is to be seen, or skip it"
 
 
-def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annotate: Annotate) -> None:
+def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, select: Select, annotate: Annotate) -> None:
     """Order what the round's selection adds, collect what has come back, and write the labels bought so far.
 
     Raises:
@@ -68,7 +68,7 @@ def run(round_name: str, line: BudgetLine, *, roots: Roots, score: Score, annota
     _tell_times(round_name, spending)
     if line.minutes is not None:
         waiting += f", {spending.measured + spending.skipped:.4g} of {line} spent"
-    if why := _needs_more(round_name, line, selection, annotate):
+    if why := _needs_more(round_name, line, selection, select, annotate):
         paths.selection(round_name).unlink()  # so that DVC runs `select` again, which keeps what is ordered
         raise WaitingForPeople(f"{waiting}; `dvc repro` now draws {why}")
     if spending.waiting:
@@ -89,7 +89,9 @@ def _tell_times(round_name: str, spending: Spending) -> None:
         )
 
 
-def _needs_more(round_name: str, line: BudgetLine, selection: "pd.DataFrame", annotate: Annotate) -> str | None:
+def _needs_more(
+    round_name: str, line: BudgetLine, selection: "pd.DataFrame", select: Select, annotate: Annotate
+) -> str | None:
     """A phrase for what `select` still has to draw for the round; None if the budget line is filled."""
     book = ledger.load()
     spending, asked = book.spending(round_name), _asked(book, round_name)
@@ -98,7 +100,7 @@ def _needs_more(round_name: str, line: BudgetLine, selection: "pd.DataFrame", an
         return "others for the skipped images" if ordered != set(selection["key"]) else None
     if not set(selection["key"]) <= asked:
         return None  # what is selected has to go out first, or does not fit
-    left = candidates.left(round_name, book, annotate).rows
+    left = prices.asked(candidates.left(round_name, book, annotate), select.regions_per_image)
     room = line.minutes - spending.minutes
     # If even the longest fits, any method finds one that does. What the oracle books needs no pace.
     pace = 1.0 if annotate.annotator == "oracle" else spending.pace
@@ -391,9 +393,7 @@ def _write_purchases(round_name: str, after: str, orders: Sequence[Order]) -> No
 
 def _write_labels(round_name: str, after: str, keys: Sequence[str]) -> None:
     before, book = artifacts.load_labels(after), ledger.load()
-    latest, counted = (
-        {delivery.key: delivery for delivery in book.delivered(round_name)},
-        book.spending(round_name).counted,
-    )
+    latest = {delivery.key: delivery for delivery in book.delivered(round_name)}
+    counted = book.spending(round_name).counted
     rows = [{"key": key, "round": round_name, "minutes": counted[key], "sha256": latest[key].sha256} for key in keys]
     artifacts.save_labels(round_name, [*before, *rows])

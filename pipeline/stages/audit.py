@@ -99,8 +99,9 @@ def run(
         return
     if not len(to_fit.truth):
         raise UserError(
-            f"{round_name}: no pixel of its labels is of a class: correct one (where it was made, or its PNG in "
-            f"{paths.LABELS}), then `dvc repro -s -f annotate@{round_name}` and `dvc repro`"
+            f"{round_name}: no pixel of its labels is of a class: raise its line of the budget in {paths.PARAMS} and "
+            f"run `dvc repro`, which buys more; or correct one (where it was made, or its PNG in {paths.LABELS}), then "
+            f"`dvc repro -s -f annotate@{round_name}` and `dvc repro`"
         )
 
     # An image without a labelled pixel says nothing, and its two zeros would look like agreement.

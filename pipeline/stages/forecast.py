@@ -14,6 +14,7 @@ from pipeline.errors import counted
 from pipeline.evaluation import curve
 from pipeline.evaluation.curve import Round
 from pipeline.images import blocks, region_maps
+from pipeline.ledger import region_orders
 from pipeline.params import IN_POINTS, BudgetLine, Score
 
 
@@ -21,7 +22,7 @@ def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
     """Write forecast.json: expected mIoU after the round, and an interval that holds it with a probability of 0.8."""
     labels = artifacts.load_labels(line.after)
     names = [paths.SOURCE_ROUND, *dict.fromkeys(row["round"] for row in labels)]
-    asked = {order.key: order.regions for order in ledger.load().orders}
+    asked = region_orders.answered(line.after, labels, ledger.load())
     each = [sum(_share(row["key"], asked) for row in labels if row["round"] == name) for name in names[1:]]
     bought = [0.0, *itertools.accumulate(each)]
     measured = artifacts.load_measured(line.after) | {line.after: artifacts.load_miou_share(line.after)}

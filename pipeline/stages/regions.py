@@ -6,6 +6,7 @@ each was cut from.
 """
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,8 @@ def run(*, roots: Roots, score: Score) -> None:
     """Write data/regions: a map per image of the pool; none but those that are ordered by if the unit is another.
 
     Raises:
-        UserError: a map that something is ordered by is lost, and what is cut instead is another.
+        UserError: a map that something is ordered by is lost, and what is cut instead is another; or its image has
+            another size now.
     """
     paths.REGIONS.mkdir(parents=True, exist_ok=True)
     pool = artifacts.load_manifest("pool", roots.pool)
@@ -42,6 +44,9 @@ def run(*, roots: Roots, score: Score) -> None:
     hashes = {path.stem: storage.sha256(path) for path in paths.REGIONS.glob("*.png")}
     kept = {key for key, order in ordered.items() if hashes.get(key) == order.region_map}
     kept |= {key for key in images.keys() - ordered.keys() if noted.get(key) == [*sources[key], hashes.get(key)]}
+    for key in kept & ordered.keys() & images.keys():
+        if noted.get(key, [""])[0] != images[key].sha256:  # else it was cut from this very image
+            _check_size(images[key], ordered[key])
     lost = [key for key in ordered if key not in kept and key not in images]
     if lost:
         raise UserError(_other(lost[0], ordered[lost[0]]))
@@ -73,19 +78,22 @@ def _cut(
 ) -> None:
     """Cut images and write their maps; what is cut is noted from time to time."""
 
-    def one(row: Any) -> tuple[str, str]:
+    def one(row: Any) -> tuple[str, str | None]:
         image = reading.read_image(Path(row.image), row.sha256)
         regions = region_maps.cut(image, score.region_scale, score.region_smallest)
         if row.key in ordered and region_maps.digest(regions) != ordered[row.key].region_map:
-            raise UserError(_other(row.key, ordered[row.key]))
+            return row.key, None
         return row.key, region_maps.save(row.key, regions)
 
     from pipeline.images import reading  # here, since other units need neither
 
-    at = time.monotonic()
+    at, others = time.monotonic(), list[str]()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             for key, digest in tqdm(pool.map(one, rows), desc="regions", total=len(rows), unit="image", disable=None):
+                if digest is None:  # the rest is cut all the same: of maps of two settings either gives its own back
+                    others.append(key)
+                    continue
                 noted[key] = [*sources[key], digest]
                 if time.monotonic() - at > NOTE_SECONDS:
                     storage.save_json(paths.REGIONS_ABOUT, noted)
@@ -94,6 +102,19 @@ def _cut(
             pool.shutdown(cancel_futures=True)
             storage.save_json(paths.REGIONS_ABOUT, noted)
             raise
+    if others:
+        storage.save_json(paths.REGIONS_ABOUT, noted)
+        raise UserError(_other(others[0], ordered[others[0]]))
+
+
+def _check_size(row: Any, order: Order) -> None:
+    height, width = region_maps.load(row.key).shape
+    if (height, width) != (int(row.height), int(row.width)):
+        raise UserError(
+            f"{row.image} is {row.height}x{row.width} now, and was {height}x{width} (height x width) when "
+            f"{order.round} asked about regions of it: put it back and run `dvc repro -f prepare`, or, if it has "
+            f"to stay out, run `python -m pipeline remove {shlex.quote(row.key)}`"
+        )
 
 
 def _other(image: str, order: Order) -> str:

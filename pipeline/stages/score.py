@@ -19,8 +19,7 @@ from pipeline.images.items import id_table_of_labels, items_of
 from pipeline.images.masks import load_mask
 from pipeline.images.region_scores import RegionScores
 from pipeline.images.seen import seen_boxes
-from pipeline.ledger import candidates
-from pipeline.ledger.entries import Order
+from pipeline.ledger import candidates, region_orders
 from pipeline.networks import saved
 from pipeline.networks.devices import Devices
 from pipeline.params import IN_POINTS, BudgetLine, Compute, Model, Roots, Score
@@ -48,8 +47,8 @@ def run(
     pool = artifacts.load_images(round_name, roots.pool)
     regions = score.unit == "region"
     paid = {row["key"] for row in bought}
-    orders = [order for order in book.orders if order.key in paid]
-    answered = candidates.regions(orders)
+    asked = region_orders.answered(line.after, bought, book)
+    answered = candidates.regions(order for order in book.orders if order.key in asked)
     free = _free(pool, answered) if regions else _unpaid(pool, score.grid, paid)
     labelled = np.array([not of.any() for of in free])
     left = pool[~labelled]
@@ -79,7 +78,7 @@ def run(
         return
     of_regions = RegionScores.none()
     if regions:
-        of_regions = _of_regions(found, model.size, score, orders, bought)
+        of_regions = _of_regions(found, model.size, score, asked, bought)
         frame = _by_image(of_regions, left, classes)
     else:
         units = [blocks.keys(key, score.grid) for key in left["key"]]
@@ -145,15 +144,14 @@ def _of_regions(
     found: Scored,
     seen: tuple[int, int],
     score: Score,
-    orders: Sequence[Order],
+    asked: Mapping[str, Sequence[int]],
     bought: Sequence[dict[str, Any]],
 ) -> RegionScores:
     """Gains of regions as sums over their pixels, and what an answer costs."""
     gains = found.gains
     if score.acquisition not in IN_POINTS:  # means over the pixels of a unit: to the region's share of the image's
         gains = gains * (found.pixels / (seen[0] * seen[1]))[:, None]
-    asked = {order.key: len(order.regions) for order in orders}
-    times = np.array([(asked[row["key"]], row["minutes"]) for row in bought], float).reshape(-1, 2)
+    times = np.array([(len(asked[row["key"]]), row["minutes"]) for row in bought], float).reshape(-1, 2)
     prior = np.array([score.seconds_to_open, score.seconds_per_answer]) / 60
     price = minutes.fit_answers(times[:, 0], times[:, 1], prior)
     return RegionScores(

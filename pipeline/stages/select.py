@@ -5,7 +5,6 @@ found no signal in the score, the choice of images is class-stratified (`select.
 earlier round comes last.
 """
 
-import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from pipeline.errors import UserError, choose
 from pipeline.evaluation import verdict
 from pipeline.images import blocks
 from pipeline.images.region_scores import RegionScores
-from pipeline.ledger import candidates
+from pipeline.ledger import candidates, prices
 from pipeline.ledger.entries import Ledger, Order, Skip, Spending
 from pipeline.params import Annotate, BudgetLine, Select
 from pipeline.selection import METHODS, Budget, Candidates, Settings, regions
@@ -36,7 +35,8 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
 
     book = ledger.load()
     kept = book.ordered(round_name)  # paid for, so they stay whatever the scores say now
-    left, aside, of_regions = candidates.left(round_name, book, annotate)
+    found = candidates.left(round_name, book, annotate)
+    left, aside, of_regions = found
     first = artifacts.load_scores(round_name)["key"].iloc[0]
     unit = "region" if of_regions.in_force else blocks.unit_of(first)
     blocks.check_unit(unit, [entry.key for entry in book.entries], str(paths.LEDGER))
@@ -70,14 +70,15 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 f"showed no signal in the score ({paths.audit(line.after)})"
             )
         settings = Settings(select.power, select.uniform_share)
-        if unit == "region":
-            left = _priced(left, of_regions, select.regions_per_image, budget.minutes)
+        left = prices.asked(found, select.regions_per_image, budget.minutes)
         chosen = _choose(round_name, left, book, budget, name, settings, streams.rng(seed, round_name, "select"))
         if unit == "region":
             rng = streams.rng(seed, round_name, "regions")
             chosen = _asked(round_name, chosen, left, of_regions, select.regions, settings, rng)
         rows += chosen
     if not rows:
+        if left.empty:
+            raise UserError(f"budget: {round_name} has {line}, but nothing of the pool is left: remove it")
         raise UserError(
             f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
         )
@@ -182,33 +183,6 @@ def _kept(order: Order) -> dict[str, str | float]:
     return row | {"regions": blocks.listed(order.regions)} if order.regions else row
 
 
-def _priced(
-    left: "pd.DataFrame", of_regions: RegionScores, per_image: int | None, minutes: float | None
-) -> "pd.DataFrame":
-    """The images left with the gain and the minutes of as many of their best regions as would be asked about."""
-    left = left.copy()
-    parts = [column for column in left.columns if column.startswith("gain_")]
-    to_open, per_answer = map(float, of_regions.price)
-    slices, rows = _slices(of_regions, len(left)), []
-    gains = [of_regions.gain[own] for own in slices]
-    each = (
-        regions.how_many(gains, to_open, per_answer, minutes)
-        if per_image is None
-        else [min(per_image, len(own)) for own in gains]
-    )
-    for own, of_image, k in zip(slices, gains, each, strict=True):
-        best = regions.top(of_image, k)
-        rows.append([k, to_open + k * per_answer, of_image[best].sum(), *of_regions.parts[own][best].sum(0)])
-    left[["asked", "minutes", "gain", *parts]] = np.array(rows).reshape(len(left), 3 + len(parts))
-    return left
-
-
-def _slices(of_regions: RegionScores, images: int) -> list[slice]:
-    """Where the regions of each image are."""
-    ends = np.searchsorted(of_regions.image, np.arange(images + 1))
-    return [slice(start, end) for start, end in itertools.pairwise(ends.tolist())]
-
-
 def _asked(
     round_name: str,
     chosen: list[dict[str, Any]],
@@ -227,7 +201,7 @@ def _asked(
     """
     method = choose("select.regions", regions.REGION_METHODS, how)(settings)
     places = {key: place for place, key in enumerate(left["key"])}
-    slices = _slices(of_regions, len(left))
+    slices = of_regions.slices(len(left))
     rows = []
     for row in chosen:
         place = places[row["key"]]

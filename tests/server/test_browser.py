@@ -288,7 +288,12 @@ class Flat:
         self.wait(name)
 
     def run(self, name: str) -> None:
-        own = {"roots": self.params.roots, "score": self.params.score, "annotate": self.settings}
+        own = {
+            "roots": self.params.roots,
+            "select": self.params.select,
+            "score": self.params.score,
+            "annotate": self.settings,
+        }
         annotate.run(name, self.params.budget[name], **own)
 
     def wait(self, name: str) -> str:

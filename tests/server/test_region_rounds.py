@@ -83,7 +83,8 @@ class Rounds:
 
     def run(self, name: str) -> None:
         line = BudgetLine(after="r00" if name == "r01" else "r01", images=len(artifacts.load_selection(name)))
-        annotate.run(name, line, roots=self.params.roots, score=self.params.score, annotate=self.settings)
+        of = self.params
+        annotate.run(name, line, roots=of.roots, score=of.score, select=of.select, annotate=self.settings)
 
     def wait(self, name: str) -> str:
         with pytest.raises(WaitingForPeople) as caught:

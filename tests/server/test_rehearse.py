@@ -41,7 +41,12 @@ def collect(settings: Params) -> Collect:
     """The stage `annotate` of r01, which has sent its images by now."""
 
     def stage() -> None:
-        own = {"roots": settings.roots, "score": settings.score, "annotate": settings.annotate}
+        own = {
+            "roots": settings.roots,
+            "select": settings.select,
+            "score": settings.score,
+            "annotate": settings.annotate,
+        }
         annotate.run("r01", settings.budget["r01"], **own)
 
     with pytest.raises(WaitingForPeople):

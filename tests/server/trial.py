@@ -230,7 +230,7 @@ class Trial:
             mock.patch.object(client, "TIMEOUT", TIMEOUT if fault and fault.kind in SILENT else client.TIMEOUT),
         ):
             given = repo.params()
-            sections = {"roots": given.roots, "score": given.score, "annotate": given.annotate}
+            sections = {"roots": given.roots, "select": given.select, "score": given.score, "annotate": given.annotate}
             try:
                 annotate.run(round_name, given.budget[round_name], **sections)
             except (UserError, WaitingForPeople) as error:
