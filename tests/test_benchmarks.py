@@ -39,3 +39,35 @@ def test_every_benchmark_says_what_it_takes() -> None:
     names = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text()]
     assert len(names) > 15
     subprocess.run([sys.executable, "-c", START, *names], cwd=ROOT, check=True)
+
+
+CLAIMS = """
+from benchmarks.study import claim
+
+new = {seed: 1 + seed / 10 for seed in range(21, 26)}
+other = {seed: 2 - seed / 20 for seed in range(21, 26)}
+
+
+def refused(why, differences):
+    found = claim(differences)
+    assert not found.shown and found.text.startswith("not shown: ") and why in found.text, found
+
+
+# Means over both pools are 2.025, 2.05, ..., 2.125: mean 2.075, and t(.975, 4) = 2.776 times .0395 / 5 ** .5.
+found = claim({"camvid": new, "idd": other})
+assert found.shown and found.text == "+2.08 ± 0.05 on the mean of camvid and idd, 5 seeds", found
+refused("one pool only (camvid)", {"camvid": new})
+refused("one pool only (camvid), and 2 paired seeds, 5 are needed", {"camvid": {21: 9.0, 22: 9.0}})
+refused("one pool only (none), and 0 paired", {})
+refused("town is there to design on", {"camvid": new, "town": other})
+refused("camvid_0001TP is there to design on", {"camvid_0001TP": new, "idd": other})
+refused("4 paired seeds on every pool, 5 are needed", {"camvid": new, "idd": {s: other[s] for s in range(21, 25)}})
+refused("seed 11 is older than 21", {pool: new | {11: 3.0} for pool in ("camvid", "idd")})
+refused("+0.00", {"camvid": new, "idd": {seed: -value for seed, value in new.items()}})
+noisy = {21: 9.0, 22: -3.0, 23: 1.0, 24: 0.0, 25: 2.0}
+refused("+1.80 ± 5.51 on the mean", {"camvid": noisy, "idd": noisy})
+"""
+
+
+def test_a_number_that_the_protocol_does_not_cover_is_not_called_a_claim() -> None:
+    subprocess.run([sys.executable, "-c", CLAIMS], cwd=ROOT, check=True)
