@@ -71,3 +71,40 @@ refused("+1.80 ± 5.51 on the mean", {"camvid": noisy, "idd": noisy})
 
 def test_a_number_that_the_protocol_does_not_cover_is_not_called_a_claim() -> None:
     subprocess.run([sys.executable, "-c", CLAIMS], cwd=ROOT, check=True)
+
+
+CLICKS = """
+import numpy as np
+from benchmarks import clicks
+
+whole = {"unit": "image", "images": 8, "openings": 8, "clicks": 0}
+regions = {"unit": "region", "images": 50, "openings": 64, "clicks": 3584}
+assert clicks.minutes_by(whole, (5.0, 2.5, 20.0)) == 160
+assert abs(clicks.minutes_by(regions, (5.0, 2.5, 20.0)) - (64 * 5 + 3584 * 2.5) / 60) < 1e-9
+assert clicks.minutes_by(whole, (5.0, 2.5, 90.0)) == 720
+
+# Of one run only the end counts; seeds without a partner and budgets that one side lacks do not.
+def row(method, seed, run_minutes, steps, miou):
+    return {"method": method, "seed": seed, "run_minutes": run_minutes, "steps": steps, "miou": miou}
+
+rows = [row("a", 21, 160, 450, 0.9), row("a", 21, 160, 900, 0.50), row("a", 21, 40, 900, 0.30)]
+rows += [row("b", 21, 160, 900, 0.45), row("b", 21, 40, 900, 0.31), row("b", 21, 640, 900, 0.99)]
+rows += [row("b", 22, 160, 900, 0.45), row("a", 23, 160, 900, 0.45)]
+curves = clicks.curves_of(rows)
+assert curves["a"][21] == {40: 30, 160: 50}, curves
+found = clicks.paired(curves, "a", "b")
+assert list(found) == [21] and abs(found[21] - 2) < 1e-9, found
+assert clicks.area({40: 30.0, 80: 40.0, 640: 40.0}) == (35 + 3 * 40) / 4
+assert clicks.area({160: 41.0}) == 41
+
+# A region of a pixel between those that are picked is gone, and the others are numbered without a gap.
+cut = np.array([[0, 0, 2, 2], [0, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]], np.uint16)
+small = clicks.at(np.kron(cut, np.ones((2, 2), np.uint16)), (4, 4))
+assert small.tolist() == cut.tolist() and small.dtype == np.uint16
+cut[1, 1] = 0
+assert clicks.at(cut, (2, 2)).tolist() == [[0, 1], [2, 3]]
+"""
+
+
+def test_minutes_areas_and_shrunken_maps_of_the_study_by_clicks() -> None:
+    subprocess.run([sys.executable, "-c", CLICKS], cwd=ROOT, check=True)
