@@ -45,7 +45,7 @@ def stepper(kind: str, model: str, size: tuple[int, int], images: int) -> Callab
     weights = torch.ones(len(CLASSES.names))
     areas = torch.randint(0, len(CLASSES.names), (images, 1, size[0] // 32, size[1] // 32), generator=rng)
     masks = torch.nn.functional.interpolate(areas.float(), size)[:, 0].to(torch.uint8)
-    batch = Batch(torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8, generator=rng), masks)
+    batch = Batch.of_one_group(torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8, generator=rng), masks)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
     fields = KINDS[kind]
     if fields is None:

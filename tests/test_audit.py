@@ -234,6 +234,5 @@ def test_labels_without_a_class_are_a_sentence() -> None:
     ):
         audited()
     items = [Item(key, Path(), paths.mask(key), id_table_of_labels(len(CLASSES.names))) for key in predicted()]
-    source = pd.DataFrame({f"n_{name}": [1] for name in CLASSES.names})
     with pytest.raises(UserError, match="no pixel of the 8 labels to learn from is of a class"):
-        tune.weights_of_both(items, source, CLASSES, settings().tune)
+        tune.with_a_class(items)

@@ -66,9 +66,87 @@ def test_cross_entropy_and_poly1_agree_with_a_loop(seed: int, poly1: float) -> N
 @given(SEEDS, st.sampled_from([0.0, 1.0]), st.sampled_from([0.05, 0.3, 0.9]))
 def test_hard_pixels_are_the_largest_losses_of_a_loop(seed: int, poly1: float, kept: float) -> None:
     logits, truth, weights = batch(seed)
-    largest = sorted(one_by_one(logits, truth, weights, poly1), reverse=True)[: int(kept * truth.numel())]
+    each = sorted(one_by_one(logits, truth, weights, poly1), reverse=True)
+    largest = each[: max(1, int(kept * len(each)))]
     mean = sum(largest) / max(len(largest), 1)
     assert float(cross_entropy(logits, truth, weights, poly1=poly1, kept=kept)) == pytest.approx(mean, rel=1e-4)
+
+
+@QUICK
+@given(SEEDS, st.sampled_from([0.0, 1.0]), st.sampled_from([1.0, 0.4]), st.booleans())
+def test_domains_are_averaged_each_by_itself(seed: int, poly1: float, kept: float, by_pixel: bool) -> None:
+    logits, truth, weights = batch(seed, (3, 3, 4, 5))
+    truth[0, 1:] = IGNORE  # of the first domain few pixels are labelled
+    first = torch.tensor([True, False, False]).view(3, 1, 1)
+    if by_pixel:
+        first = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    how = {"poly1": poly1, "kept": kept}
+    shares = ((0.7, first), (0.3, ~first))
+    found = cross_entropy(logits, truth, weights, domains=shares, **how)
+    alone = [float(cross_entropy(logits, truth.where(of, IGNORE), weights, **how)) for _, of in shares]
+    assert float(found) == pytest.approx(0.7 * alone[0] + 0.3 * alone[1], rel=1e-5)
+
+
+def test_a_pixel_of_a_sparse_domain_weighs_more_known_answer() -> None:
+    """One labelled pixel of the target beside 12 of the source, half of the loss each."""
+    logits, truth = torch.zeros(2, 2, 3, 4, requires_grad=True), torch.zeros(2, 3, 4, dtype=torch.uint8)
+    truth[0].flatten()[1:] = IGNORE
+    source = torch.tensor([False, True]).view(2, 1, 1)
+    loss = cross_entropy(logits, truth, torch.ones(2), domains=[(0.5, ~source), (0.5, source)])
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad[0, 0].flatten(), [-0.25] + [0.0] * 11)  # 1/2 * (p - 1)
+    np.testing.assert_allclose(logits.grad[1, 0].flatten(), [-0.25 / 12] * 12)
+
+
+def test_domains_of_dense_labels_are_the_mean_over_all_pixels() -> None:
+    logits, truth, weights = batch(5, (4, 3, 4, 5))
+    truth = truth.clamp(max=2)
+    source = torch.tensor([False, False, False, True]).view(4, 1, 1)
+    found = cross_entropy(logits, truth, weights, domains=[(0.75, ~source), (0.25, source)])
+    assert float(found) == pytest.approx(float(cross_entropy(logits, truth, weights)), rel=1e-6)
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.3])
+def test_a_domain_without_a_label_adds_nothing(kept: float) -> None:
+    logits, truth, weights = batch(5)
+    logits.requires_grad_()
+    truth[0] = IGNORE
+    first = torch.tensor([True, False]).view(2, 1, 1)
+    found = cross_entropy(logits, truth, weights, kept=kept, domains=[(0.75, first), (0.25, ~first)])
+    assert float(found.detach()) == pytest.approx(
+        0.25 * float(cross_entropy(logits.detach(), truth, weights, kept=kept))
+    )
+    found.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[0] == 0).all()
+
+
+def test_divided_by_all_processes_pixels_parts_have_the_loss_of_the_whole() -> None:
+    """However uneven: of the second part one pixel is labelled, and none is of the second domain."""
+    logits, truth, weights = batch(5, (4, 3, 4, 5))
+    truth[2:].flatten()[1:] = IGNORE
+    first = torch.tensor([True, False, True, True]).view(4, 1, 1)
+    counts = []
+
+    def domains(of: slice) -> list[tuple[float, Tensor]]:
+        return [(0.6, first[of]), (0.4, ~first[of])]
+
+    def noted(here: Tensor) -> Tensor:
+        counts.append(here)
+        return here.clamp(min=1)
+
+    parts = slice(0, 2), slice(2, 4)
+    for of in parts:
+        cross_entropy(logits[of], truth[of], weights, domains=domains(of), divisor=noted)
+    total = torch.stack(counts).sum(0)
+    each = [
+        cross_entropy(logits[of], truth[of], weights, domains=domains(of), divisor=lambda _: total / 2) for of in parts
+    ]
+    whole = cross_entropy(logits, truth, weights, domains=domains(slice(None)))
+    assert float(sum(each)) / 2 == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_poly1_adds_its_factor_to_the_gradient() -> None:
@@ -83,18 +161,17 @@ def test_poly1_adds_its_factor_to_the_gradient() -> None:
 
 
 def test_hardest_known_answer() -> None:
-    pixels = torch.tensor([[[4.0, 0.0, 1.0, 3.0], [0.0, 2.0, 0.0, 0.0]]])
-    means = {1 / 8: 4.0, 0.25: 3.5, 0.5: 2.5, 0.75: 2.5, 1.0: 2.5}  # DeepLab: zeros among the kept do not count
-    assert {kept: float(hardest(pixels, kept)) for kept in means} == means
-    assert float(hardest(pixels, 0.01)) == 4.0  # one pixel at least
-    assert float(hardest(torch.zeros(1, 2, 2), 0.5)) == 0
+    pixels = torch.tensor([4.0, 1.0, 3.0, 2.0])
+    for kept, expected in ((0.01, [4.0]), (0.25, [4.0]), (0.5, [3.0, 4.0]), (1.0, [1.0, 2.0, 3.0, 4.0])):
+        assert sorted(hardest(pixels, kept).tolist()) == expected
+    assert len(hardest(torch.zeros(0), 0.5)) == 0
 
 
 def test_easy_pixels_have_no_gradient() -> None:
     logits, truth, weights = batch(1)
     logits.requires_grad_()
     cross_entropy(logits, truth, weights, kept=0.2).backward()
-    assert (logits.grad.abs().sum(1) > 0).sum() == int(0.2 * truth.numel())
+    assert (logits.grad.abs().sum(1) > 0).sum() == int(0.2 * int((truth != IGNORE).sum()))
 
 
 def test_kept_share_falls_in_a_line_and_stays() -> None:

@@ -214,7 +214,7 @@ def test_labels_without_a_class_and_classes_without_a_label_are_sentences() -> N
     def weights(*names: str, class_smooth: float = 0.05) -> torch.Tensor:
         likelihood = {"steps": 1, "batch": 1, "lr": 1.0, "class_smooth": class_smooth}
         of = Tune.model_validate({"likelihood": likelihood, "reward": {"steps": 1, "lr": 1.0}})
-        return tune.weights_of_both([items[name] for name in names], source, CLASSES, of)
+        return tune.weights_of_both(tune.with_a_class([items[name] for name in names]), source, CLASSES, of)
 
     assert torch.equal(weights("red", "void"), weights("red"))
     assert weights("red").isfinite().all()
@@ -306,7 +306,7 @@ def test_small_batches_have_no_gauge_rather_than_no_training(images: int, device
     settings, network = reward(estimator="reinforce", baseline="other_images", credit="image"), one_convolution().eval()
     function = reward_tuning.reward_function(settings, EVEN, CLASSES)
     loss = reward_tuning.loss_function(settings, function, EVEN, network, None, devices)
-    batch, state = Batch(*(part[:images] for part in draw(0))), dict[str, torch.Tensor]()
+    batch, state = draw(0).part(slice(images)), dict[str, torch.Tensor]()
     for _ in range(loop.LOG_EVERY):
         result = loss(network, batch, torch.Generator().manual_seed(0), state)
         state = result.state
@@ -319,7 +319,7 @@ def test_small_batches_have_no_gauge_rather_than_no_training(images: int, device
 def test_batches_are_repeated_from_any_step_on() -> None:
     def numbers(first: int) -> Iterator[Batch]:
         return (
-            Batch(torch.full((1, 3, 1, 1), n, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8))
+            Batch.of_one_group(torch.full((1, 3, 1, 1), n, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8))
             for n in range(first, 9)
         )
 

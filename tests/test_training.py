@@ -43,7 +43,7 @@ def one_convolution(dropout: float = 0.0) -> Network:
 def draw(step: int) -> Batch:
     """The brightest channel is the class: learnt by one convolution."""
     images = torch.randint(0, 256, (4, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
-    return Batch(images, images.argmax(1).to(torch.uint8))
+    return Batch.of_one_group(images, images.argmax(1).to(torch.uint8))
 
 
 def batches(first: int) -> Iterator[Batch]:
@@ -295,14 +295,15 @@ def test_likelihood_mines_mixes_and_bends_the_loss_as_it_is_told() -> None:
     def expected(images: Tensor, masks: Tensor, **changes: Any) -> float:
         return float(losses.cross_entropy(network(images), masks, ones, **changes).detach())
 
-    assert value() == expected(*batch)
-    assert value(poly1=2.0) == expected(*batch, poly1=2.0) > value()
+    plain = batch.images, batch.masks
+    assert value() == expected(*plain)
+    assert value(poly1=2.0) == expected(*plain, poly1=2.0) > value()
     ramp = {"hard_pixels": 0.25, "hard_pixels_ramp": 0.5}
-    assert value(hard_pixels=0.25) == expected(*batch, kept=0.25) > value()
+    assert value(hard_pixels=0.25) == expected(*plain, kept=0.25) > value()
     for step, kept in ((0, 1.0), (STEPS // 4, 0.625), (STEPS // 2, 0.25), (STEPS, 0.25)):
-        assert value(step, **ramp) == pytest.approx(expected(*batch, kept=kept), rel=1e-6)
+        assert value(step, **ramp) == pytest.approx(expected(*plain, kept=kept), rel=1e-6)
     mixed = augmentation.mixup(*batch, torch.Generator().manual_seed(8))
-    shared = sum(float(share) * expected(mixed.images, masks) for share, masks in mixed.targets)
+    shared = sum(float(share) * expected(mixed.images, masks) for share, masks, _ in mixed.targets)
     assert value(mix="mixup") == pytest.approx(shared, rel=1e-5)
     mixed = augmentation.classmix(*batch, torch.Generator().manual_seed(8))
     assert value(mix="classmix") == expected(mixed.images, mixed.targets[0][1]) != value()
@@ -482,15 +483,27 @@ def with_everything(devices: Devices, network: Network, share: Callable[[int], I
         return loop.fit(devices, network, share, loss, of, lambda n: -abs(0.3 + one_weight(n)))[-1]["step"]
 
 
+def sparse(step: int) -> Batch:
+    """Two images of the target, one of them with one labelled pixel and one with half, and two of the source."""
+    batch = draw(step)
+    batch.masks[0, :3] = batch.masks[1, 1:] = batch.masks[1, :, 1:] = 255
+    return batch._replace(groups=torch.tensor([0, 0, 1, 1]))
+
+
+def of_sparse(devices: Devices, network: Network, share: Callable[[int], Iterator[Batch]]) -> None:
+    """A training by domains on sparse labels."""
+    loss = likelihood_loss(torch.ones(3), SETTINGS, (0.7, 0.3), devices)
+    loop.fit(devices, network, share, loss, plan(frozen=True, checkpoint=Path("sparse.pt")))
+
+
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import torch
 from pipeline.networks.devices import Devices
 from pipeline.params import Compute
-from tests.test_training import LIKELIHOOD, draw, one_convolution, plan, with_everything
+from tests.test_training import LIKELIHOOD, draw, of_sparse, one_convolution, plan, sparse, with_everything
 from pipeline.training import loop
-from pipeline.training.batches import Batch
 
 devices = Devices.start(Compute(accelerator="cpu", processes=2))
 rank = devices.rank
@@ -498,10 +511,10 @@ rows = torch.arange(10.0).view(5, 2)
 assert torch.equal(devices.gather(rows[rank::2], 5), rows), "gather"
 assert devices.total(torch.tensor([1, rank])).tolist() == [2, 1], "total"
 
-def share(first):
+def share(first, draw=draw):
     for step in range(first, 24):
         batch = draw(step)
-        yield Batch(batch.images[rank::2], batch.masks[rank::2])
+        yield batch.part(slice(rank, None, 2))
 
 network = one_convolution()
 loop.fit(devices, network, share, LIKELIHOOD, plan(frozen=True))
@@ -514,6 +527,11 @@ same = devices.everyone(network.body[0].weight.detach())
 assert torch.equal(same[0], same[1]), "best weights"
 if rank == 0:
     torch.save(network.state_dict(), "everything of two.pt")
+
+network = one_convolution()
+of_sparse(devices, network, lambda first: share(first, sparse))
+if rank == 0:
+    torch.save(network.state_dict(), "sparse of two.pt")
 """
 
 
@@ -527,7 +545,10 @@ def test_two_processes_train_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = one_convolution()
     Path("everything.pt").unlink()
     assert with_everything(Devices(), everything, batches) == 10
-    for network, file in ((alone, "two.pt"), (everything, "everything of two.pt")):
+    few = one_convolution()
+    Path("sparse.pt").unlink()
+    of_sparse(Devices(), few, lambda first: (sparse(step) for step in range(first, STEPS)))
+    for network, file in ((alone, "two.pt"), (everything, "everything of two.pt"), (few, "sparse of two.pt")):
         together = torch.load(file, weights_only=True)
         for name, value in network.state_dict().items():
             torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)

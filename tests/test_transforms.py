@@ -134,13 +134,13 @@ def test_resized_masks_pick_the_pixel_under_the_centre(height: int, width: int) 
     assert resized.shape == (height, width)
 
 
-def batch(seed: int, count: int = 6) -> tuple[Tensor, Tensor]:
-    """Each image shows its number in red and its mask in green; IGNORE here and there."""
+def batch(seed: int, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Each image shows its number, also that of its group, in red and its mask in green; IGNORE here and there."""
     generator = torch.Generator().manual_seed(seed)
     masks = torch.randint(0, 5, (count, 8, 10), generator=generator).to(torch.uint8)
     masks[torch.rand(masks.shape, generator=generator) < 0.2] = IGNORE
     red = torch.arange(count).view(-1, 1, 1).expand(masks.shape).to(torch.uint8)
-    return torch.stack([red, masks, masks], 1), masks
+    return torch.stack([red, masks, masks], 1), masks, torch.arange(count)
 
 
 def rng(seed: int) -> torch.Generator:
@@ -149,30 +149,31 @@ def rng(seed: int) -> torch.Generator:
 
 @pytest.mark.parametrize("name", augmentation.MIXES)
 def test_mixing_keeps_shapes_and_follows_the_generator(name: str) -> None:
-    images, masks = batch(0)
+    images, masks, groups = batch(0)
     kept = images.clone(), masks.clone()
-    mixed, again = (augmentation.MIXES[name](images, masks, rng(4)) for _ in range(2))
+    mixed, again = (augmentation.MIXES[name](images, masks, groups, rng(4)) for _ in range(2))
     assert torch.equal(images, kept[0])
     assert torch.equal(masks, kept[1])
     assert mixed.images.shape == images.shape
     assert mixed.images.dtype == torch.uint8
-    assert float(sum(share for share, _ in mixed.targets)) == pytest.approx(1)
+    assert float(sum(share for share, *_ in mixed.targets)) == pytest.approx(1)
     assert torch.equal(mixed.images, again.images)
-    others = [augmentation.MIXES[name](images, masks, rng(seed)).images for seed in range(5, 9)]
+    others = [augmentation.MIXES[name](images, masks, groups, rng(seed)).images for seed in range(5, 9)]
     assert any(not torch.equal(mixed.images, other) for other in others) == (name != "none")
 
 
 def test_mixup_blends_images_as_it_shares_the_loss() -> None:
-    images, masks = batch(0)
+    images, masks, groups = batch(0)
     shares = []
     for seed in range(200):
-        mixed = augmentation.mixup(images, masks, rng(seed))
-        (m, first), (rest, second) = mixed.targets
+        mixed = augmentation.mixup(images, masks, groups, rng(seed))
+        (m, first, group), (rest, second, other_group) = mixed.targets
         shares.append(float(m))
         assert torch.equal(first, masks)
         other = [next(k for k in range(len(masks)) if torch.equal(mask, masks[k])) for mask in second]
         assert sorted(other) == list(range(len(masks)))
         assert all(place != number for place, number in enumerate(other))
+        assert (group.flatten().tolist(), other_group.flatten().tolist()) == (list(range(len(masks))), other)
         blend = m * images.float() + rest * images[other].float()
         assert (mixed.images.float() - blend).abs().max() <= 0.5001
     assert np.quantile(shares, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
@@ -181,10 +182,11 @@ def test_mixup_blends_images_as_it_shares_the_loss() -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_classmix_pastes_half_of_the_classes_with_their_masks(seed: int) -> None:
-    images, masks = batch(seed)
-    mixed = augmentation.classmix(images, masks, rng(seed))
-    ((share, labels),) = mixed.targets
+    images, masks, groups = batch(seed)
+    mixed = augmentation.classmix(images, masks, groups, rng(seed))
+    ((share, labels, of),) = mixed.targets
     assert share == 1
+    assert torch.equal(of, mixed.images[:, 0].long())  # each pixel is of the group of the image that it comes from
     assert torch.equal(mixed.images[:, 1], labels)  # image and mask move together
     for place, numbers in enumerate(mixed.images[:, 0]):
         above = {int(number) for number in numbers.unique()} - {place}
@@ -200,19 +202,19 @@ def test_classmix_pastes_half_of_the_classes_with_their_masks(seed: int) -> None
 
 
 def test_classmix_draws_every_class_and_pastes_no_image_of_one_class() -> None:
-    images, masks = batch(0, count=2)
+    images, masks, groups = batch(0, count=2)
     drawn = set()
     for seed in range(40):
-        mixed = augmentation.classmix(images, masks, rng(seed))
+        mixed = augmentation.classmix(images, masks, groups, rng(seed))
         drawn |= set(mixed.targets[0][1][0][mixed.images[0, 0] == 1].tolist())
     assert drawn == set(range(5))
     same = torch.where(masks == IGNORE, masks, torch.tensor(3, dtype=torch.uint8))
-    assert all(torch.equal(augmentation.classmix(images, same, rng(seed)).images, images) for seed in range(5))
+    assert all(torch.equal(augmentation.classmix(images, same, groups, rng(seed)).images, images) for seed in range(5))
 
 
 @pytest.mark.parametrize("name", ["mixup", "classmix"])
 def test_an_image_alone_stays_as_it_is(name: str) -> None:
-    images, masks = batch(0, count=1)
-    mixed = augmentation.MIXES[name](images, masks, rng(0))
+    images, masks, groups = batch(0, count=1)
+    mixed = augmentation.MIXES[name](images, masks, groups, rng(0))
     assert torch.equal(mixed.images, images)
-    assert all(torch.equal(target, masks) for _, target in mixed.targets)
+    assert all(torch.equal(target, masks) for _, target, _ in mixed.targets)

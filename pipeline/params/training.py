@@ -74,7 +74,8 @@ class Training(Section):
     clip: NotNegative = 0.0
     """Largest norm of the gradient, longer ones are shortened to it (Pascanu et al. 2013); 0 never shortens."""
     hard_pixels: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a batch's pixels that are trained on, those with the largest losses (DeepLab's top_k_percent)."""
+    """Share of a batch's labelled pixels that are trained on, those with the largest losses (DeepLab's
+    top_k_percent)."""
     hard_pixels_ramp: Share = 0.0
     """Part of the steps over which that share falls linearly from 1 to hard_pixels (DeepLab's
     hard_example_mining_step)."""
@@ -187,8 +188,8 @@ class Tune(Section):
 
     likelihood: Training
     source_share: NotAll = 0.25
-    """Share of every batch that is replayed from the source; where blocks are bought, of its labelled pixels. However
-    large, every process learns from a bought label in every step."""
+    """Share of every batch that is replayed from the source, and of the likelihood's loss, however few pixels of the
+    target are labelled. However large, every process learns from a bought label in every step."""
     held_out: NotAll = 0.0
     """Share of the labelled pool images that neither step trains on: they choose the reward stage's best weights."""
     reward: Reward

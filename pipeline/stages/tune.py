@@ -58,7 +58,7 @@ def run(
     # Fitted by `audit` to the model before training: to that one, this round's labels were still unseen.
     fitted = Calibration.of_lists(artifacts.load_calibration(round_name))
 
-    target, held_out = _hold_out(by_image(labels), tune.held_out)
+    target, held_out = _hold_out(with_a_class(by_image(labels)), tune.held_out)
     weights = weights_of_both(target, source_manifest, classes, tune).to(devices.device)
     mark = loop.fingerprint(
         devices,
@@ -75,14 +75,15 @@ def run(
     # Each round draws its own batches.
     likelihood_seed = streams.seed_of(seed, round_name, "likelihood")
     plan = likelihood_plan(tune.likelihood, f"tune {round_name} likelihood", likelihood_seed, compute, mark)
-    replayed = replayed_images(tune, target, devices.processes)
+    replayed = replayed_images(tune, devices.processes)
 
     def draws(shares: Sequence[tuple[Sequence[Item], int]], steps: int, seed: int) -> Any:
         augment, workers = tune.likelihood.augment, compute.workers
         return batches.training_batches(devices, shares, model.size, augment, seed=seed, steps=steps, workers=workers)
 
     mixed = draws([(target, tune.likelihood.batch - replayed), (source, replayed)], plan.steps, plan.seed)
-    likelihood = likelihood_loss(weights, tune.likelihood)
+    of_source = replayed / tune.likelihood.batch
+    likelihood = likelihood_loss(weights, tune.likelihood, (1 - of_source, of_source), devices)
     with with_auxiliary_head(network, tune.likelihood, streams.seed_of(seed, round_name, "auxiliary")):
         log = [{"stage": 0.0, **row} for row in loop.fit(devices, network, mixed, likelihood, plan)]
 
@@ -169,20 +170,27 @@ def _contents(
     return [(item.key, str(pool.loc[item.key, "sha256"]), masks[item.key]) for item in of]
 
 
-def replayed_images(tune: Tune, target: Sequence[Item], processes: int = 1) -> int:
-    """How many images of a batch are replayed from the source, so that `source_share` of its labelled pixels are.
-
-    Of whole images that is the share of the batch. An image of which only a share f is bought has so many fewer pixels
-    to learn from: n images of the source have a share s of the labelled pixels if n / (n + (batch - n) f) = s.
+def replayed_images(tune: Tune, processes: int = 1) -> int:
+    """How many images of a batch are replayed from the source: `source_share` of them.
 
     Whatever the share, every process learns from a bought label in every step.
     """
-    batch, s = tune.likelihood.batch, tune.source_share
-    of_whole = round(s * batch)
-    bought = [sum(blocks.share(key) for key, _ in item.blocks) if item.blocks else 1.0 for item in target]
-    f = sum(bought) / len(bought)
-    wanted = of_whole if f == 1 or not of_whole else max(1, round(s * f * batch / (1 - s + s * f)))
-    return min(wanted, max(0, batch - processes))
+    batch = tune.likelihood.batch
+    return min(round(tune.source_share * batch), max(0, batch - processes))
+
+
+def with_a_class(items: Sequence[Item]) -> list[Item]:
+    """The images of which some pixel is labelled: the answers to others were all *mixed*, and nothing is learnt there.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [item for item in items if any((load_mask(path) != IGNORE).any() for path in item.masks)]
+    if not found:
+        raise UserError(
+            f"no pixel of the {counted(len(items), 'label')} to learn from is of a class: buy or correct some"
+        )
+    return found
 
 
 def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
@@ -195,26 +203,25 @@ def _hold_out(target: Sequence[Item], share: float) -> tuple[list[Item], list[It
 
 
 def weights_of_both(target: Sequence[Item], source: Any, classes: ClassSet, tune: Tune) -> Tensor:
-    """Weights from the class shares of an average batch: replayed source and labelled target, by their shares.
+    """Weights from the class shares in the loss: of the source's and of the target's labelled pixels, by their shares.
+
+    However few pixels of the target are labelled, they count as much as those of whole images would.
+
+    Args:
+        target: items of which some pixel is of a class (`with_a_class`).
+        source: its manifest.
+        classes: of the labels.
+        tune: the section of params.yaml.
 
     Raises:
-        UserError: no pixel of the labels is of a class, or a class has no pixel anywhere and there is no smoothing.
+        UserError: a class has no pixel anywhere and there is no smoothing.
     """
     in_target = sum(
         np.bincount(load_mask(path).ravel(), minlength=IGNORE + 1)[: len(classes.names)].astype(float)
         for item in target
         for path in item.masks
     )
-    if not np.sum(in_target):
-        raise UserError(
-            f"no pixel of the {counted(len(target), 'label')} to learn from is of a class: buy or correct some"
-        )
     in_source = source[[f"n_{name}" for name in classes.names]].sum().to_numpy(dtype=float)
-    if not np.sum(in_target) > 0:
-        raise UserError(
-            f"no pixel of the labels of {target[0].key!r} and {len(target) - 1} more is of a class, so nothing is "
-            "learnt from them: label more images, or lower tune.held_out"
-        )
     share = tune.source_share
     mixed = (1 - share) * in_target / np.sum(in_target) + share * in_source / in_source.sum()
     return class_weights(mixed, tune.likelihood, classes, "tune.likelihood")

@@ -59,19 +59,30 @@ class Mixed(NamedTuple):
     """A batch after mixing."""
 
     images: UInt8[Tensor, "n 3 h w"]
-    targets: list[tuple[float | Float[Tensor, ""], UInt8[Tensor, "n h w"]]]
-    """(share of the loss, masks); the shares sum to 1."""
+    targets: list[tuple[float | Float[Tensor, ""], UInt8[Tensor, "n h w"], Int64[Tensor, "n #h #w"]]]
+    """(share of the loss, masks, group that each pixel is of); the shares sum to 1."""
 
 
-Mix = Callable[[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n h w"], torch.Generator], Mixed]
+Mix = Callable[[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n h w"], Int64[Tensor, " n"], torch.Generator], Mixed]
+"""(images, masks, group that each image is of, generator) -> the mixed batch."""
 
 
-def unmixed(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], generator: torch.Generator) -> Mixed:
+def unmixed(
+    images: UInt8[Tensor, "n 3 h w"],
+    masks: UInt8[Tensor, "n h w"],
+    groups: Int64[Tensor, " n"],
+    generator: torch.Generator,
+) -> Mixed:
     """The batch unchanged, as a `Mixed`."""
-    return Mixed(images, [(1.0, masks)])
+    return Mixed(images, [(1.0, masks, groups[:, None, None])])
 
 
-def mixup(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], generator: torch.Generator) -> Mixed:
+def mixup(
+    images: UInt8[Tensor, "n 3 h w"],
+    masks: UInt8[Tensor, "n h w"],
+    groups: Int64[Tensor, " n"],
+    generator: torch.Generator,
+) -> Mixed:
     """Every image blended with another of the batch: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization".
 
     image = m a + (1 - m) b and loss = m loss(a) + (1 - m) loss(b), with one m for the batch out of Beta(1, 1), which
@@ -80,10 +91,16 @@ def mixup(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], gener
     other = _others(images, generator)
     m = torch.rand((), generator=generator, device=images.device)
     blended = (m * images + (1 - m) * images[other]).round().to(torch.uint8)
-    return Mixed(blended, [(m, masks), (1 - m, masks[other])])
+    of = groups[:, None, None]
+    return Mixed(blended, [(m, masks, of), (1 - m, masks[other], of[other])])
 
 
-def classmix(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], generator: torch.Generator) -> Mixed:
+def classmix(
+    images: UInt8[Tensor, "n 3 h w"],
+    masks: UInt8[Tensor, "n h w"],
+    groups: Int64[Tensor, " n"],
+    generator: torch.Generator,
+) -> Mixed:
     """Half of the classes of another image of the batch pasted on every image: Olsson et al. 2021, "ClassMix".
 
     The half is rounded down, as in the paper's code, so an image of one class is pasted nowhere. IGNORE is no class.
@@ -99,7 +116,9 @@ def classmix(images: UInt8[Tensor, "n 3 h w"], masks: UInt8[Tensor, "n h w"], ge
     rank = lots.argsort(1, descending=True).argsort(1)
     chosen = rank < present.sum(1, keepdim=True) // 2
     pasted = chosen.gather(1, ids).view_as(masks)
-    return Mixed(torch.where(pasted[:, None], above, images), [(1.0, torch.where(pasted, above_masks, masks))])
+    of = groups[:, None, None]
+    target = (1.0, torch.where(pasted, above_masks, masks), torch.where(pasted, of[other], of))
+    return Mixed(torch.where(pasted[:, None], above, images), [target])
 
 
 def _others(images: UInt8[Tensor, "n 3 h w"], generator: torch.Generator) -> Int64[Tensor, " n"]:

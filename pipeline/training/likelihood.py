@@ -1,6 +1,6 @@
 """Training by likelihood: class-weighted cross-entropy as a loss of the loop, with mixing and auxiliary head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline import paths
 from pipeline.errors import UserError, choose
 from pipeline.images.classes import ClassSet
 from pipeline.networks import architectures
+from pipeline.networks.devices import Devices
 from pipeline.networks.network import Network
 from pipeline.params import Compute, Training
 from pipeline.training import augmentation, losses
@@ -20,22 +21,47 @@ from pipeline.training.batches import Batch
 from pipeline.training.loop import Loss, LossFunction, Plan, State
 
 
-def likelihood_loss(weights: Float[Tensor, "c"], settings: Training) -> LossFunction:
+def likelihood_loss(
+    weights: Float[Tensor, "c"], settings: Training, shares: Sequence[float] = (), devices: Devices | None = None
+) -> LossFunction:
     """Class-weighted cross-entropy as a loss of the loop, with hard pixels, auxiliary head and mixing of `settings`.
 
-    Every process mixes images and mines hard pixels within its own part of the batch.
+    The mean over the processes is the loss of the whole batch, however unevenly its labels are dealt to them. Every
+    process mixes images and mines hard pixels within its own part.
+
+    Args:
+        weights: of the classes.
+        settings: of the training.
+        shares: of the loss, of each of the batch's groups, whose losses are averaged over its own labelled pixels.
+            Without any, all labelled pixels count alike.
+        devices: None: one process.
     """
     mix = choose("mix", augmentation.MIXES, settings.mix)
+
+    def divisor(counts: Tensor) -> Tensor:
+        if devices is None or devices.processes == 1:
+            return losses.at_least_one(counts)
+        everywhere = losses.at_least_one(devices.total(counts)).to(counts.device)
+        return everywhere / devices.processes  # the gradients are averaged over processes
 
     def loss(network: Callable[..., Any], batch: Batch, generator: torch.Generator, state: State) -> Loss:
         step = int(state.get("step", 0))
         kept = losses.kept_share(step, settings.hard_pixels_ramp * settings.steps, settings.hard_pixels)
-        images, targets = mix(batch.images, batch.masks, generator)
+        images, targets = mix(*batch, generator)
 
         def value(logits: Tensor) -> Tensor:
             each = [
-                share * losses.cross_entropy(logits, masks, weights, poly1=settings.poly1, kept=kept)
-                for share, masks in targets
+                share
+                * losses.cross_entropy(
+                    logits,
+                    masks,
+                    weights,
+                    poly1=settings.poly1,
+                    kept=kept,
+                    domains=[(of_loss, groups == group) for group, of_loss in enumerate(shares)],
+                    divisor=divisor,
+                )
+                for share, masks, groups in targets
             ]
             return torch.stack(each).sum()
 

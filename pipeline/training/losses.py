@@ -1,6 +1,7 @@
 """Likelihood losses: class-weighted cross-entropy, and the divergence that keeps a tuned model near its start.
 
     CE = (1/n) sum_i w_{t_i} (-log p_i(t_i))      w_c proportional to 1 / (n_c + smooth * sum_k n_k), their mean is 1
+    CE of domains = sum_d s_d CE_d      CE_d over the labelled pixels of domain d alone, s_d its share of the loss
     Poly-1 = (1/n) sum_i w_{t_i} (-log p_i(t_i) + eps (1 - p_i(t_i)))      Leng et al. 2022, "PolyLoss"
     KL = (1/n) sum_i sum_c p_i(c) log(p_i(c) / q_i(c))
 
@@ -11,8 +12,15 @@ CE divides by the number n of valid pixels, where `torch.nn.functional.cross_ent
 weights. Divided by the weights, a batch that shows one class only has the same loss whichever class it is, so the
 weights cancel just where they matter, and the mean over batches or processes depends on how images are dealt to them.
 Divided by pixels, the loss of a batch is an unbiased estimate of the loss of the set.
+
+Divided by the pixels of its own domain, a target of which some regions are labelled keeps its share of the loss beside
+a source that is labelled everywhere. Where every pixel has a label and s_d is the domain's share of the batch, the
+average over all pixels is the same.
 """
 
+from collections.abc import Callable, Sequence
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Real, UInt8
 from torch import Tensor
@@ -37,6 +45,11 @@ def class_weights(counts: Real[Tensor, " c"], smooth: float) -> Float32[Tensor, 
     return (weights / weights.mean()).float()
 
 
+def at_least_one(counts: Tensor) -> Tensor:
+    """The counts, with 1 for 0, to divide by."""
+    return counts.clamp(min=1)
+
+
 def cross_entropy(
     logits: Float[Tensor, "n c h w"],
     truth: UInt8[Tensor, "n h w"],
@@ -44,6 +57,8 @@ def cross_entropy(
     *,
     poly1: float = 0.0,
     kept: float = 1.0,
+    domains: Sequence[tuple[float, Bool[Tensor, "n #h #w"]]] = (),
+    divisor: Callable[[Tensor], Tensor] = at_least_one,
 ) -> Float[Tensor, ""]:
     """Class-weighted cross-entropy per valid pixel, in nats; IGNORE is left out, no valid pixel at all gives 0.
 
@@ -52,29 +67,43 @@ def cross_entropy(
         truth: class ids.
         weights: of the classes.
         poly1: eps of Poly-1: the gradient of a pixel whose class has probability p grows by the factor 1 + eps p.
-        kept: share of the pixels that count, those with the largest losses; see `hardest`.
+        kept: share of the valid pixels that count, those with the largest losses; see `hardest`.
+        domains: (share of the loss, which pixels) of each; the loss is averaged over the valid pixels of each by
+            itself. Without any, over all of them together.
+        divisor: what the sums are divided by, from the numbers of the pixels that count, one a domain.
     """
-    if not poly1 and kept == 1:  # saves a tensor of all pixels' losses
-        valid = (truth != IGNORE).sum()
-        # On rows of pixels: the logits are channels_last here, and a copy to contiguous NCHW would take as long.
-        pixels = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
-        loss = F.cross_entropy(pixels, truth.long().flatten(), weights, ignore_index=IGNORE, reduction="sum")
-        return loss / valid.clamp(min=1)
-    pixels = F.cross_entropy(logits.float(), truth.long(), ignore_index=IGNORE, reduction="none")  # 0 at IGNORE
-    weight = weights[truth.long().clamp(max=len(weights) - 1)]
-    pixels = weight * (pixels + poly1 * (1 - (-pixels).exp()))
-    return pixels.sum() / (truth != IGNORE).sum().clamp(min=1) if kept == 1 else hardest(pixels, kept)
+    valid = truth != IGNORE
+    # On rows of pixels: the logits are channels_last here, and a copy to contiguous NCHW would take as long.
+    rows, ids = logits.float().permute(0, 2, 3, 1).flatten(0, 2), truth.long().flatten()
+    if not poly1 and kept == 1 and not domains:  # saves a tensor of all pixels' losses
+        return F.cross_entropy(rows, ids, weights, ignore_index=IGNORE, reduction="sum") / divisor(valid.sum())
+    if poly1:
+        plain = F.cross_entropy(rows, ids, ignore_index=IGNORE, reduction="none")
+        pixels = weights[ids.clamp(max=len(weights) - 1)] * (plain + poly1 * (1 - (-plain).exp()))
+    else:
+        pixels = F.cross_entropy(rows, ids, weights, ignore_index=IGNORE, reduction="none")  # 0 at IGNORE
+    pixels = pixels.view(truth.shape)
+    shares, chosen = [share for share, _ in domains] or [1.0], [valid & of for _, of in domains] or [valid]
+    if kept == 1:
+        counts = torch.stack([of.sum() for of in chosen])
+        sums = torch.stack([(pixels * of).sum() for of in chosen])
+    else:
+        largest = [hardest(pixels[of], kept) for of in chosen]
+        counts = torch.tensor([len(losses) for losses in largest], device=pixels.device)
+        sums = torch.stack([losses.sum() for losses in largest])
+    return (sums.new_tensor(shares) * sums / divisor(counts)).sum()
 
 
-def hardest(pixels: Float[Tensor, "n h w"], kept: float) -> Float[Tensor, ""]:
-    """Mean of the largest losses that are not 0: hard pixel mining as in DeepLab (train_utils.py, `top_k_percent`).
+def hardest(pixels: Float[Tensor, " m"], kept: float) -> Float[Tensor, " k"]:
+    """The largest losses: hard pixel mining as in DeepLab (train_utils.py, `top_k_percent`).
+
+    There the share is of all pixels; here of those with a label, of which an image may have few.
 
     Args:
-        pixels: every pixel's loss, 0 where there is no label.
-        kept: share of all pixels of the batch, also of those without a label, that are kept.
+        pixels: loss of each valid pixel.
+        kept: share of them that is kept; of any, at least one.
     """
-    largest = pixels.flatten().topk(max(1, int(kept * pixels.numel())), sorted=False).values
-    return largest.sum() / (largest != 0).sum().clamp(min=1)
+    return pixels.topk(min(len(pixels), max(1, int(kept * len(pixels)))), sorted=False).values
 
 
 def kept_share(step: int, ramp: float, hard: float) -> float:

@@ -133,10 +133,7 @@ def loss_function(
             if devices.processes == 1 and len(logits) >= 4:
                 halves = (slice(None, len(logits) // 2), slice(len(logits) // 2, None))
                 shares = [
-                    _estimate(
-                        settings, logits[half], ask(Batch(*(each[half] for each in batch)), memory, generator)
-                    ).loss
-                    for half in halves
+                    _estimate(settings, logits[half], ask(batch.part(half), memory, generator)).loss for half in halves
                 ]
                 terms["gradient_cosine"] = _cosine(shares, parameters)
         kept = {"step": torch.tensor(step + 1), "memory": memory}
@@ -159,7 +156,7 @@ def check(settings: Reward, classes: ClassSet) -> None:
     c, size = len(classes.names), (2, 16, 16)
     reward = reward_function(settings, torch.ones(c), classes)
     images = torch.randint(0, 256, (2, 3, *size[1:]), generator=rng, dtype=torch.uint8)
-    batch = Batch(images, torch.randint(0, c, size, generator=rng, dtype=torch.uint8))
+    batch = Batch.of_one_group(images, torch.randint(0, c, size, generator=rng, dtype=torch.uint8))
     memory = torch.zeros_like(reward.statistics(batch.masks, batch.masks)[0])
     _estimate(settings, torch.randn(2, c, *size[1:], generator=rng), _problem(settings, reward, batch, memory, rng))
 

@@ -78,7 +78,7 @@ def _step(network: Network, params: Params, classes: ClassSet) -> str:
     count = share if devices.device.type != "cpu" else min(share, ENOUGH)
     rng = torch.Generator().manual_seed(params.seed)
     size = (count, *params.model.size)
-    batch = Batch(
+    batch = Batch.of_one_group(
         torch.randint(0, 256, (count, 3, *params.model.size), generator=rng, dtype=torch.uint8).to(devices.device),
         torch.randint(0, len(classes.names), size, generator=rng, dtype=torch.uint8).to(devices.device),
     )
