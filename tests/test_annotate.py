@@ -638,6 +638,6 @@ def test_answer_for_a_block_is_of_the_block_and_is_corrected_by_hand_as_one(
 
 def test_block_of_an_image_that_the_pool_has_not_is_refused(of_blocks: list[str]) -> None:
     repo.select("r01", ["stranger@2x2-0-0"])
-    with pytest.raises(UserError, match="r01 is to buy 'stranger@2x2-0-0', a block of an image that"):
+    with pytest.raises(UserError, match="r01 is to buy 'stranger@2x2-0-0', a part of an image that"):
         run("r01")
     assert not paths.LEDGER.exists()

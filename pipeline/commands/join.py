@@ -22,8 +22,9 @@ from dvc_data.hashfile.tree import Tree
 
 from pipeline import artifacts, ledger, paths, repository, storage
 from pipeline.errors import UserError
+from pipeline.images import blocks
 from pipeline.ledger import label_store
-from pipeline.ledger.entries import Delivery, Double, Entry, Ledger, Order, Removal, Skip
+from pipeline.ledger.entries import Delivery, Double, Entry, Ledger, Order, Paid, Removal, Skip, ordered_twice
 
 if TYPE_CHECKING:
     pass
@@ -163,7 +164,8 @@ def _history() -> list[str]:
 def settle(entries: Sequence[Entry]) -> tuple[list[Entry], list[Double]]:
     """(the entries of one merged ledger, the purchases made twice).
 
-    An image that was ordered twice keeps the purchase whose label came first; the others become a `Double` each.
+    An image that was ordered twice keeps the purchase whose label came first; the others become a `Double` each. So do
+    purchases of regions that share a region, or the round and the image, with one that is kept.
     Deliveries of one purchase stand in the order of their time, so that the newest correction is the last.
     """
     purchases: dict[str, list[list[Entry]]] = {}
@@ -175,18 +177,39 @@ def settle(entries: Sequence[Entry]) -> tuple[list[Entry], list[Double]]:
             own = [purchase for purchase in mine if purchase[0].round == entry.round]
             if own:
                 own[-1].append(entry)
-    dropped: list[list[Entry]] = []
-    removed: list[Removal] = []
-    for key in dict.fromkeys(ledger.ordered_twice(entries)):
-        first = min(purchases[key], key=_precedence)
-        others = [purchase for purchase in purchases[key] if purchase is not first]
-        removed += [e._replace(round=first[0].round) for each in others for e in each if isinstance(e, Removal)]
-        dropped += others
+    rivals: dict[Paid, list[list[Entry]]] = {paid: [] for paid in ordered_twice(entries)}
+    for purchase in itertools.chain.from_iterable(purchases.values()):
+        for paid in dict.fromkeys(_asked(purchase)):
+            if paid in rivals:
+                rivals[paid].append(purchase)
+    every = {id(purchase): purchase for several in rivals.values() for purchase in several}
+    kept: dict[Paid, list[Entry]] = {}
+    instead: dict[int, list[Entry]] = {}
+    for purchase in sorted(every.values(), key=_precedence):
+        disputed = [paid for paid in _asked(purchase) if paid in rivals]
+        first = next((kept[paid] for paid in disputed if paid in kept), None)
+        if first is None:
+            kept |= dict.fromkeys(disputed, purchase)
+        else:
+            instead[id(purchase)] = first
+    dropped = [purchase for number, purchase in every.items() if number in instead]
+    removed = [
+        entry._replace(round=instead[id(purchase)][0].round, key=instead[id(purchase)][0].key)
+        for purchase in dropped
+        for entry in purchase
+        if isinstance(entry, Removal)
+    ]
     doubles = [_double(purchase) for purchase in dropped]
     gone = {id(entry) for purchase in dropped for entry in purchase}
     known = {entry for entry in entries if isinstance(entry, Double)}
     new = [one for one in dict.fromkeys(doubles) if one not in known]
     return [*_by_time([entry for entry in entries if id(entry) not in gone]), *removed, *new], new
+
+
+def _asked(purchase: Sequence[Entry]) -> tuple[Paid, ...]:
+    order = purchase[0]
+    assert isinstance(order, Order)
+    return order.asked
 
 
 def _precedence(purchase: Sequence[Entry]) -> tuple[bool, str]:
@@ -320,14 +343,21 @@ def _renew_round(name: str, book: Ledger) -> None:
     """Rewrite a round's selection from its orders, and delete its list of labels if that is not what is on record."""
     import pandas as pd  # here, since it takes as long to import as all the rest
 
-    orders, elsewhere = book.ordered(name), {order.key for order in book.orders if order.round != name}
+    orders = book.ordered(name)
+    elsewhere = {paid for order in book.orders if order.round != name for paid in order.asked}
     path = paths.selection(name)
     if path.is_file():
-        selected, ordered = set(artifacts.load_selection(name)["key"]), {order.key for order in orders}
-        if not ordered <= selected or selected & elsewhere:
+        selection, ordered = artifacts.load_selection(name), {order.key for order in orders}
+        wanted: set[Paid] = {(key, None) for key in selection["key"]}
+        for key, listed in zip(selection["key"], selection.get("regions", ()), strict=False):
+            wanted |= {(blocks.image_of(key), region) for region in blocks.numbers(str(listed))}
+        if not ordered <= set(selection["key"]) or wanted & elsewhere:
             fields = ("key", "gain", "minutes", "probability", "method")
             if orders:
-                rows = [{field: getattr(order, field) for field in fields} for order in orders]
+                rows = [
+                    {field: getattr(order, field) for field in fields} | {"regions": blocks.listed(order.regions)}
+                    for order in orders
+                ]
                 artifacts.save_selection(name, pd.DataFrame(rows))
             else:
                 path.unlink()  # `select` fills the round anew

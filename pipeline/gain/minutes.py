@@ -13,12 +13,22 @@ split of the time between the parts, and this one is right from the first label 
 is that of PRIOR_IMAGES images: with a spread of one half of the mean from image to image that no feature explains, and
 a quarter of the mean expected of each part, the ridge is (0.5 / 0.25)^2 = 4.
 
+People who answer for regions, one by one, open an image and answer:
+
+    minutes = t_open + t_answer * regions
+
+Of these two times there is a guess beforehand (`score.seconds_to_open`, `score.seconds_per_answer`), so the ridge pulls
+both towards it, with the weight of as many images.
+
 Squares are pulled by a single tab that was left open over night. So only credible times are fitted: those within a
 factor of CREDIBLE of the prediction that they themselves lead to, from the median on (least trimmed squares with a
 threshold in the place of a share: Rousseeuw 1984, "Least Median of Squares Regression").
 
 Features are read off every fourth pixel in both directions, which costs a hundredth of a forward pass.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,14 +101,60 @@ def fit(features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]
     return _least_squares(features[kept], minutes[kept])
 
 
-def credible(features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+def fit_regions(
+    regions: Float64[np.ndarray, " n"], minutes: Float64[np.ndarray, " n"], guess: tuple[float, float]
+) -> Float64[np.ndarray, "2"]:
+    """The coefficients of answers for regions: minutes to open an image, and minutes per region.
+
+    Args:
+        regions: how many were asked about, of each of n >= 0 images.
+        minutes: that the answers took; those that are not credible are left out.
+        guess: the coefficients where n is 0, and what the fit is drawn to.
+
+    Raises:
+        ValueError: a value that is not finite or below 0.
+    """
+    prior = np.array(guess, float)
+    for values in (regions, minutes, prior):
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise ValueError(f"minutes of regions are fitted to finite numbers, not below 0, and not to {values[:5]}")
+    if not len(minutes):
+        return prior
+    features = regions[:, None]
+    kept = credible(features, minutes, prior)
+    return _least_squares(features[kept], minutes[kept], prior)
+
+
+def fit_regions_bought(
+    bought: Iterable[Mapping[str, Any]], purchases: Mapping[str, Mapping[str, Any]], guess: tuple[float, float]
+) -> Float64[np.ndarray, "2"]:
+    """The same from the labels bought so far, as `artifacts.load_labels` and `load_purchases` have them.
+
+    Raises:
+        KeyError: it is not on record what was asked about an image.
+    """
+    rows = [(purchases[row["key"]]["regions"], row["minutes"]) for row in bought]
+    table = np.array(rows, float).reshape(-1, 2)
+    return fit_regions(table[:, 0], table[:, 1], guess)
+
+
+def of_regions(regions: Float64[np.ndarray, " m"], coefficients: Float64[np.ndarray, "2"]) -> Float64[np.ndarray, " m"]:
+    """Predicted minutes for answers about so many regions of each of m images, at least SHORTEST."""
+    return predict(np.asarray(regions, float)[:, None], coefficients)
+
+
+def credible(
+    features: Float64[np.ndarray, "n k"],
+    minutes: Float64[np.ndarray, " n"],
+    prior: Float64[np.ndarray, " k+1"] | None = None,
+) -> Bool[np.ndarray, " n"]:
     """Which of the n >= 1 times can be times of work: neither a tab left open nor a click by mistake.
 
-    Iterated from the (lower) median, since a fit to all of them would follow the outliers.
+    Iterated from the (lower) median, since a fit to all of them would follow the outliers. `prior` as in the fit.
     """
     kept = _near(minutes, np.full(len(minutes), np.quantile(minutes, 0.5, method="lower")))
     for _ in range(REFITS):
-        now = _near(minutes, predict(features, _least_squares(features[kept], minutes[kept])))
+        now = _near(minutes, predict(features, _least_squares(features[kept], minutes[kept], prior)))
         if not now.any() or (now == kept).all():
             break
         kept = now
@@ -111,20 +167,29 @@ def _near(minutes: Float64[np.ndarray, " n"], expected: Float64[np.ndarray, " n"
 
 
 def _least_squares(
-    features: Float64[np.ndarray, "n 3"], minutes: Float64[np.ndarray, " n"]
-) -> Float64[np.ndarray, "4"]:
+    features: Float64[np.ndarray, "n k"],
+    minutes: Float64[np.ndarray, " n"],
+    prior: Float64[np.ndarray, " k+1"] | None = None,
+) -> Float64[np.ndarray, " k+1"]:
+    """The ridge draws all coefficients to the prior; without one, all but the first to 0."""
     from scipy.optimize import nnls  # takes 2 s to import
 
     # Scaled by their means, so that the ridge treats all features alike; by 1 at least, or rounding would be fitted.
     scale = np.maximum(features.mean(0), 1.0)
     seen = np.column_stack([np.ones(len(minutes)), features / scale])
-    prior = np.sqrt(PRIOR_IMAGES) * np.eye(4)[1:]
-    parts = nnls(np.vstack([seen, prior]), np.append(minutes, np.zeros(3)))[0]
-    coefficients: np.ndarray = parts / np.append(1.0, scale)
+    scales = np.append(1.0, scale)
+    free = 1 if prior is None else 0
+    towards = (np.zeros(len(scales)) if prior is None else prior * scales)[free:]
+    weight = np.sqrt(PRIOR_IMAGES)
+    ridge = weight * np.eye(len(scales))[free:]
+    parts = nnls(np.vstack([seen, ridge]), np.append(minutes, weight * towards))[0]
+    coefficients: np.ndarray = parts / scales
     return coefficients
 
 
-def predict(features: Float64[np.ndarray, "m 3"], coefficients: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, " m"]:
+def predict(
+    features: Float64[np.ndarray, "m k"], coefficients: Float64[np.ndarray, " k+1"]
+) -> Float64[np.ndarray, " m"]:
     """Predicted minutes of every image, at least SHORTEST."""
     minutes: np.ndarray = np.maximum(coefficients[0] + features @ coefficients[1:], SHORTEST)
     return minutes

@@ -11,7 +11,7 @@ those who learn or measure paste it back, into IGNORE.
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -21,6 +21,8 @@ from pipeline.images.classes import IGNORE
 
 Grid = tuple[int, int]
 """Rows and columns that an image is cut into."""
+Unit = Grid | Literal["image", "region"]
+"""What a key is of: a block of a grid, a whole image, or some regions of one."""
 
 _REGIONS = "@regions-"
 """Between an image's key and the round that asks about some of its regions."""
@@ -104,6 +106,26 @@ def is_of_regions(key: str) -> bool:
     return _REGIONS in key
 
 
+def listed(regions: Iterable[int]) -> str:
+    """Regions of one image as a selection has them.
+
+    >>> listed([3, 17]), numbers("3 17"), numbers("")
+    ('3 17', (3, 17), ())
+    """
+    return " ".join(map(str, regions))
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The regions that a selection lists.
+
+    Raises:
+        ValueError: it lists something else.
+    """
+    if not re.fullmatch(r"(\d+( \d+)*)?", text, re.ASCII):
+        raise ValueError(f"{text!r} is no list of regions")
+    return tuple(map(int, text.split()))
+
+
 def image_of(key: str) -> str:
     """The key of the image that a label is of.
 
@@ -120,14 +142,30 @@ def grid_of(key: str) -> Grid | None:
     return None if block is None else block.grid
 
 
+def unit_of(key: str) -> Unit:
+    """What the key is of."""
+    return grid_of(key) or ("region" if is_of_regions(key) else "image")
+
+
 def share(key: str) -> float:
-    """How much of an image a label covers, in (0, 1]; the pixel by which blocks may differ is left out."""
+    """How much of an image a label covers, in (0, 1]; the pixel by which blocks may differ is left out.
+
+    What is asked about some regions counts as the image, which has to be opened for it: their pixels are in no key.
+    """
     rows, cols = grid_of(key) or (1, 1)
     return 1 / (rows * cols)
 
 
-def counted(units: Sequence[str]) -> str:
-    """How many there are, in words: images or blocks."""
+def counted(units: Sequence[str], regions: int | None = None) -> str:
+    """How many there are, in words: images, blocks, or images of which some regions (so many in all) are asked about.
+
+    >>> counted(["a", "b"]), counted(["a@2x2-0-1"]), counted(["a@regions-r01", "b@regions-r01"], 60)
+    ('2 images', '1 block', '60 regions of 2 images')
+    """
+    if units and is_of_regions(units[0]):
+        images = len(set(map(image_of, units)))
+        several = "" if regions is None else f"{regions} "
+        return f"{several}region{'' if regions == 1 else 's'} of {images} image{'' if images == 1 else 's'}"
     return f"{len(units)} {'block' if units and parse(units[0]) else 'image'}{'' if len(units) == 1 else 's'}"
 
 
@@ -145,7 +183,8 @@ def paste(crops: Iterable[tuple[str, UInt8[np.ndarray, "_ _"]]], size: tuple[int
     """The mask of a whole image, out of those of its blocks; IGNORE where there is none.
 
     Args:
-        crops: key and mask of each.
+        crops: key and mask of each. That of some regions is of the whole image, and what it labels stands over what
+            comes before it.
         size: height and width of the image.
 
     Raises:
@@ -160,28 +199,30 @@ def paste(crops: Iterable[tuple[str, UInt8[np.ndarray, "_ _"]]], size: tuple[int
                 f"the label of {key!r} is {mask.shape[0]}x{mask.shape[1]}, its part of the image {box.size[0]}x"
                 f"{box.size[1]} (height x width): was the image changed since? Put it back, then `dvc repro`"
             )
-        whole[box.top : box.bottom, box.left : box.right] = mask
+        part = whole[box.top : box.bottom, box.left : box.right]
+        part[...] = np.where(mask == IGNORE, part, mask) if is_of_regions(key) else mask
     return whole
 
 
 def check_image_keys(images: Iterable[str]) -> None:
-    """See that no image is called like a block of another.
+    """See that no image is called like a block, or like some regions, of another.
 
     Raises:
         UserError: one is.
     """
     for key in images:
-        if parse(key) is not None:
+        if unit_of(key) != "image":
+            what = "regions" if parse(key) is None else "a block"
             raise UserError(
-                f"the image {key!r} of the pool is called like a block of {image_of(key)!r}: rename its files"
+                f"the image {key!r} of the pool is called like {what} of {image_of(key)!r}: rename its files"
             )
 
 
-def check_unit(grid: Grid | None, ordered: Sequence[str], ledger: str) -> None:
-    """See that what is scored is what was bought so far: blocks of one grid, or images.
+def check_unit(unit: Unit | None, ordered: Sequence[str], ledger: str) -> None:
+    """See that what is scored is what was bought so far: blocks of one grid, images, or regions.
 
     Args:
-        grid: of what is to be bought next; None for images.
+        unit: of what is to be bought next; None for images, be it as a whole or by regions.
         ordered: keys of everything that was ordered.
         ledger: the name of the file that says so.
 
@@ -189,12 +230,13 @@ def check_unit(grid: Grid | None, ordered: Sequence[str], ledger: str) -> None:
         UserError: it is not, and an image would be paid for twice.
     """
     for key in ordered:
-        if (before := grid_of(key)) != grid:
+        before = unit_of(key)
+        if before != unit and (unit is not None or isinstance(before, tuple)):
             raise UserError(
-                f"score.unit is {_unit(grid)}, but {ledger} has {key!r} ordered, and its unit is {_unit(before)}: set "
-                f"score.unit back to {_unit(before)}, or start a new project for {_unit(grid)}"
+                f"score.unit is {_unit(unit)}, but {ledger} has {key!r} ordered, and its unit is {_unit(before)}: set "
+                f"score.unit back to {_unit(before)}, or start a new project for {_unit(unit)}"
             )
 
 
-def _unit(grid: Grid | None) -> str:
-    return "image" if grid is None else f"block with score.blocks [{grid[0]}, {grid[1]}]"
+def _unit(unit: Unit | None) -> str:
+    return f"block with score.blocks [{unit[0]}, {unit[1]}]" if isinstance(unit, tuple) else unit or "image"

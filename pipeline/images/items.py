@@ -11,13 +11,14 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.images import blocks, reading
 from pipeline.images.classes import IGNORE, UNKNOWN
+from pipeline.images.masks import load_mask
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Item(NamedTuple):
-    """Paths of an image and of its mask, if it has one, or of the masks of some of its blocks."""
+    """Paths of an image and of its mask, if it has one, or of the masks of some of its blocks or regions."""
 
     key: str
     image: Path
@@ -25,7 +26,8 @@ class Item(NamedTuple):
     table: UInt8[np.ndarray, "256"]
     """The mask's native ids -> class ids."""
     blocks: tuple[tuple[str, Path], ...] = ()
-    """In the place of one mask, key and mask of each of some blocks; the rest is IGNORE."""
+    """In the place of one mask, key and mask of each of some blocks, or of what rounds asked about some regions, oldest
+    first; the rest is IGNORE."""
     sha256: str = ""
     """Hash that the image file has to have; empty: any."""
     mask_sha256: str = ""
@@ -40,7 +42,7 @@ class Item(NamedTuple):
         """The labels as class ids and IGNORE; None if it has none. `size` is height and width of its image.
 
         Raises:
-            UserError: a file is damaged, or that of a block has not the block's size.
+            UserError: a file is damaged, or that of a block or of regions has not its size.
         """
         if self.mask is not None:
             return reading.read_mask(self.mask, self.table, self.mask_sha256)
@@ -57,7 +59,7 @@ def items_of(frame: "pd.DataFrame", table: UInt8[np.ndarray, "256"]) -> list[Ite
 
 
 def labelled_items(keys: Iterable[str], pool: "pd.DataFrame", classes: int) -> list[Item]:
-    """An item for each delivered label, whole image or block.
+    """An item for each delivered label, of a whole image, a block or some regions.
 
     Args:
         keys: of the labels.
@@ -70,26 +72,34 @@ def labelled_items(keys: Iterable[str], pool: "pd.DataFrame", classes: int) -> l
     table = id_table_of_labels(classes)
     found = []
     for key in keys:
-        name, block = blocks.image_of(key), blocks.parse(key)
+        name, whole = blocks.image_of(key), blocks.unit_of(key) == "image"
         if name not in pool.index:
             raise UserError(
                 f"{key!r} is labelled, but its image is not in the pool: put it back into prepare.pool, then run "
                 "`dvc repro -f prepare` and `dvc repro`, or, if it has to stay out, `python -m pipeline remove KEY`"
             )
-        image, parts = pool.loc[name], () if block is None else ((key, paths.mask(key)),)
-        mask = paths.mask(key) if block is None else None
+        image, parts = pool.loc[name], () if whole else ((key, paths.mask(key)),)
+        mask = paths.mask(key) if whole else None
         found.append(Item(key, Path(str(image["image"])), mask, table, parts, str(image["sha256"])))
     return found
 
 
 def by_image(items: Iterable[Item]) -> list[Item]:
-    """One item per image: items of blocks of the same image are merged into one."""
+    """One item per image: items of blocks or regions of the same image are merged into one.
+
+    Where the labels of two rounds overlap, since people painted beyond the regions asked about, the later item counts.
+    """
     merged: dict[str, Item] = {}
     for item in items:
         key = blocks.image_of(item.key)
         parts = merged[key].blocks if key in merged else ()
         merged[key] = item._replace(key=key, blocks=parts + item.blocks)
     return list(merged.values())
+
+
+def with_labels(items: Iterable[Item]) -> list[Item]:
+    """Those of delivered labels that have a labelled pixel: all regions of an image may have been *mixed*."""
+    return [item for item in items if any((load_mask(path) != IGNORE).any() for path in item.masks)]
 
 
 def id_table_of_labels(classes: int) -> UInt8[np.ndarray, "256"]:

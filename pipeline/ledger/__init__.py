@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from pipeline import artifacts, paths, storage
 from pipeline.errors import UserError
 from pipeline.images.classes import CLASS_SETS, ClassSet
-from pipeline.ledger.entries import Delivery, Double, Entry, Ledger, Order, Removal, Skip
+from pipeline.ledger.entries import Delivery, Double, Entry, Ledger, Order, Removal, Skip, ordered_twice
 
 
 def now() -> str:
@@ -134,8 +134,10 @@ def parse(line: str) -> Entry:
     """
     try:
         fields = json.loads(line.removeprefix("\ufeff"))  # which some editors put at the start of a file
-        if "class_names" in fields:
-            fields["class_names"] = tuple(fields["class_names"])
+        for name in {"class_names", "regions"} & fields.keys():
+            fields[name] = tuple(fields[name])
+        if not all(type(region) is int for region in fields.get("regions", ())):
+            raise ValueError("a region is no whole number")
         return KINDS[fields.pop("event")](**fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{line!r} is no entry of a ledger") from None
@@ -144,30 +146,17 @@ def parse(line: str) -> Entry:
 def format_line(entry: Entry) -> str:
     """The line of an entry, without its end."""
     names: dict[type, str] = {kind: name for name, kind in KINDS.items()}
-    return json.dumps({"event": names[type(entry)], **entry._asdict()}, ensure_ascii=False)
-
-
-def ordered_twice(entries: Sequence[Entry]) -> list[str]:
-    """Keys of images that were ordered while an order of them stood, or in the same round again."""
-    here = {(entry.round, entry.key) for entry in entries if isinstance(entry, Delivery)}
-    standing: dict[str, str] = {}
-    seen, twice = set(), []
-    for entry in entries:
-        place = (entry.round, entry.key)
-        if isinstance(entry, Order):
-            if entry.key in standing or place in seen:
-                twice.append(entry.key)
-            seen.add(place)
-            standing[entry.key] = entry.round
-        elif isinstance(entry, Skip) and place not in here and standing.get(entry.key) == entry.round:
-            del standing[entry.key]
-    return twice
+    fields = entry._asdict()
+    if isinstance(entry, Order) and not entry.regions:  # the line is that of before there were regions
+        del fields["regions"], fields["region_map"]
+    return json.dumps({"event": names[type(entry)], **fields}, ensure_ascii=False)
 
 
 def _check(entries: Sequence[Entry]) -> None:
-    for key in ordered_twice(entries):
+    for key, region in ordered_twice(entries):
+        what = repr(key) if region is None else f"region {region} of {key!r}"
         raise UserError(
-            f"{paths.LEDGER}: {key!r} was ordered twice: run {JOIN}, which keeps both costs and the first label"
+            f"{paths.LEDGER}: {what} was ordered twice: run {JOIN}, which keeps both costs and the first label"
         )
     seen = set()
     for entry in entries:

@@ -1,17 +1,19 @@
 """The ledger's entries, and what they say together: bought, delivered, skipped, spent."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    pass
 from pipeline import paths
+from pipeline.images import blocks
 
 ABSURD = 5.0
 """A time of more than so many times the usual is held back: a tab was left open. If the logarithm of people's times has
 a standard deviation of 0.5 (as in rehearsals), one honest time in 1500 is held back; if of 0.8, one in 45."""
 FASTEST = 0.01
 """Lower bound of the pace (measured over predicted minutes) that is used to extrapolate."""
+
+Paid = tuple[str, int | None]
+"""What is paid for once: what has a key (key, None), and a region of an image (image, region)."""
 
 
 class Order(NamedTuple):
@@ -40,6 +42,11 @@ class Order(NamedTuple):
     """Of a key IMAGE@regions-ROUND, the regions of the image's map that are asked about; empty for other units."""
     region_map: str = ""
     """Hash of that map's file as it was ordered."""
+
+    @property
+    def asked(self) -> tuple[Paid, ...]:
+        """All that this order pays for."""
+        return (self.key, None), *((blocks.image_of(self.key), region) for region in self.regions)
 
 
 class Delivery(NamedTuple):
@@ -184,6 +191,11 @@ class Ledger(NamedTuple):
         return list(stands.values())
 
     @property
+    def taken(self) -> dict[Paid, str]:
+        """The round of all that may not be ordered again, as what was skipped may; also of what was removed."""
+        return {paid: place[0] for paid, place in _taken(self.entries)[0].items()}
+
+    @property
     def removed(self) -> set[str]:
         """Keys of what was bought and has to stay out of the pool: paid for, but no longer counted as ordered."""
         return {entry.key for entry in self.entries if isinstance(entry, Removal)}
@@ -262,6 +274,33 @@ class Ledger(NamedTuple):
             counted=counted,
             held_back=tuple(one for one in held if one.counted != one.minutes),
         )
+
+
+def ordered_twice(entries: Iterable[Entry]) -> list[Paid]:
+    """What was ordered while an order of it stood, and all of an order whose key had been ordered in its round."""
+    return _taken(entries)[1]
+
+
+def _taken(entries: Iterable[Entry]) -> tuple[dict[Paid, tuple[str, str]], list[Paid]]:
+    """(round and key of the order that stands, by all that it pays for; what was ordered twice)."""
+    entries = tuple(entries)
+    here = {(entry.round, entry.key) for entry in entries if isinstance(entry, Delivery)}
+    stands: dict[Paid, tuple[str, str]] = {}
+    asked: dict[tuple[str, str], tuple[Paid, ...]] = {}
+    twice: list[Paid] = []
+    for entry in entries:
+        place = (entry.round, entry.key)
+        if isinstance(entry, Order):
+            for paid in entry.asked:
+                if paid in stands or place in asked:
+                    twice.append(paid)
+                stands[paid] = place
+            asked[place] = entry.asked
+        elif isinstance(entry, Skip) and place not in here:
+            for paid in asked.get(place, ()):
+                if stands.get(paid) == place:
+                    del stands[paid]
+    return stands, twice
 
 
 def accounts(line_minutes: float, spending: Spending) -> str:

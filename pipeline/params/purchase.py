@@ -138,6 +138,12 @@ class Annotate(Section):
     max_share: Share = 0.98
     """So does a label in which one class newly covers more than this share of the image."""
 
+    def oracle_minutes_of(self, share: float, regions: int = 0) -> float:
+        """Minutes that the oracle books for this share of an image; or for so many regions of one, and opening it."""
+        if not regions:
+            return self.oracle_minutes * share
+        return (self.oracle_seconds_to_open + regions * self.oracle_seconds_per_answer) / 60
+
     @model_validator(mode="after")
     def _images_is_a_way(self) -> "Annotate":
         if self.images not in ("upload", "local_files") and "{key}" not in self.images:

@@ -26,7 +26,7 @@ from pipeline.errors import UserError, WaitingForPeople, choose, counted
 from pipeline.images import blocks
 from pipeline.images.classes import IGNORE, ClassSet
 from pipeline.images.masks import load_mask, save_mask
-from pipeline.ledger import candidates, label_store
+from pipeline.ledger import candidates, label_store, region_orders
 from pipeline.ledger.entries import ABSURD, Delivery, Ledger, Order, Skip, Spending, accounts
 from pipeline.params import Annotate, BudgetLine, Roots, Score
 
@@ -100,16 +100,19 @@ def _needs_more(round_name: str, line: BudgetLine, selection: "pd.DataFrame", an
         return None  # what is selected has to go out first, or does not fit
     left = candidates.left(round_name, book, annotate).rows
     room = line.minutes - spending.minutes
-    # If even the longest fits, any method finds one that does.
-    if left.empty or not _prices(left, spending, annotate).max() <= room * (1 + 1e-9):
+    # If even the longest fits, any method finds one that does. What the oracle books needs no pace.
+    pace = 1.0 if annotate.annotator == "oracle" else spending.pace
+    if left.empty or not left["minutes"].max() * pace <= room * (1 + 1e-9):
         return None
     return f"more images for the {room:.4g} minutes that are left of the line"
 
 
 def _prices(rows: "pd.DataFrame", spending: Spending, annotate: Annotate) -> Float64[np.ndarray, " n"]:
-    """Expected minutes of each image: the predicted ones times the round's pace. The oracle's are known."""
+    """Expected minutes of each row of a selection: predicted ones times the round's pace. The oracle's are known."""
     if annotate.annotator == "oracle":
-        return np.array([annotate.oracle_minutes * blocks.share(key) for key in rows["key"]])
+        asked = [len(str(text).split()) for text in rows.get("regions", [""] * len(rows))]
+        each = zip(map(blocks.share, rows["key"]), asked, strict=True)
+        return np.array([annotate.oracle_minutes_of(*one) for one in each])
     prices: np.ndarray = rows["minutes"].to_numpy(float) * spending.pace
     return prices
 
@@ -120,23 +123,23 @@ def _asked(book: Ledger, round_name: str) -> set[str]:
 
 
 def _with_blocks(round_name: str, root: Path, selected: Iterable[str]) -> "pd.DataFrame":
-    """The pool's manifest with a row for every block that the round selects or has ordered before: a small image."""
+    """The pool's manifest with a row for all that the round selects or has ordered: a block is a small image."""
     import pandas as pd  # here, since it takes as long to import as all the rest
 
     pool = artifacts.load_images(round_name, root).set_index("key", drop=False)
     ordered = [entry.key for entry in ledger.load().entries if entry.round == round_name]
     rows = []
     for key in dict.fromkeys([*selected, *ordered]):
-        block = blocks.parse(key)
-        if block is None:
+        if blocks.unit_of(key) == "image":
             continue
-        if block.image not in pool.index:
+        if blocks.image_of(key) not in pool.index:
             raise UserError(
-                f"{round_name} is to buy {key!r}, a block of an image that the pool has not: set "
+                f"{round_name} is to buy {key!r}, a part of an image that the pool has not: set "
                 f"prepare.pool in {paths.PARAMS} back to the data that the round was selected from"
             )
-        image = pool.loc[block.image]
-        height, width = block.box((int(image["height"]), int(image["width"]))).size
+        block, image = blocks.parse(key), pool.loc[blocks.image_of(key)]
+        size = int(image["height"]), int(image["width"])
+        height, width = size if block is None else block.box(size).size
         rows.append({**image, "key": key, "height": height, "width": width})
     return pd.concat([pool, pd.DataFrame(rows).set_index("key", drop=False)]) if rows else pool
 
@@ -152,9 +155,10 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
         pending = [order for order in request.orders if order.key not in request.known]
         held: list[HeldBack] = []
         try:
+            region_orders.check_maps(request.orders)
             # Deliveries on record are checked for corrections once; while waiting for people, only the rest is asked.
             for said in annotator(request if first else request._replace(orders=pending)):
-                if isinstance(said, Answer) and (said.mask == IGNORE).all():
+                if isinstance(said, Answer) and _is_void(said.key, said.mask):
                     held.append(HeldBack(said.key, VOID))
                 elif isinstance(said, HeldBack):
                     held.append(said)
@@ -189,9 +193,10 @@ def _collect(annotator: Annotator, about: Request, add: Callable[[], None]) -> s
 def _request(about: Request) -> Request:
     """The request with the orders that may still bring answers, as the ledger has them now."""
     book, name = ledger.load(), about.round_name
-    standing = {order.key for order in book.orders}
+    taken = book.taken
     # A skipped image may still be labelled after all, unless it was ordered again since.
-    late = [order for order in book.withdrawn if order.round == name and order.key not in standing]
+    late = [one for one in book.withdrawn if one.round == name and taken.keys().isdisjoint(one.asked)]
+    late = [one for one in late if region_orders.is_current(one)]
     known = {e.key: e.version for e in book.entries if isinstance(e, Delivery | Skip) and e.round == name}
     return about._replace(orders=[*book.ordered(name), *late], known=known)
 
@@ -253,16 +258,18 @@ def _order(
     What the oracle cannot deliver is skipped at once, so that `select` draws others.
     """
     book = ledger.load()
-    for grid in set(map(blocks.grid_of, selection["key"])):
-        blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
-    elsewhere = {order.key: order.round for order in book.orders}
+    for unit in set(map(blocks.unit_of, selection["key"])):
+        blocks.check_unit(unit, [entry.key for entry in book.entries], str(paths.LEDGER))
+        blocks.check_unit(unit, list(selection["key"]), str(paths.selection(round_name)))
+    taken = book.taken
     wanted = selection[~selection["key"].isin(_asked(book, round_name))]
     for key in wanted["key"]:
-        if key in elsewhere:
+        if (key, None) in taken:
             raise UserError(
-                f"{round_name} wants {key!r}, which {elsewhere[key]} has bought already: "
+                f"{round_name} wants {key!r}, which {taken[key, None]} has bought already: "
                 f"run `dvc repro -s -f select@{round_name}`, then `dvc repro`"
             )
+    asked = region_orders.asked(round_name, wanted, book, pool)
     wanted = _portion(wanted, line, book, round_name, annotate)
     names, refused = (annotate.annotator, classes.name), dict[str, str]()
     if annotate.annotator == "oracle":
@@ -273,7 +280,7 @@ def _order(
     every = [
         Order(
             *(round_name, r.key, *names, r.gain, r.minutes, r.probability, ledger.now(), r.method, classes.names),
-            image=str(images[r.key]),
+            *(str(images[r.key]), *asked.get(r.key, ())),
         )
         for r in wanted.itertuples()
     ]
@@ -284,7 +291,8 @@ def _order(
         _check_spending(round_name, line, book, new)
         ledger.append([*every, *(Skip(round_name, key, names[0], 0.0, ledger.now(), "refused") for key in refused)])
     if new:
-        print(f"{round_name}: ordered {blocks.counted([order.key for order in new])} from {annotate.annotator}")
+        what = blocks.counted([order.key for order in new], sum(len(order.regions) for order in new))
+        print(f"{round_name}: ordered {what} from {annotate.annotator}")
     return bool(every)
 
 
@@ -343,6 +351,11 @@ def _check_mask(key: str, mask: UInt8[np.ndarray, "h w"], request: Request, whos
     _check_size(key, mask, request.pool.loc[key])
 
 
+def _is_void(key: str, mask: UInt8[np.ndarray, "h w"]) -> bool:
+    """Whether no pixel of a label has a class; of regions asked about, all may be *mixed*."""
+    return not blocks.is_of_regions(key) and bool((mask == IGNORE).all())
+
+
 def _check_size(key: str, mask: UInt8[np.ndarray, "h w"], image: "pd.Series") -> None:
     size = (int(image["height"]), int(image["width"]))
     if mask.shape != size:
@@ -360,7 +373,7 @@ def _take_corrections(round_name: str, request: Request) -> None:
         if digest != delivery.sha256:
             mask = load_mask(paths.mask(key))
             _check_mask(key, mask, request, str(paths.mask(key)))
-            if (mask == IGNORE).all():
+            if _is_void(key, mask):
                 raise UserError(
                     f"{paths.mask(key)} has no labelled pixel left, so nothing can be learnt from it: paint what is to "
                     f"be seen, or take it back with `dvc checkout {paths.LABELS_DVC}`"
@@ -371,6 +384,7 @@ def _take_corrections(round_name: str, request: Request) -> None:
 
 def _write_purchases(round_name: str, after: str, orders: Sequence[Order]) -> None:
     effort = artifacts.load_costs(round_name).set_index("key").to_dict("index")
+    effort |= {order.key: {"regions": len(order.regions)} for order in orders if order.regions}
     rows = [{"key": order.key, "gain": order.gain, **effort.get(order.key, {})} for order in orders]
     artifacts.save_purchases(round_name, [*artifacts.load_purchases(after).values(), *rows])
 

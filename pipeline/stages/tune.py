@@ -14,7 +14,7 @@ from pipeline.errors import UserError, counted
 from pipeline.images import blocks
 from pipeline.images.claims import highest
 from pipeline.images.classes import IGNORE, ClassSet
-from pipeline.images.items import Item, by_image, items_of, labelled_items
+from pipeline.images.items import Item, by_image, items_of, labelled_items, with_labels
 from pipeline.images.masks import load_mask, save_mask
 from pipeline.networks import inference, saved
 from pipeline.networks.calibration import Calibration
@@ -148,7 +148,7 @@ def show(devices: Devices, round_name: str, new: Sequence[Item], model: Model, c
 
 
 def _labelled(rows: Sequence[dict[str, Any]], pool: Any, classes: int) -> list[Item]:
-    """An item for each delivered mask, of an image of the pool or of a block of one."""
+    """An item for each delivered mask, of an image of the pool or of a part of one."""
     for row in rows:
         path = paths.mask(row["key"])
         load_mask(path)
@@ -185,7 +185,7 @@ def with_a_class(items: Sequence[Item]) -> list[Item]:
     Raises:
         UserError: there are none.
     """
-    found = [item for item in items if any((load_mask(path) != IGNORE).any() for path in item.masks)]
+    found = with_labels(items)
     if not found:
         raise UserError(
             f"no pixel of the {counted(len(items), 'label')} to learn from is of a class: buy or correct some"
