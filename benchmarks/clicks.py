@@ -90,10 +90,9 @@ def _whole(acquisition: str, method: str, features: bool = False) -> Way:
     return Way({"unit": "image", "acquisition": acquisition, "features": features}, {"method": method})
 
 
-def _regions(acquisition: str, which: str, per_image: int | None = PER_IMAGE, power: float = 0.0) -> Way:
-    """Images are drawn with chances in proportion to gain ** power: 0 is at random."""
+def _regions(acquisition: str, which: str, per_image: int | None = PER_IMAGE) -> Way:
     score = {"unit": "region", "acquisition": acquisition, "features": False}
-    return Way(score, {"method": "draw", "power": power, "regions": which, "regions_per_image": per_image})
+    return Way(score, {"method": "draw", "regions": which, "regions_per_image": per_image})
 
 
 METHODS = {
@@ -105,10 +104,10 @@ METHODS = {
     "regions_entropy": _regions("entropy", "draw"),
     "regions_best_first": _regions("shortfall", "best_first"),
     "regions_gain_k": _regions("shortfall", "draw", None),
-    "regions_gain_both": _regions("shortfall", "draw", PER_IMAGE, 1.0),
 }
-"""Of regions, images are random but for `regions_gain_both`, and 56 regions an image are asked but for
-`regions_gain_k`, where their number follows from the cost of opening an image."""
+"""Of regions, images are always drawn in proportion to gain, those of one acquisition with the same random numbers: in
+the first round `regions_random`, `regions_gain` and `regions_best_first` ask in the same images. 56 regions an image
+but for `regions_gain_k`, where their number follows from the cost of opening an image."""
 
 
 def main() -> None:
