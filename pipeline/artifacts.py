@@ -7,7 +7,6 @@ once.
 
 import io
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,23 +141,14 @@ class Features(NamedTuple):
 def save_features(round_name: str, features: Features) -> None:
     """Write the features of the scored images and of those bought before."""
     _check_features(paths.features(round_name), features)
-    buffer = io.BytesIO()
-    np.savez(buffer, **{**features._asdict(), "keys": np.array(features.keys, dtype=str)})
-    storage.write(paths.features(round_name), buffer.getvalue())
+    storage.save_arrays(paths.features(round_name), {**features._asdict(), "keys": np.array(features.keys, dtype=str)})
 
 
 def load_features(round_name: str) -> Features:
     """Features of the images that a round scored and of those bought before."""
-    path, maker = paths.features(round_name), paths.maker("score", round_name)
-    if not path.is_file():
-        raise storage.missing(path, maker)
-    try:
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            arrays = [content[name] for name in Features._fields]
-        features = Features(arrays[0].tolist(), *arrays[1:])
-    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise storage.damaged(path, " ".join(str(error).split())[:80], maker) from None
+    path = paths.features(round_name)
+    arrays = storage.load_arrays(path, Features._fields, paths.maker("score", round_name))
+    features = Features(arrays[0].tolist(), *arrays[1:])
     _check_features(path, features)
     return features
 
@@ -191,8 +181,12 @@ def save_selection(round_name: str, frame: "pd.DataFrame") -> None:
 
 
 def load_selection(round_name: str) -> "pd.DataFrame":
-    """Columns key, gain, minutes, probability, and the method that chose the image (empty: not on record)."""
-    return storage.load_table(paths.selection(round_name), SELECTION_COLUMNS, paths.maker("select", round_name))
+    """Columns key, gain, minutes, probability, the method that chose the image (empty: not on record), and regions.
+
+    The last are those of an image that are asked about, "3 17 42"; empty where the unit is another.
+    """
+    frame = storage.load_table(paths.selection(round_name), SELECTION_COLUMNS, paths.maker("select", round_name))
+    return frame.assign(regions=frame["regions"].astype(str) if "regions" in frame else "")
 
 
 def save_pool(

@@ -26,6 +26,8 @@ COLOURS = Path("data/manifests/colours.csv")
 """Their colours, apart from their names: a model does not depend on them."""
 REGIONS = Path("data/regions")
 """Region maps, one PNG per image of the pool; empty unless score.unit is region."""
+REGIONS_ABOUT = Path("data/regions/about.json")
+"""What each region map was cut from."""
 METRICS = Path("data/metrics")
 MODELS = Path("data/models")
 ROUNDS = Path("data/rounds")

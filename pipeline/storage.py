@@ -1,11 +1,13 @@
-"""Atomic writing and checked reading of files: bytes, CSV tables and JSON; the only file that knows these formats."""
+"""Atomic writing and checked reading of bytes, CSV tables, JSON and arrays; the only file that knows these formats."""
 
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
-from collections.abc import Collection, Sequence
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +161,25 @@ def load_json(path: Path, maker: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise damaged(path, str(error), maker) from None
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type] # it takes any name but its own option
+    write(path, buffer.getvalue())
+
+
+def load_arrays(path: Path, names: Sequence[str], maker: str) -> list[np.ndarray]:
+    """Read arrays by their names; `maker` is the DVC stage that makes the file."""
+    if not path.is_file():
+        raise missing(path, maker)
+    try:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return [content[name] for name in names]
+    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise damaged(path, " ".join(str(error).split())[:80], maker) from None
 
 
 def read_bytes(path: Path) -> bytes:

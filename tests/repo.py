@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline import artifacts, datasets, paths, storage
-from pipeline.images import reading
+from pipeline.images import reading, region_scores
 from pipeline.images.classes import CLASS_SETS
 from pipeline.images.masks import save_mask
+from pipeline.images.region_scores import RegionScores
 from pipeline.params import BudgetLine, Params
 from pipeline.params_file import parse, read_yaml
 from pipeline.stages import annotate, prepare
@@ -90,6 +91,7 @@ def score(round_name: str, keys: Iterable[str], **columns: object) -> None:
     """Write scores, as the stage before `select` would."""
     told = {"gain": 0.5, "minutes": 10.0} | dict.fromkeys(artifacts.COST_COLUMNS[1:], 1.0) | columns
     artifacts.save_scores(round_name, pd.DataFrame({"key": list(keys), **told}))
+    region_scores.save(round_name, RegionScores.none())
 
 
 def predict(round_name: str) -> None:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline import artifacts, ledger, paths, storage
 from pipeline.errors import UserError
+from pipeline.images import region_scores
+from pipeline.images.region_scores import RegionScores
 from pipeline.ledger.entries import Delivery, Order, Removal, Skip
 from pipeline.params import Annotate, BudgetLine, Select
 from pipeline.selection import METHODS
@@ -34,6 +36,7 @@ def pool(keys: list[str], masks: str = "m.png", **contents: str) -> None:
 def score(round_name: str, keys: list[str], minutes: float = 10.0) -> None:
     gains = np.random.default_rng(0).uniform(0.1, 1.0, len(keys))
     artifacts.save_scores(round_name, pd.DataFrame({"key": keys, "gain": gains, "minutes": minutes}))
+    region_scores.save(round_name, RegionScores.none())
 
 
 def run(
@@ -76,7 +79,8 @@ def test_fills_the_line_with_rows_of_the_scores() -> None:
     assert len(set(chosen)) == 12
     np.testing.assert_array_equal(rows["gain"], scores["gain"])
     assert ((rows["probability"] > 0) & (rows["probability"] < 1)).all()
-    assert list(rows.columns) == list(artifacts.SELECTION_COLUMNS)
+    assert list(rows.columns) == [*artifacts.SELECTION_COLUMNS, "regions"]
+    assert set(rows["regions"]) == {""}
 
 
 def test_best_first_takes_the_highest_gains() -> None:

@@ -18,6 +18,7 @@ MAY = {
     "status": set(),
     **{stage: set() for stage in LIGHT},
     "prepare": READING,
+    "regions": {"cv2"},
     "annotate": READING | {"httpx", "dvc"},
     **{stage: READING | {"torch"} for stage in NETWORK},
     "score": READING | {"torch", "pandas"},

@@ -23,7 +23,7 @@ network's own.
 """
 
 from pipeline.gain import information, shortfall, uncertainty
-from pipeline.gain.contract import Acquisition, Entry, Posterior, Probabilities, Settings, Worth
+from pipeline.gain.contract import Acquisition, Entry, Posterior, Probabilities, Settings, Units, Worth
 from pipeline.gain.information import annealed
 from pipeline.gain.shortfall import expected_iou, observe_truth, oracle, predicted_miou, worth
 
@@ -34,6 +34,7 @@ __all__ = [
     "Posterior",
     "Probabilities",
     "Settings",
+    "Units",
     "Worth",
     "annealed",
     "expected_iou",

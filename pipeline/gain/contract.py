@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from pipeline.images.claims import highest
@@ -39,28 +39,40 @@ class Posterior(NamedTuple):
         counts = torch.outer(torch.bincount(self.rows, minlength=height), torch.bincount(self.cols, minlength=width))
         return counts.to(self.members.dtype)
 
-    def part(self, image: int, rows: slice, cols: slice) -> "Posterior":
-        """The posterior of a part of one image, in pixels; of a cell that it cuts only the pixels inside count."""
-        of_rows, of_cols = self.rows[rows], self.cols[cols]
-        top, left, bottom, right = (int(edge) for edge in (of_rows[0], of_cols[0], of_rows[-1] + 1, of_cols[-1] + 1))
-        cells = self.members[:, image : image + 1, :, top:bottom, left:right]
-        return Posterior(cells, of_rows - top, of_cols - left, self.worth)
-
-    def spread(self, cells: Float[Tensor, "n h2 w2"]) -> Float[Tensor, "n h w"]:
+    def spread(self, cells: Shaped[Tensor, "n h2 w2"]) -> Shaped[Tensor, "n h w"]:
         """A map of pixels, each with the value of its cell (nearest-neighbour upsampling)."""
         return cells[:, self.rows[:, None], self.cols]
 
 
-class Observe(Protocol):
-    """(probabilities, posterior) -> sums over the pixels of every image."""
+class Units(NamedTuple):
+    """What the images of a batch are cut into, blocks or regions: u units."""
 
-    def __call__(self, probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c s"]:
+    of: Int64[Tensor, "n h w"]
+    """The unit of every pixel, numbered from 0 through the batch."""
+    number: int
+    """u; a unit may be without a pixel."""
+
+    def sums(
+        self, classes: int, claim: Shaped[Tensor, "n h w"], pixels: Float[Tensor, "n h w"] | None = None
+    ) -> Float64[Tensor, "u c"]:
+        """Sum over the pixels of every unit, by claim; without `pixels` their number."""
+        weights = None if pixels is None else pixels.flatten().double()
+        place = (self.of * classes + claim).flatten()
+        return torch.bincount(place, weights, minlength=self.number * classes).view(self.number, classes).double()
+
+
+class Observe(Protocol):
+    """(probabilities, posterior, units) -> sums over the pixels of every unit; without units, of every image."""
+
+    def __call__(
+        self, probabilities: Probabilities, posterior: Posterior | None = None, units: Units | None = None
+    ) -> Float64[Tensor, "u c s"]:
         """Errors: ValueError if the acquisition needs members or their worth, and has none."""
         ...
 
 
 Gain = Callable[[Float64[Tensor, "m c s"], Float64[Tensor, "c s"]], Float64[Tensor, "m c"]]
-"""(statistics of images, pool totals) -> gain of every image, by class; its sum is the image's. Errors: ValueError."""
+"""(statistics of units, pool totals) -> gain of every unit, by class; its sum is the unit's. Errors: ValueError."""
 
 
 class GainMap(Protocol):
@@ -125,10 +137,22 @@ def total(pixels: Tensor) -> Float64[Tensor, " n"]:
 
 
 def by_claim(
-    probabilities: Probabilities, scores: Float[Tensor, "n h w"], pixels: Float[Tensor, "h w"] | None = None
-) -> Float64[Tensor, "n c 2"]:
-    """By argmax class: (pixels, sum of their scores); `pixels` is how many a cell stands for, None for one."""
+    probabilities: Probabilities,
+    scores: Float[Tensor, "n h w"],
+    cells: Posterior | None = None,
+    units: Units | None = None,
+) -> Float64[Tensor, "u c 2"]:
+    """By argmax class, for every unit (without units every image): (pixels, sum of their scores).
+
+    Where `cells` are given, probabilities and scores are of those, and each counts for all its pixels.
+    """
     _, claim = highest(probabilities)
+    if units is not None:
+        if cells is not None:
+            claim, scores = cells.spread(claim), cells.spread(scores)
+        classes = probabilities.shape[1]
+        return torch.stack([units.sums(classes, claim), units.sums(classes, claim, scores)], dim=2)
+    pixels = None if cells is None else cells.pixels()
     rows = []
     for c in range(probabilities.shape[1]):
         own = claim == c

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pipeline.gain import shortfall
-from pipeline.gain.contract import Acquisition, Posterior, Probabilities, Settings, asked, by_claim
+from pipeline.gain.contract import Acquisition, Posterior, Probabilities, Settings, Units, asked, by_claim
 
 STATISTICS = (*shortfall.STATISTICS, "evpi")
 
@@ -66,11 +66,13 @@ def gain(settings: Settings) -> Acquisition:
     return Acquisition(STATISTICS, _observe, by_class, of_pixels)
 
 
-def _observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 4"]:
+def _observe(
+    probabilities: Probabilities, posterior: Posterior | None = None, units: Units | None = None
+) -> Float64[Tensor, "u c 4"]:
     """The shortfall's three statistics, and the EVPI summed by the argmax class of the members' mean."""
     given = asked(posterior, "the value of information")
-    learnt = by_claim(given.members.mean(0), information(given), given.pixels())[:, :, 1:]
-    return torch.cat([shortfall.observe(probabilities), learnt], dim=2)
+    learnt = by_claim(given.members.mean(0), information(given), given, units)[:, :, 1:]
+    return torch.cat([shortfall.observe(probabilities, None, units), learnt], dim=2)
 
 
 def _evpi(statistics: Float64[Tensor, "m c 4"], pool: Float64[Tensor, "c 4"]) -> Float64[Tensor, "m c"]:

@@ -25,9 +25,11 @@ factor of CREDIBLE of the prediction that they themselves lead to, from the medi
 threshold in the place of a share: Rousseeuw 1984, "Least Median of Squares Regression").
 
 Features are read off every fourth pixel in both directions, which costs a hundredth of a forward pass.
+
+People who are asked what some regions of an image are take t_open + t_answer * regions (`fit_answers`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -152,9 +154,21 @@ def credible(
 
     Iterated from the (lower) median, since a fit to all of them would follow the outliers. `prior` as in the fit.
     """
-    kept = _near(minutes, np.full(len(minutes), np.quantile(minutes, 0.5, method="lower")))
+    start = np.full(len(minutes), np.quantile(minutes, 0.5, method="lower"))
+    return _settled(
+        minutes, start, lambda kept: predict(features, _least_squares(features[kept], minutes[kept], prior))
+    )
+
+
+def _settled(
+    minutes: Float64[np.ndarray, " n"],
+    start: Float64[np.ndarray, " n"],
+    refitted: Callable[[Bool[np.ndarray, " n"]], Float64[np.ndarray, " n"]],
+) -> Bool[np.ndarray, " n"]:
+    """Which times are near the predictions that they themselves lead to, iterated from those near the start."""
+    kept = _near(minutes, start)
     for _ in range(REFITS):
-        now = _near(minutes, predict(features, _least_squares(features[kept], minutes[kept], prior)))
+        now = _near(minutes, refitted(kept))
         if not now.any() or (now == kept).all():
             break
         kept = now
@@ -193,3 +207,34 @@ def predict(
     """Predicted minutes of every image, at least SHORTEST."""
     minutes: np.ndarray = np.maximum(coefficients[0] + features @ coefficients[1:], SHORTEST)
     return minutes
+
+
+def fit_answers(
+    answers: Float64[np.ndarray, " n"], minutes: Float64[np.ndarray, " n"], prior: Float64[np.ndarray, "2"]
+) -> Float64[np.ndarray, "2"]:
+    """Minutes to open an image, at least SHORTEST, and minutes per answer, not negative.
+
+    The prior is scaled by the median pace and then counts as PRIOR_IMAGES images for each of the two: where every image
+    was asked as much about, the minutes cannot tell one from the other, and their ratio is that of the prior.
+
+    Args:
+        answers: regions that each of n images was asked about; with no image, the prior is returned.
+        minutes: that the answers took; those that are not credible are left out.
+        prior: the two until minutes have come back.
+    """
+    if not len(minutes):
+        return prior
+    seen = np.column_stack([np.ones(len(answers)), answers])
+    paces = minutes / (seen @ prior)
+    pace = float(np.quantile(paces, 0.5, method="lower"))
+
+    def fitted(kept: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, "2"]:
+        from scipy.optimize import nnls
+
+        weight = np.sqrt(PRIOR_IMAGES) * np.diag([1.0, max(float(answers[kept].mean()), 1.0)])
+        found: np.ndarray = nnls(np.vstack([seen[kept], weight]), np.append(minutes[kept], weight @ prior * pace))[0]
+        return found
+
+    found = fitted(_settled(minutes, pace * (seen @ prior), lambda kept: seen @ fitted(kept)))
+    least: np.ndarray = np.maximum(found, [SHORTEST, 0.0])
+    return least

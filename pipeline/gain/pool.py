@@ -1,17 +1,28 @@
 """The pass over the pool: one forward pass, out of which come gain, predicted work and features of every image left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 from torch import Tensor
 
 from pipeline import paths
 from pipeline.artifacts import Features
 from pipeline.errors import UserError
-from pipeline.gain import ACQUISITIONS, Posterior, Settings, Worth, expected_iou, features, minutes, worth
+from pipeline.gain import (
+    ACQUISITIONS,
+    Acquisition,
+    Posterior,
+    Settings,
+    Units,
+    Worth,
+    expected_iou,
+    features,
+    minutes,
+    worth,
+)
 from pipeline.gain.features import Pooled
 from pipeline.gain.scorer import Scorer
 from pipeline.images.blocks import Box
@@ -27,25 +38,39 @@ SAMPLE = 200
 
 
 class Scored(NamedTuple):
-    """What one pass says of the m units left, images or blocks."""
+    """What one pass says of the m units left: images, blocks or regions, image by image."""
 
     gains: Float64[np.ndarray, "m c"]
     """Expected gain by class."""
     pool: Float64[np.ndarray, "c s"]
     """Totals of the acquisition's statistics, which the gains are relative to."""
-    effort: Float64[np.ndarray, "m 3"]
-    """What predicts the minutes: `minutes.FEATURES`."""
+    effort: Float64[np.ndarray, "k 3"]
+    """What predicts the minutes, `minutes.FEATURES`; of no unit where these are regions."""
     features: Features
     """Of the images left and of those bought; of none where they are not asked for."""
+    image: Int64[np.ndarray, " m"]
+    """Which of the images left a unit is of."""
+    part: Int64[np.ndarray, " m"]
+    """Which of its image's parts a unit is."""
+    pixels: Int64[np.ndarray, " m"]
+    """Its pixels, at the network's size."""
+    claim: UInt8[np.ndarray, " m"]
+    """Its commonest argmax class."""
 
 
-class Cut(NamedTuple):
-    """How the images left are cut into blocks, b each."""
+class Parts(NamedTuple):
+    """How an image is cut into b parts, blocks or regions."""
 
-    boxes: list[list[Box]]
-    """Where the blocks of every image are, in the network's pixels."""
-    left: Bool[np.ndarray, "m b"]
+    of: Integer[np.ndarray, "h w"]
+    """The part of every pixel at the network's size, from 0."""
+    left: Bool[np.ndarray, " b"]
     """Which of them may be bought."""
+    boxes: Sequence[Box] = ()
+    """Of blocks, where they are, in the network's pixels."""
+
+
+Cut = Callable[[int], Parts]
+"""(place of an image among the items) -> its parts."""
 
 
 def score_pool(
@@ -59,7 +84,7 @@ def score_pool(
     cut: Cut | None = None,
     labelled: Float64[np.ndarray, "b c"] | None = None,
 ) -> Scored:
-    """Score the first `left` items or their blocks; other items, bought already, are only looked at for their features.
+    """Score the first `left` items or their parts; other items, bought already, are only looked at for their features.
 
     Args:
         devices: of the run.
@@ -69,8 +94,8 @@ def score_pool(
         model: at which size the network works.
         compute: batch size and readers.
         features_seed: draws the projection of the features; None for no features.
-        cut: into blocks, of which those that are left are scored, image by image; None for whole images. The network
-            sees every image once and whole either way.
+        cut: into blocks or regions, of which those are scored that are left and have a pixel at the network's size;
+            None for whole images. The network sees every image once and whole either way.
         labelled: pixels of every class, at the network's size, of the items bought already; None if there are none.
 
     Raises:
@@ -81,32 +106,39 @@ def score_pool(
     with_cells = scorer.entry.needs_members or projected is not None
     name = f"score {scorer.round_name}"
 
-    sums: list[Tensor] = []
-    effort: list[Tensor] = []
+    sums: list[_Sums] = []
     pooled: list[Pooled] = []
     probabilities = torch.empty(0)
     with torch.inference_mode():
         for out in inference.outputs(devices, scorer.network, items, model.size, compute, name, with_cells):
             probabilities = _calibrated(out.logits, scorer.calibration, into=probabilities)
             posterior = scorer.posterior(out, of_pixel)
-            for part, members in _units(probabilities, posterior, cut, out.batch.indices):
-                sums.append(scorer.acquisition.observe(part, members).double().cpu())
-                effort.append(minutes.observe(part))
+            sums += _observed(scorer.acquisition, probabilities, posterior, cut, out.batch.indices, effort=True)
             if projected is not None:
                 pooled.append(_pooled(scorer, out.cells, projected))
 
-    statistics = _gathered(devices, sums, len(items), cut)
-    _check_finite(scorer, items, statistics)
-    of_left = slice(left) if cut is None else torch.from_numpy(cut.left)
-    statistics, work = statistics[of_left], _gathered(devices, effort, len(items), cut)[of_left]
+    of_images = _gathered(devices, sums, len(items))
+    _check_finite(scorer, items, of_images)
+    of_images = of_images[:left]
+    total = torch.stack([one.statistics.double().sum(0) for one in of_images]).sum(0)
+    claimed = torch.cat([one.statistics[..., scorer.acquisition.statistics.index("claimed")] for one in of_images])
     found = Features.none()
     if pooled:
-        known = np.zeros((0, statistics.shape[-2])) if labelled is None else labelled
+        known = np.zeros((0, len(total))) if labelled is None else labelled
         if left + len(known) != len(items):
             raise ValueError(f"{len(items)} items are {left} left and {len(known)} labelled ones")
         whole = Pooled(*(devices.gather(torch.cat(parts), len(items)) for parts in zip(*pooled, strict=True)))
         found = _features(whole, [item.key for item in items], known, scorer.smooth)
-    return Scored(scorer.gain(statistics).numpy(), statistics.sum(0).numpy(), work.numpy(), found)
+    return Scored(
+        gains=torch.cat([scorer.gain(one.statistics.double(), total) for one in of_images]).numpy(),
+        pool=total.numpy(),
+        effort=torch.cat([one.effort for one in of_images]).numpy(),
+        features=found,
+        image=np.repeat(np.arange(left), [len(one.part) for one in of_images]),
+        part=torch.cat([one.part for one in of_images]).numpy(),
+        pixels=claimed.double().sum(1).round().long().numpy(),
+        claim=claimed.argmax(1).byte().numpy(),
+    )
 
 
 def sampled_worth(
@@ -114,7 +146,7 @@ def sampled_worth(
 ) -> Worth:
     """What right and wrong claims are worth, before the pass in which an acquisition needs it for every pixel.
 
-    J and U are those of at most SAMPLE images (of what is left of them, where blocks are bought), evenly spread over
+    J and U are those of at most SAMPLE images (of what is left of them, where parts are bought), evenly spread over
     those left, U scaled up to all of them. That is exact for a pool no larger, and an estimate for a larger one: good
     for common classes; a class that the sample misses has its smoothing for a union. The pass itself counts all images,
     and what is written of the pool is their total: so the map of an image, drawn with that, sums to its gain up to the
@@ -125,25 +157,21 @@ def sampled_worth(
     """
     places = np.unique(np.linspace(0, len(left) - 1, SAMPLE).round().astype(int))
     sample = [left[place] for place in places]
-    sample_cut = None if cut is None else Cut([cut.boxes[place] for place in places], cut.left[places])
-    observe = ACQUISITIONS["shortfall"].make(Settings(scorer.smooth)).observe
+    acquisition = ACQUISITIONS["shortfall"].make(Settings(scorer.smooth))
     name = f"score {scorer.round_name}, J and U"
 
-    sums: list[Tensor] = []
+    sums: list[_Sums] = []
     probabilities = torch.empty(0)
     with torch.inference_mode():
         for out in inference.outputs(devices, scorer.network, sample, model.size, compute, name):
             probabilities = _calibrated(out.logits, scorer.calibration, into=probabilities)
-            for part, _ in _units(probabilities, None, sample_cut, out.batch.indices):
-                sums.append(observe(part).double().cpu())
+            sums += _observed(acquisition, probabilities, None, cut, [int(places[at]) for at in out.batch.indices])
 
-    statistics = _gathered(devices, sums, len(sample), sample_cut)
-    _check_finite(scorer, sample, statistics)
-    all_of_them = len(left)
-    if cut is not None and sample_cut is not None:
-        statistics, all_of_them = statistics[torch.from_numpy(sample_cut.left)], int(cut.left.sum())
+    of_images = _gathered(devices, sums, len(sample))
+    _check_finite(scorer, sample, of_images)
+    total = torch.stack([one.statistics.double().sum(0) for one in of_images]).sum(0)
     with scorer.about_smoothing():
-        return worth(statistics.sum(0) * all_of_them / len(statistics), scorer.smooth)
+        return worth(total * len(left) / len(sample), scorer.smooth)
 
 
 def _calibrated(logits: Float[Tensor, "n c h w"], calibration: Calibration, into: Tensor) -> Float[Tensor, "n c h w"]:
@@ -155,37 +183,67 @@ def _calibrated(logits: Float[Tensor, "n c h w"], calibration: Calibration, into
     return torch.softmax(calibration.apply(logits, out=logits), 1, out=into)
 
 
-def _units(
-    probabilities: Float[Tensor, "n c h w"], posterior: Posterior | None, cut: Cut | None, indices: Sequence[int]
-) -> Iterator[tuple[Float[Tensor, "k c h2 w2"], Posterior | None]]:
-    """What is said of the units of a batch: of all images at once, or of one block after the other, image by image."""
+class _Sums(NamedTuple):
+    """What one image has of k units that are left, on the CPU."""
+
+    statistics: Float[Tensor, "k c s"]
+    part: Int64[Tensor, " k"]
+    """Which of its parts they are."""
+    effort: Float64[Tensor, "e 3"]
+    """Of e = k units, or of none: where they are regions, and where it is not asked for."""
+
+
+def _observed(
+    acquisition: Acquisition,
+    probabilities: Float[Tensor, "n c h w"],
+    posterior: Posterior | None,
+    cut: Cut | None,
+    indices: Sequence[int],
+    *,
+    effort: bool = False,
+) -> list[_Sums]:
+    """The sums of every image of a batch."""
     if cut is None:
-        yield probabilities, posterior
-        return
-    for place, index in enumerate(indices):
-        for box in cut.boxes[index]:
-            rows, cols = slice(box.top, box.bottom), slice(box.left, box.right)
-            members = None if posterior is None else posterior.part(place, rows, cols)
-            yield probabilities[place : place + 1, :, rows, cols], members
+        statistics = acquisition.observe(probabilities, posterior).double().cpu()
+        work = minutes.observe(probabilities) if effort else torch.zeros(len(statistics), 0, 3, dtype=torch.float64)
+        first = torch.zeros(1, dtype=torch.int64)
+        return [_Sums(one[None], first, of.view(-1, 3)) for one, of in zip(statistics, work, strict=True)]
+    parts = [cut(index) for index in indices]
+    counts = [len(one.left) for one in parts]
+    starts = np.cumsum([0, *counts[:-1]])
+    maps = np.stack([one.of.astype(np.int64) + start for one, start in zip(parts, starts, strict=True)])
+    units = Units(torch.from_numpy(maps).to(probabilities.device), sum(counts))
+    # of float32, since there may be millions of regions: counts stay exact, sums lose 1e-7
+    statistics = acquisition.observe(probabilities, posterior, units).float().cpu()
+    found = []
+    for place, (one, rows) in enumerate(zip(parts, torch.split(statistics, counts), strict=True)):
+        seen = np.bincount(one.of.ravel(), minlength=len(one.left)) > 0
+        kept = torch.from_numpy(np.flatnonzero(one.left & seen))
+        crops = [_crop(probabilities, place, one.boxes[part]) for part in kept.tolist()] if effort and one.boxes else []
+        efforts = [torch.zeros(0, 3, dtype=torch.float64), *map(minutes.observe, crops)]
+        found.append(_Sums(rows[kept], kept, torch.cat(efforts)))
+    return found
 
 
-def _gathered(devices: Devices, parts: Sequence[Tensor], total: int, cut: Cut | None) -> Float64[Tensor, "m ..."]:
-    """The rows of all units, of all processes, in the order of the `total` images; of blocks (images, blocks, ...)."""
-    if not parts:
+def _crop(maps: Float[Tensor, "n c h w"], image: int, box: Box) -> Float[Tensor, "1 c h2 w2"]:
+    return maps[image : image + 1, :, box.top : box.bottom, box.left : box.right]
+
+
+def _gathered(devices: Devices, own: Sequence[_Sums], total: int) -> list[_Sums]:
+    """Those of all processes, which the `total` images were dealt to in turn, in the order of the images."""
+    if not own:
         raise ValueError("a process without images: use fewer processes than there are images")
-    rows = torch.cat(list(parts))
-    if cut is not None:
-        rows = rows.reshape(-1, cut.left.shape[1], *rows.shape[1:])
-    return devices.gather(rows, total)
+    everyone = devices.everyone(list(own))
+    return [everyone[place % devices.processes][place // devices.processes] for place in range(total)]
 
 
-def _check_finite(scorer: Scorer, items: Sequence[Item], statistics: Float64[Tensor, "m *b c s"]) -> None:
-    broken = ~statistics.flatten(1).isfinite().all(1)
-    if broken.any():
-        raise UserError(
-            f"{scorer.round_name}: the probabilities that {paths.model(scorer.after)} gives for "
-            f"{items[int(broken.nonzero()[0])].key!r} are not finite: train it with a lower lr, or in 32-true"
-        )
+def _check_finite(scorer: Scorer, items: Sequence[Item], of_images: Sequence[_Sums]) -> None:
+    for item, one in zip(items, of_images, strict=True):
+        if not one.statistics.isfinite().all():
+            raise UserError(
+                f"{scorer.round_name}: the probabilities that {paths.model(scorer.after)} gives for {item.key!r} are "
+                f"not finite: train it with a lower lr, or in 32-true"
+            )
 
 
 def _projection(scorer: Scorer, seed: int) -> Float[Tensor, "cd g"]:

@@ -42,14 +42,14 @@ class Scorer(NamedTuple):
             members = self.calibration.apply(self.network.by_members(out.cells.features, self.heads)).softmax(2)
         return Posterior(members, out.cells.rows, out.cells.cols, of_pixel)
 
-    def gain(self, sums: Float64[Tensor, "m c s"]) -> Float64[Tensor, "m c"]:
-        """Gain of the images of a pool by class.
+    def gain(self, sums: Float64[Tensor, "m c s"], pool: Float64[Tensor, "c s"]) -> Float64[Tensor, "m c"]:
+        """Gain of units by class, relative to the totals of the pool.
 
         Raises:
             UserError: a class has no union in the pool, and there is no smoothing.
         """
         with self.about_smoothing():
-            return self.acquisition.gain(sums, sums.sum(0))
+            return self.acquisition.gain(sums, pool)
 
     @contextmanager
     def about_smoothing(self) -> Iterator[None]:

@@ -22,15 +22,28 @@ import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from pipeline.gain.contract import Acquisition, Posterior, Probabilities, Settings, Worth, total
+from pipeline.gain.contract import Acquisition, Posterior, Probabilities, Settings, Units, Worth, total
 from pipeline.images.claims import highest
 from pipeline.images.classes import IGNORE
 
 
-def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 3"]:
+def observe(
+    probabilities: Probabilities, posterior: Posterior | None = None, units: Units | None = None
+) -> Float64[Tensor, "u c 3"]:
     """The statistics of every class: claimed pixels, expected false positives (doubted), false negatives (missed)."""
     n, c = probabilities.shape[:2]
     confidence, claim = highest(probabilities)
+    if units is not None:
+        claimed, sure = units.sums(c, claim), units.sums(c, claim, confidence)
+        place = units.of.flatten()
+        mass = torch.stack(
+            [
+                torch.bincount(place, of_class.flatten().double(), minlength=units.number)
+                for of_class in probabilities.unbind(1)
+            ],
+            dim=1,
+        )
+        return torch.stack([claimed, (claimed - sure).clamp(min=0), (mass - sure).clamp(min=0)], dim=2)
     image = torch.arange(n, device=claim.device)[:, None, None]
     place = (claim + c * image).flatten()
     claimed = torch.bincount(place, minlength=n * c).view(n, c).double()

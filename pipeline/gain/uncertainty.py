@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pipeline.gain.contract import Acquisition, Posterior, Probabilities, Settings, asked, by_claim
+from pipeline.gain.contract import Acquisition, Posterior, Probabilities, Settings, Units, asked, by_claim
 from pipeline.images.claims import highest
 
 REGION = 3
@@ -68,8 +68,10 @@ def of_pixels(
 ) -> Callable[[Settings], Acquisition]:
     """A factory of the acquisition whose gain is the mean of `score` over an image's pixels; it uses no setting."""
 
-    def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
-        return by_claim(probabilities, score(probabilities))
+    def observe(
+        probabilities: Probabilities, posterior: Posterior | None = None, units: Units | None = None
+    ) -> Float64[Tensor, "u c 2"]:
+        return by_claim(probabilities, score(probabilities), None, units)
 
     def gain_map(
         probabilities: Probabilities, pool: Float64[Tensor, "c 2"], posterior: Posterior | None = None
@@ -85,9 +87,11 @@ def of_members(
     """The same for a `score` of the ensemble's members, split by the argmax class of their mean."""
     name = getattr(score, "__name__", "score")
 
-    def observe(probabilities: Probabilities, posterior: Posterior | None = None) -> Float64[Tensor, "n c 2"]:
+    def observe(
+        probabilities: Probabilities, posterior: Posterior | None = None, units: Units | None = None
+    ) -> Float64[Tensor, "u c 2"]:
         given = asked(posterior, name)
-        return by_claim(given.members.mean(0), score(given.members), given.pixels())
+        return by_claim(given.members.mean(0), score(given.members), given, units)
 
     def gain_map(
         probabilities: Probabilities, pool: Float64[Tensor, "c 2"], posterior: Posterior | None = None

@@ -12,13 +12,13 @@ image that is IGNORE outside of the regions that were answered.
 """
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from pipeline import paths, storage
-from pipeline.images import resizing
 
 AREA = 640 * 480
 """Pixels at which an image is cut, at most; larger ones are shrunk first, and the map enlarged."""
@@ -38,6 +38,8 @@ def cut(image: UInt8[np.ndarray, "h w 3"], scale: float, smallest: int) -> UInt1
     """
     from skimage.segmentation import felzenszwalb  # here: only one stage cuts
 
+    from pipeline.images import resizing
+
     height, width = image.shape[:2]
     shrink = min(1.0, (AREA / (height * width)) ** 0.5)
     seen = (max(1, round(shrink * height)), max(1, round(shrink * width)))
@@ -47,29 +49,36 @@ def cut(image: UInt8[np.ndarray, "h w 3"], scale: float, smallest: int) -> UInt1
 
 
 def enlarged(regions: UInt16[np.ndarray, "h w"], size: tuple[int, int]) -> UInt16[np.ndarray, "h2 w2"]:
-    """The map at another height and width: every pixel has the region of the nearest one."""
-    rows, cols = (
-        np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(int)
-        for new, old in zip(size, regions.shape, strict=True)
-    )
-    resized: np.ndarray = regions[np.ix_(rows, cols)]
+    """The map at another height and width, resized as masks are: a pixel is in the region that its label comes from."""
+    import cv2
+
+    resized: np.ndarray = cv2.resize(regions, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return resized
 
 
 def save(image: str, regions: UInt16[np.ndarray, "h w"]) -> str:
     """Write the map of an image and return the hash of its file."""
+    storage.write(paths.regions(image), _encoded(regions))
+    return digest(regions)
+
+
+def digest(regions: UInt16[np.ndarray, "h w"]) -> str:
+    """The hash of the file that `save` writes."""
+    return hashlib.sha256(_encoded(regions)).hexdigest()
+
+
+def _encoded(regions: UInt16[np.ndarray, "h w"]) -> bytes:
     import cv2
 
-    data = cv2.imencode(".png", regions)[1].tobytes()
-    storage.write(paths.regions(image), data)
-    return hashlib.sha256(data).hexdigest()
+    data: bytes = cv2.imencode(".png", regions)[1].tobytes()
+    return data
 
 
-def load(image: str) -> UInt16[np.ndarray, "h w"]:
-    """The map of an image.
+def load(image: str, size: tuple[int, int] | None = None) -> UInt16[np.ndarray, "h w"]:
+    """The map of an image, of which `size` is height and width, if it is known.
 
     Raises:
-        UserError: it is not there, or not whole.
+        UserError: it is not there, not whole, or of another size.
     """
     path = paths.regions(image)
     if not path.is_file():
@@ -77,7 +86,16 @@ def load(image: str) -> UInt16[np.ndarray, "h w"]:
     found = _read(path)
     if found is None:
         raise storage.damaged(path, "it is no 16-bit greyscale PNG", MAKER)
+    if size is not None and found.shape != size:
+        said = [f"{height}x{width}" for height, width in (found.shape, size)]
+        raise storage.damaged(path, f"it is {said[0]}, its image {said[1]} (height x width)", MAKER)
     return found
+
+
+def share(image: str, regions: Collection[int]) -> float:
+    """How much of an image some of its regions cover, in [0, 1]. Errors as of `load`."""
+    found = load(image)
+    return float(np.isin(found, list(regions)).mean())
 
 
 def _read(path: Path) -> UInt16[np.ndarray, "h w"] | None:

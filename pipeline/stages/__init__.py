@@ -3,6 +3,7 @@
 STAGES = (
     "settings",
     "prepare",
+    "regions",
     "pretrain",
     "snapshot",
     "score",
@@ -17,5 +18,5 @@ STAGES = (
 )
 NETWORK = ("pretrain", "score", "predict", "audit", "tune", "evaluate")
 """Stages that run the network: `launch` starts their processes."""
-ONCE = ("settings", "prepare", "pretrain", "report")
+ONCE = ("settings", "prepare", "regions", "pretrain", "report")
 """Stages that run once, not once a round."""

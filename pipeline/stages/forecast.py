@@ -1,19 +1,19 @@
 """Stage: forecasts the mIoU that the round will end with, before it is paid for.
 
 Only this stage reads the test set's mIoU of the rounds before; selection, training and early stopping never do. Labels
-are counted in images; a block counts as its share of one.
+are counted in images; a block counts as its share of one, regions as the share of their image's pixels that they cover.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline import artifacts, paths, storage
+from pipeline import artifacts, ledger, paths, storage
 from pipeline.errors import counted
 from pipeline.evaluation import curve
 from pipeline.evaluation.curve import Round
-from pipeline.images import blocks
+from pipeline.images import blocks, region_maps
 from pipeline.params import IN_POINTS, BudgetLine, Score
 
 
@@ -21,7 +21,8 @@ def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
     """Write forecast.json: expected mIoU after the round, and an interval that holds it with a probability of 0.8."""
     labels = artifacts.load_labels(line.after)
     names = [paths.SOURCE_ROUND, *dict.fromkeys(row["round"] for row in labels)]
-    each = [sum(blocks.share(row["key"]) for row in labels if row["round"] == name) for name in names[1:]]
+    asked = {order.key: order.regions for order in ledger.load().orders}
+    each = [sum(_share(row["key"], asked) for row in labels if row["round"] == name) for name in names[1:]]
     bought = [0.0, *itertools.accumulate(each)]
     measured = artifacts.load_measured(line.after) | {line.after: artifacts.load_miou_share(line.after)}
     miou_points = [100 * measured[name] for name in names]
@@ -38,9 +39,9 @@ def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
     selection = artifacts.load_selection(round_name)
     keys = selection["key"]
     images = len(keys)
-    following = Round(
-        bought[-1], bought[-1] + sum(map(blocks.share, keys)), gain_points(selection["gain"].astype(float))
-    )
+    to_ask = {key: blocks.numbers(text) for key, text in zip(keys, selection["regions"], strict=True)}
+    more = sum(_share(key, to_ask) for key in keys)
+    following = Round(bought[-1], bought[-1] + more, gain_points(selection["gain"].astype(float)))
     found = curve.forecast(list(zip(rounds, changes, strict=True)), following, miou_points[-1])
     shares = {name.removesuffix("_points"): value / 100 for name, value in found._asdict().items()}
     content = {"round": round_name, "images": images, "miou_before": miou_points[-1] / 100, **shares}
@@ -50,3 +51,8 @@ def run(round_name: str, line: BudgetLine, *, score: Score) -> None:
         f"{found.expected_points:.1f} expected, {found.low_points:.1f} to {found.high_points:.1f} with a probability "
         f"of {curve.LEVEL:g}"
     )
+
+
+def _share(key: str, regions: Mapping[str, Sequence[int]]) -> float:
+    """How much of an image a label covers; that of some regions by their map."""
+    return region_maps.share(blocks.image_of(key), regions[key]) if blocks.is_of_regions(key) else blocks.share(key)

@@ -1,9 +1,11 @@
 """Stage: chooses the images, or blocks, that a round buys, by `select.method`. What it has ordered already stays.
 
-Where the last audit found no signal in the score, the choice is class-stratified (`select.fallback`). What somebody
-skipped in an earlier round comes last.
+Of unit region it chooses images, each with the regions that are asked about (`select.regions`). Where the last audit
+found no signal in the score, the choice of images is class-stratified (`select.fallback`). What somebody skipped in an
+earlier round comes last.
 """
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,11 @@ from pipeline import artifacts, ledger, paths, streams
 from pipeline.errors import UserError, choose
 from pipeline.evaluation import verdict
 from pipeline.images import blocks
+from pipeline.images.region_scores import RegionScores
 from pipeline.ledger import candidates
 from pipeline.ledger.entries import Ledger, Order, Skip, Spending
 from pipeline.params import Annotate, BudgetLine, Select
-from pipeline.selection import METHODS, Budget, Candidates, Settings
+from pipeline.selection import METHODS, Budget, Candidates, Settings, regions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,18 +36,18 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
 
     book = ledger.load()
     kept = book.ordered(round_name)  # paid for, so they stay whatever the scores say now
-    scores = artifacts.load_scores(round_name)
-    grid = blocks.grid_of(scores["key"].iloc[0])
-    blocks.check_unit(grid, [entry.key for entry in book.entries], str(paths.LEDGER))
+    left, aside, of_regions = candidates.left(round_name, book, annotate)
+    first = artifacts.load_scores(round_name)["key"].iloc[0]
+    unit = "region" if of_regions.in_force else blocks.unit_of(first)
+    blocks.check_unit(unit, [entry.key for entry in book.entries], str(paths.LEDGER))
     field = "start" if select.start and line.after == paths.SOURCE_ROUND else "method"
     wanted = getattr(select, field)
     entry = choose(f"select.{field}", METHODS, wanted)
-    if grid is not None and entry.needs_features:
+    if isinstance(unit, tuple) and entry.needs_features:
         raise UserError(
             f"select.{field} is {wanted}, which compares features, and score.unit is block, of which there are none: "
             f"choose one of {', '.join(name for name, other in METHODS.items() if not other.needs_features)}"
         )
-    left, aside = candidates.left(round_name, book, annotate)
     for sentence in aside:
         print(sentence)
     spending = book.spending(round_name)
@@ -67,14 +70,21 @@ def run(round_name: str, line: BudgetLine, *, seed: int, select: Select, annotat
                 f"showed no signal in the score ({paths.audit(line.after)})"
             )
         settings = Settings(select.power, select.uniform_share)
-        rows += _choose(round_name, left, book, budget, name, settings, streams.rng(seed, round_name, "select"))
+        if unit == "region":
+            left = _priced(left, of_regions, select.regions_per_image)
+        chosen = _choose(round_name, left, book, budget, name, settings, streams.rng(seed, round_name, "select"))
+        if unit == "region":
+            rng = streams.rng(seed, round_name, "regions")
+            chosen = _asked(round_name, chosen, left, of_regions, select.regions, settings, rng)
+        rows += chosen
     if not rows:
         raise UserError(
             f"budget: {round_name} has {line}, which is too little for one image: raise it in {paths.PARAMS}"
         )
     selection = pd.DataFrame(rows)
     artifacts.save_selection(round_name, selection)
-    print(f"{round_name}: {blocks.counted(selection['key'].tolist())}, {len(kept)} of them ordered before")
+    asked = sum(len(blocks.numbers(row.get("regions", ""))) for row in rows)
+    print(f"{round_name}: {blocks.counted(selection['key'].tolist(), asked)}, {len(kept)} orders of before among them")
 
 
 def _budget(line: BudgetLine, spending: Spending) -> Budget | None:
@@ -100,7 +110,8 @@ def _choose(
     Raises:
         UserError: the numbers are not what the method needs.
     """
-    skipped = left["key"].isin({entry.key for entry in book.entries if isinstance(entry, Skip)})
+    # of regions, a skip says that the image is not to be had: a later round asks others first
+    skipped = left["key"].isin({_scored(entry.key) for entry in book.entries if isinstance(entry, Skip)})
     fresh, again = (part.reset_index(drop=True) for part in (left[~skipped], left[skipped]))
     rows: list[dict[str, Any]] = []
     for part in (fresh, again):
@@ -125,6 +136,11 @@ def _choose(
     return rows
 
 
+def _scored(key: str) -> str:
+    """The key that the scores have for what was ordered."""
+    return blocks.image_of(key) if blocks.is_of_regions(key) else key
+
+
 def _candidates(round_name: str, left: "pd.DataFrame", orders: Iterable[Order], need: str | None) -> Candidates:
     """The images left, with the features that the method needs and those of the images ordered so far.
 
@@ -143,7 +159,7 @@ def _candidates(round_name: str, left: "pd.DataFrame", orders: Iterable[Order], 
             f"run `dvc repro -s -f score@{round_name}`, then `dvc repro`"
         )
     own = [row[key] for key in left["key"]]
-    bought = [row[order.key] for order in orders if order.key in row]
+    bought = [row[key] for key in dict.fromkeys(_scored(order.key) for order in orders) if key in row]
     fields = {"iou": features.iou}
     for name, table in (
         (need, getattr(features, "image" if need == "features" else need)),
@@ -156,10 +172,69 @@ def _candidates(round_name: str, left: "pd.DataFrame", orders: Iterable[Order], 
 
 
 def _kept(order: Order) -> dict[str, str | float]:
-    return {
+    row: dict[str, str | float] = {
         "key": order.key,
         "gain": order.gain,
         "minutes": order.minutes,
         "probability": order.probability,
         "method": order.method,
     }
+    return row | {"regions": blocks.listed(order.regions)} if order.regions else row
+
+
+def _priced(left: "pd.DataFrame", of_regions: RegionScores, per_image: int | None) -> "pd.DataFrame":
+    """The images left with the gain and the minutes of as many of their best regions as would be asked about."""
+    left = left.copy()
+    parts = [column for column in left.columns if column.startswith("gain_")]
+    to_open, per_answer = map(float, of_regions.price)
+    rows = []
+    for own in _slices(of_regions, len(left)):
+        gains = of_regions.gain[own]
+        k = regions.most_per_minute(gains, to_open, per_answer) if per_image is None else min(per_image, len(gains))
+        best = regions.top(gains, k)
+        rows.append([k, to_open + k * per_answer, gains[best].sum(), *of_regions.parts[own][best].sum(0)])
+    left[["asked", "minutes", "gain", *parts]] = np.array(rows).reshape(len(left), 3 + len(parts))
+    return left
+
+
+def _slices(of_regions: RegionScores, images: int) -> list[slice]:
+    """Where the regions of each image are."""
+    ends = np.searchsorted(of_regions.image, np.arange(images + 1))
+    return [slice(start, end) for start, end in itertools.pairwise(ends.tolist())]
+
+
+def _asked(
+    round_name: str,
+    chosen: list[dict[str, Any]],
+    left: "pd.DataFrame",
+    of_regions: RegionScores,
+    how: str,
+    settings: Settings,
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """Rows of the selection with the regions that are asked about in each chosen image.
+
+    The gain is that of these regions, the probability that of the image times the mean of its regions'.
+
+    Raises:
+        UserError: the numbers are not what the method needs.
+    """
+    method = choose("select.regions", regions.REGION_METHODS, how)(settings)
+    places = {key: place for place, key in enumerate(left["key"])}
+    slices = _slices(of_regions, len(left))
+    rows = []
+    for row in chosen:
+        place = places[row["key"]]
+        own = slices[place]
+        try:
+            indices, probabilities = method(of_regions.gain[own], int(left["asked"].iloc[place]), rng)
+        except ValueError as error:
+            raise UserError(f"{round_name}: {row['key']!r}: {error}") from None
+        asked = {
+            "key": blocks.key_of_regions(row["key"], round_name),
+            "gain": float(of_regions.gain[own][indices].sum()),
+            "probability": row["probability"] * float(probabilities.mean()),
+            "regions": blocks.listed(of_regions.region[own][indices].tolist()),
+        }
+        rows.append(row | asked)
+    return rows

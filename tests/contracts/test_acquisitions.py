@@ -171,4 +171,4 @@ def test_a_member_is_a_function_and_one_line(monkeypatch: pytest.MonkeyPatch) ->
     scorer = start_scorer("r01", "r00", network, NONE, score, seed=1, rounds=0)
     p = probabilities(0)
     statistics = scorer.acquisition.observe(p)
-    assert torch.allclose(scorer.gain(statistics).sum(1).float(), surprise(p).mean((1, 2)))
+    assert torch.allclose(scorer.gain(statistics, statistics.sum(0)).sum(1).float(), surprise(p).mean((1, 2)))
