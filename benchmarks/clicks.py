@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=900, help="of training, all rounds together")
     parser.add_argument("--bound-steps", type=int, default=3000, help="of training with all labels")
+    parser.add_argument("--size", type=int, nargs=2, help="height and width of the network's input, if another")
+    parser.add_argument("--batch", type=int, default=8, help="images in a training step")
     parser.add_argument("--work", type=Path, default=Path("data/bench/clicks"))
     parser.add_argument("--write", action="store_true", help="run nothing, write what is there")
     given = parser.parse_args()
@@ -195,6 +197,8 @@ def run(settings: Params, name: str, bound_steps: int, start: Path, here: Path) 
                     "miou": one["miou"],
                     "iou": one["iou"],
                     "steps": number * settings.tune.likelihood.steps,
+                    "batch": settings.tune.likelihood.batch,
+                    "size": list(settings.model.size),
                     "run_minutes": spent,
                     "seconds": one["select_seconds"],
                 }
@@ -215,11 +219,14 @@ def parameters(given: argparse.Namespace, work: Path, minutes: float, seed: int)
     raw["tune"]["likelihood"]["steps"] = given.steps // given.rounds
     raw["tune"]["reward"]["steps"] = 0  # what labels are worth, not what a reward makes of them
     raw["evaluate"]["decode_images"] = 1  # the decoder is not looked at
+    for training in (raw["pretrain"], raw["tune"]["likelihood"]):
+        training["batch"] = given.batch
     if pool.size is not None:
+        size = tuple(given.size or pool.size)
         if given.data is None or given.weights is None:
             raise SystemExit(f"--pool {given.pool} needs --data and --weights")
-        raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(shrunk(given, pool.size, work))
-        raw["model"] |= {"weights": str(given.weights.resolve()), "size": list(pool.size)}
+        raw["prepare"]["pool"]["root"] = raw["prepare"]["test"]["root"] = str(shrunk(given, size, work))
+        raw["model"] |= {"weights": str(given.weights.resolve()), "size": list(size)}
     return params_file.parse(raw, pool.example)
 
 
