@@ -91,7 +91,7 @@ def loop(
     """All rounds of one run, as `dvc repro` runs them, but for what no later stage reads.
 
     Args:
-        p: all parameters; without `select.fallback` nobody heeds an audit, so there is none.
+        p: all parameters.
         start: the folder of the source model.
         here: the run's own.
         name: of the run, for its rows.
@@ -107,9 +107,6 @@ def loop(
                 continue
             for stage in ROUND:
                 if stage == "predict":  # for people and the report
-                    continue
-                if stage == "audit" and not p.select.fallback:
-                    storage.save_json(paths.audit(round_name), {"signal": None, "judged": []})
                     continue
                 if stage == "score":
                     began = time.perf_counter()
