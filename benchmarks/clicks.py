@@ -144,7 +144,7 @@ def main() -> None:
 def run_once(given: argparse.Namespace, work: Path, start: Path, seed: int, minutes: float, name: str) -> None:
     """Make the rows of one run, unless they are there or another process is at them; then write all rows."""
     budget = "all" if name == BOUND else f"{minutes:g}"
-    place = work / f"{name}-{budget}-{seed}"
+    place = work / f"{name}-{budget}-{given.bound_steps if name == BOUND else given.steps}-{seed}"
     with alone(place.with_name(f"{place.name}.lock")) as mine:
         rows = place.with_name(f"{place.name}.json")
         if not mine or rows.is_file():
@@ -159,8 +159,9 @@ def run_once(given: argparse.Namespace, work: Path, start: Path, seed: int, minu
 
 def rows_of(work: Path) -> list[dict[str, Any]]:
     """All rows that there are."""
-    found = [row for path in sorted(work.glob("*-*-*.json")) for row in json.loads(path.read_text())]
-    return sorted(found, key=lambda row: (row["method"], row["run_minutes"] or 0, row["seed"], row["minutes"]))
+    found = [row for path in sorted(work.glob("*-*-*-*.json")) for row in json.loads(path.read_text())]
+    order = ("method", "run_steps", "seed", "minutes")
+    return sorted(found, key=lambda row: (row["run_minutes"] or 0, *(row[field] for field in order)))
 
 
 def run(settings: Params, name: str, bound_steps: int, start: Path, here: Path) -> list[dict[str, Any]]:
@@ -200,6 +201,7 @@ def run(settings: Params, name: str, bound_steps: int, start: Path, here: Path) 
                     "batch": settings.tune.likelihood.batch,
                     "size": list(settings.model.size),
                     "run_minutes": spent,
+                    "run_steps": len(measured) * settings.tune.likelihood.steps,
                     "seconds": one["select_seconds"],
                 }
             )
@@ -304,16 +306,27 @@ def minutes_by(row: Mapping[str, Any], times: tuple[float, float, float]) -> flo
 
 
 def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, dict[float, float]]]:
-    """Method -> seed -> nominal minutes -> mIoU in points, of the ends of all runs."""
+    """Method and steps -> seed -> nominal minutes -> mIoU in points, of the ends of all runs."""
     curves: dict[str, dict[int, dict[float, float]]] = {}
-    ends: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for row in rows:
-        key = (row["method"], row["seed"], row["run_minutes"])
-        if key not in ends or row["steps"] > ends[key]["steps"]:
-            ends[key] = row
-    for (name, seed, minutes), row in sorted(ends.items(), key=lambda item: item[0][2] or 0):
-        curves.setdefault(name, {}).setdefault(seed, {})[minutes or math.inf] = 100 * row["miou"]
+    for row in sorted(ends(rows), key=lambda row: row["run_minutes"] or math.inf):
+        curve = curves.setdefault(named(row["method"], row["run_steps"]), {}).setdefault(row["seed"], {})
+        curve[row["run_minutes"] or math.inf] = 100 * row["miou"]
     return curves
+
+
+def ends(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last row of each run."""
+    return [row for row in rows if row["steps"] == row["run_steps"]]
+
+
+def named(method: str, steps: int) -> str:
+    """What is compared: runs of other steps are another thing."""
+    return f"{method}, {steps} steps"
+
+
+def baseline_of(name: str) -> str:
+    """The baseline of as many steps."""
+    return f"{BASELINE},{name.partition(',')[2]}"
 
 
 def area(curve: Mapping[float, float]) -> float:
@@ -335,18 +348,19 @@ def paired(curves: Mapping[str, Mapping[int, Mapping[float, float]]], name: str,
 def save(pool: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """docs/results/clicks_POOL.json, .md and .png; what is claimed is claimed of all pools that were measured."""
     measured = {other: curves_of(results.load(f"clicks_{other}").get("rows", [])) for other in PROOF if other != pool}
-    curves = curves_of(rows)
-    bound = curves.pop(BOUND, {})
+    every = curves_of(rows)
+    curves = {name: seeds for name, seeds in every.items() if not name.startswith(f"{BOUND},")}
     table = []
     for name, seeds in sorted(curves.items()):
-        differences = {pool: paired(curves, name, BASELINE)}
+        baseline = baseline_of(name)
+        differences = {pool: paired(curves, name, baseline)}
         if pool in PROOF:
-            differences |= {other: found for other in measured if (found := paired(measured[other], name, BASELINE))}
+            differences |= {other: found for other in measured if (found := paired(measured[other], name, baseline))}
         for minutes in sorted({m for curve in seeds.values() for m in curve}):
             there = [seed for seed in seeds if minutes in seeds[seed]]
-            ends = [row for row in rows if row["method"] == name and row["run_minutes"] == minutes]
-            last = [row for row in ends if row["steps"] == max(one["steps"] for one in ends)]
-            base = curves.get(BASELINE, {})
+            of_name = [row for row in ends(rows) if named(row["method"], row["run_steps"]) == name]
+            last = [row for row in of_name if row["run_minutes"] == minutes]
+            base = curves.get(baseline, {})
             apart = [seeds[s][minutes] - base[s][minutes] for s in there if minutes in base.get(s, {})]
             line = {
                 "method": name,
@@ -356,38 +370,40 @@ def save(pool: str, rows: Sequence[Mapping[str, Any]]) -> None:
                 "clicks": f"{statistics.mean(row['clicks'] for row in last):.0f}",
                 "mIoU": f"{statistics.mean(seeds[s][minutes] for s in there):.1f}",
                 "of each seed": " ".join(f"{seeds[s][minutes]:.1f}" for s in there),
-                f"against {BASELINE}": "" if name == BASELINE or not apart else interval(apart),
+                f"against {BASELINE}": "" if name == baseline or not apart else interval(apart),
             }
             line |= {
                 f"minutes if {words}": f"{statistics.mean(minutes_by(row, times) for row in last):.0f}"
                 for words, times in OTHER_TIMES.items()
             }
-            table.append(line | {"claim": "" if name == BASELINE else claim(differences).text})
-    for seed, curve in bound.items():
-        line = dict.fromkeys(table[0] if table else ("method", "seeds", "mIoU"), "")
-        table.append(line | {"method": f"{BOUND}, seed {seed}", "seeds": 1, "mIoU": f"{max(curve.values()):.1f}"})
+            table.append(line | {"claim": "" if name == baseline else claim(differences).text})
+    bounds = {name: [curve[math.inf] for curve in every[name].values()] for name in every.keys() - curves.keys()}
+    for name, points in sorted(bounds.items()):
+        line = dict.fromkeys(table[0] if table else ("method", "seeds", "mIoU", "of each seed"), "")
+        each = " ".join(f"{one:.1f}" for one in points)
+        line |= {"method": name, "seeds": len(points), "mIoU": f"{statistics.mean(points):.1f}", "of each seed": each}
+        table.append(line)
     content = {"minutes_model": {"open_s": OPEN, "answer_s": ANSWER, "whole_min": WHOLE}, "rows": list(rows)}
     results.save(f"clicks_{pool}", content, table)
     if curves:
-        plot(curves, bound).savefig(results.RESULTS / f"clicks_{pool}.png", dpi=110)
+        plot(curves, max((statistics.mean(points) for points in bounds.values()), default=None)).savefig(
+            results.RESULTS / f"clicks_{pool}.png", dpi=110
+        )
 
 
-def plot(
-    curves: Mapping[str, Mapping[int, Mapping[float, float]]], bound: Mapping[int, Mapping[float, float]]
-) -> Figure:
+def plot(curves: Mapping[str, Mapping[int, Mapping[float, float]]], bound: float | None) -> Figure:
     """Points over minutes, logarithmic: means, and every seed as a dot. Whole images are grey, regions coloured."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, seeds in sorted(curves.items()):
         minutes = sorted({m for curve in seeds.values() for m in curve})
         means = [statistics.mean(curve[m] for curve in seeds.values() if m in curve) for m in minutes]
-        grey = {"color": "0.3" if name == BASELINE else "0.6"} if name.startswith("whole") else {}
+        grey = {"color": "0.3" if name == baseline_of(name) else "0.6"} if name.startswith("whole") else {}
         (line,) = axes.plot(minutes, means, marker="o", label=f"{name} ({len(seeds)} seeds)", **grey)
         dots = [(m, points) for curve in seeds.values() for m, points in curve.items()]
         axes.plot(*zip(*dots, strict=True), ".", color=line.get_color(), alpha=0.4, markersize=4)
-    if bound:
-        level = statistics.mean(max(curve.values()) for curve in bound.values())
-        axes.axhline(level, color="0.2", linestyle="--", linewidth=1, label="all labels")
+    if bound is not None:
+        axes.axhline(bound, color="0.2", linestyle="--", linewidth=1, label="all labels")
     axes.set(xscale="log", xlabel="minutes of annotation", ylabel="mIoU, points")
     ticks = sorted({m for seeds in curves.values() for curve in seeds.values() for m in curve})
     axes.set_xticks(ticks, [f"{m:g}" for m in ticks])

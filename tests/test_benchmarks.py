@@ -83,19 +83,22 @@ assert clicks.minutes_by(whole, (5.0, 2.5, 20.0)) == 160
 assert abs(clicks.minutes_by(regions, (5.0, 2.5, 20.0)) - (64 * 5 + 3584 * 2.5) / 60) < 1e-9
 assert clicks.minutes_by(whole, (5.0, 2.5, 90.0)) == 720
 
-# Of one run only the end counts; seeds without a partner and budgets that one side lacks do not.
-def row(method, seed, run_minutes, steps, miou):
-    return {"method": method, "seed": seed, "run_minutes": run_minutes, "steps": steps, "miou": miou}
+# Of one run only the end counts; runs of other steps, seeds without a partner and budgets that one side lacks do not.
+def row(method, seed, minutes, steps, miou, run_steps=900):
+    return dict(method=method, seed=seed, run_minutes=minutes, steps=steps, run_steps=run_steps, miou=miou)
 
 rows = [row("a", 21, 160, 450, 0.9), row("a", 21, 160, 900, 0.50), row("a", 21, 40, 900, 0.30)]
 rows += [row("b", 21, 160, 900, 0.45), row("b", 21, 40, 900, 0.31), row("b", 21, 640, 900, 0.99)]
 rows += [row("b", 22, 160, 900, 0.45), row("a", 23, 160, 900, 0.45)]
+rows += [row("b", 21, 160, 400, 0.99, 400)]
 curves = clicks.curves_of(rows)
-assert curves["a"][21] == {40: 30, 160: 50}, curves
-found = clicks.paired(curves, "a", "b")
+assert curves["a, 900 steps"][21] == {40: 30, 160: 50}, curves
+found = clicks.paired(curves, "a, 900 steps", "b, 900 steps")
 assert list(found) == [21] and abs(found[21] - 2) < 1e-9, found
 assert clicks.area({40: 30.0, 80: 40.0, 640: 40.0}) == (35 + 3 * 40) / 4
 assert clicks.area({160: 41.0}) == 41
+
+assert clicks.baseline_of("a, 400 steps") == "whole_class_stratified, 400 steps"
 
 # A region of a pixel between those that are picked is gone, and the others are numbered without a gap.
 cut = np.array([[0, 0, 2, 2], [0, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]], np.uint16)
