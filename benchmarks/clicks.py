@@ -52,7 +52,9 @@ OTHER_TIMES = {"answers 1.5 s": (5.0, 1.5, 20.0), "answers 5 s": (5.0, 5.0, 20.0
 OTHER_TIMES |= {"images 90 min": (5.0, 2.5, 90.0)}
 """What else may be believed; the minutes of the same purchases are then others."""
 BASELINE = "whole_class_stratified"
-"""What all others are held against."""
+"""What all others are held against, and what is claimed is claimed against."""
+OTHERS = ("regions_random",)
+"""What they are also held against."""
 BOUND = "all"
 SOURCE_SEED = 1
 PER_IMAGE = 56
@@ -324,9 +326,9 @@ def named(method: str, steps: int) -> str:
     return f"{method}, {steps} steps"
 
 
-def baseline_of(name: str) -> str:
-    """The baseline of as many steps."""
-    return f"{BASELINE},{name.partition(',')[2]}"
+def same_steps(method: str, name: str) -> str:
+    """The method with as many steps as that of this name."""
+    return f"{method},{name.partition(',')[2]}"
 
 
 def area(curve: Mapping[float, float]) -> float:
@@ -352,7 +354,7 @@ def save(pool: str, rows: Sequence[Mapping[str, Any]]) -> None:
     curves = {name: seeds for name, seeds in every.items() if not name.startswith(f"{BOUND},")}
     table = []
     for name, seeds in sorted(curves.items()):
-        baseline = baseline_of(name)
+        baseline = same_steps(BASELINE, name)
         differences = {pool: paired(curves, name, baseline)}
         if pool in PROOF:
             differences |= {other: found for other in measured if (found := paired(measured[other], name, baseline))}
@@ -360,8 +362,6 @@ def save(pool: str, rows: Sequence[Mapping[str, Any]]) -> None:
             there = [seed for seed in seeds if minutes in seeds[seed]]
             of_name = [row for row in ends(rows) if named(row["method"], row["run_steps"]) == name]
             last = [row for row in of_name if row["run_minutes"] == minutes]
-            base = curves.get(baseline, {})
-            apart = [seeds[s][minutes] - base[s][minutes] for s in there if minutes in base.get(s, {})]
             line = {
                 "method": name,
                 "minutes": f"{minutes:g}",
@@ -370,8 +370,11 @@ def save(pool: str, rows: Sequence[Mapping[str, Any]]) -> None:
                 "clicks": f"{statistics.mean(row['clicks'] for row in last):.0f}",
                 "mIoU": f"{statistics.mean(seeds[s][minutes] for s in there):.1f}",
                 "of each seed": " ".join(f"{seeds[s][minutes]:.1f}" for s in there),
-                f"against {BASELINE}": "" if name == baseline or not apart else interval(apart),
             }
+            for other in (BASELINE, *OTHERS):
+                base = curves.get(same_steps(other, name), {})
+                apart = [seeds[s][minutes] - base[s][minutes] for s in there if minutes in base.get(s, {})]
+                line[f"against {other}"] = "" if same_steps(other, name) == name or not apart else interval(apart)
             line |= {
                 f"minutes if {words}": f"{statistics.mean(minutes_by(row, times) for row in last):.0f}"
                 for words, times in OTHER_TIMES.items()
@@ -398,7 +401,7 @@ def plot(curves: Mapping[str, Mapping[int, Mapping[float, float]]], bound: float
     for name, seeds in sorted(curves.items()):
         minutes = sorted({m for curve in seeds.values() for m in curve})
         means = [statistics.mean(curve[m] for curve in seeds.values() if m in curve) for m in minutes]
-        grey = {"color": "0.3" if name == baseline_of(name) else "0.6"} if name.startswith("whole") else {}
+        grey = {"color": "0.3" if name == same_steps(BASELINE, name) else "0.6"} if name.startswith("whole") else {}
         (line,) = axes.plot(minutes, means, marker="o", label=f"{name} ({len(seeds)} seeds)", **grey)
         dots = [(m, points) for curve in seeds.values() for m, points in curve.items()]
         axes.plot(*zip(*dots, strict=True), ".", color=line.get_color(), alpha=0.4, markersize=4)

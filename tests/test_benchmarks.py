@@ -98,7 +98,7 @@ assert list(found) == [21] and abs(found[21] - 2) < 1e-9, found
 assert clicks.area({40: 30.0, 80: 40.0, 640: 40.0}) == (35 + 3 * 40) / 4
 assert clicks.area({160: 41.0}) == 41
 
-assert clicks.baseline_of("a, 400 steps") == "whole_class_stratified, 400 steps"
+assert clicks.same_steps("b", "a, 400 steps") == "b, 400 steps"
 
 # A region of a pixel between those that are picked is gone, and the others are numbered without a gap.
 cut = np.array([[0, 0, 2, 2], [0, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]], np.uint16)
