@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("data/bench/clicks"))
     parser.add_argument("--write", action="store_true", help="run nothing, write what is there")
     given = parser.parse_args()
+    if given.data is not None:  # the runs have folders of their own
+        given.data = given.data.resolve()
     work = given.work.resolve() / given.pool
     work.mkdir(parents=True, exist_ok=True)
     start = work / "start"
