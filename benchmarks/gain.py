@@ -13,8 +13,8 @@ Each run has its folder under --work, and what is there is not made again: a kil
 command may run as often as there are cores (OMP_NUM_THREADS=1) or devices: each takes the runs that no other has.
 
 Written: the rows, a table (area under the curve over log images, paired differences to class-stratified random and to
-learning curves with 95 % intervals and Holm-corrected p, labels needed for a share of the bound), a plot, and how many
-forecasts held.
+learning curves with 95 % intervals and Holm-corrected p, labels needed for a share of the bound, and whether that is a
+claim by docs/protocol.md, which one pool alone never is), a plot, and how many forecasts held.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from matplotlib.ticker import NullLocator
 from scipy.stats import ttest_rel
 
 from benchmarks import results
-from benchmarks.study import alone, folder, interval, kept, longer, loop, measured, pool_size, source_model
+from benchmarks.study import alone, claim, folder, interval, kept, longer, loop, measured, pool_size, source_model
 from pipeline import artifacts, datasets, gain, params_file
 from pipeline.images import reading, resizing
 from pipeline.images.items import items_of
@@ -235,6 +235,9 @@ def save(setup: str, source: float, rows: Sequence[Mapping[str, Any]]) -> None:
             line[f"labels for {share:.0%}"] = f"{mean} ({len(reached)} of {len(needed)})"
         seconds = [row["select_seconds"] for row in rows if row["acquisition"] == name]
         line["seconds to select"] = f"{statistics.mean(seconds):.1f}"
+        base = areas.get(BASELINE, {})
+        apart = {seed: here - base[seed] for seed, here in areas[name].items() if seed in base}
+        line[f"better than {BASELINE}"] = "" if name == BASELINE else claim({setup: apart}).text
         table.append(line)
     told = [row for row in rows if row["forecast"] and row["acquisition"] != "all"]
     content = {

@@ -68,12 +68,23 @@ def folder(root: Path, split: str, rng: np.random.Generator, count: int) -> None
     (root / "classes.csv").write_text("\n".join(lines) + "\n")
 
 
+def idd_lite(root: Path, split: str, rng: np.random.Generator, count: int) -> None:
+    for number in range(count):
+        name = f"{split}/{number % 3}/frame{number // 3}"  # drives have frames of the same names
+        image(root / f"leftImg8bit/{name}_image.jpg", rng)
+        mask(root / f"gtFine/{name}_label.png", _ids(rng, 7))
+        mask(root / f"gtFine/{name}_inst_label.png", _ids(rng, 30))
+
+
 FAKES: dict[str, Callable[[Path, str, np.random.Generator, int], None]] = {
     "gta5": gta5,
     "cityscapes": cityscapes,
     "camvid": camvid,
+    "idd_lite": idd_lite,
     "folder": folder,
 }
+CLASS_SET = {"idd_lite": "idd7"}
+"""The class set of which a data set holds every class, where it is not camvid11."""
 
 
 def write(dataset: str, root: Path, split: str = "train", *, seed: int = 0, count: int = 4) -> Path:

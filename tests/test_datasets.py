@@ -322,6 +322,31 @@ def test_unknown_ids_are_named_with_their_file(tmp_path: Path) -> None:
         reading.read_mask(path, TABLE)
 
 
+def test_real_idd_lite_is_as_its_readme_says(shared_data: Path) -> None:
+    root = shared_data / "idd_lite"
+    if not root.is_dir():
+        pytest.skip("IDD-Lite is not here: ../shared/data/idd_lite is absent")
+    classes = CLASS_SETS["idd7"]
+    counts = np.zeros(256)
+    for split, images, drives in (("train", 1403, 309), ("val", 99, 31)):
+        listing = datasets.listing("idd_lite", root, split)
+        assert (len(listing.samples), listing.unused) == (images, {})
+        assert len({sample.key.split("~")[0] for sample in listing.samples}) == drives
+        found = scan(listing.samples, datasets.table("idd_lite", root, classes), split)
+        assert [one.faults for one in found if one.faults] == []
+        if split == "train":
+            counts += sum(one.counts for one in found if one.counts is not None)
+    shares = 100 * np.r_[counts[:7], counts[IGNORE]] / counts.sum()
+    assert shares == pytest.approx([32.4, 2.2, 1.3, 8.1, 11.2, 26.0, 18.9, 0.02], abs=0.06)
+
+
+def test_instances_beside_idds_labels_are_no_masks(tmp_path: Path) -> None:
+    fakes.write("idd_lite", tmp_path)
+    listing = datasets.listing("idd_lite", tmp_path, "train")
+    assert all(str(sample.mask).endswith(f"{sample.key.split('~')[1]}_label.png") for sample in listing.samples)
+    assert listing.unused == {}
+
+
 @pytest.mark.parametrize(
     ("name", "split"), [("gta5", ""), ("cityscapes", "val"), ("camvid", "train"), ("camvid", "val")]
 )
@@ -330,6 +355,8 @@ def test_real_data_is_found_and_read(shared_data: Path, name: str, split: str) -
     samples = datasets.find(name, root, split)
     assert len(samples) == {"gta5": 3, "cityscapes": 1, "train": 367, "val": 101}[name if name != "camvid" else split]
     for classes in CLASS_SETS.values():
+        if (name, classes.name) == ("camvid", "idd7"):  # neither's names say what the other's are
+            continue
         table = datasets.table(name, root, classes)
         for sample in samples[:5]:
             assert sample.mask is not None
@@ -425,9 +452,9 @@ def test_a_name_that_the_class_set_lacks(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_answered_with_the_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown class set 'cityscapes': choose one of cityscapes19, camvid11, or"):
+    with pytest.raises(UserError, match=r"unknown class set .cityscapes.: choose one of cityscapes19, camvid11, idd7"):
         datasets.class_set("cityscapes")
-    known = "unknown dataset 'synthia': choose one of gta5, cityscapes, camvid, folder"
+    known = "unknown dataset 'synthia': choose one of gta5, cityscapes, camvid, idd_lite, folder"
     with pytest.raises(UserError, match=known):
         datasets.find("synthia", tmp_path, "")
     with pytest.raises(UserError, match=known):

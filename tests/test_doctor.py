@@ -193,7 +193,7 @@ def test_missing_sets_and_an_unknown_class_set(raw: Path, capsys: pytest.Capture
         ),
     )
     assert status == 1
-    assert "problem: unknown class set 'voc': choose one of cityscapes19, camvid11" in text
+    assert "problem: unknown class set 'voc': choose one of cityscapes19, camvid11, idd7" in text
     assert "problem: source: raw/none is no folder" in text
     assert "problem: test: no folder images in raw/camvid" in text
     assert "pool: camvid in raw/camvid, 6 images" in text
@@ -375,6 +375,27 @@ def test_real_data(
     assert "warning: the source lacks rider, bus, train, bicycle: they can only be learnt from bought labels" in text
     assert "across pool and test: 0 pairs" in text
     assert "within the pool: 94 pairs" in text
+
+
+def test_real_idd_lite(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shared_data / "idd_lite"
+    if not root.is_dir():
+        pytest.skip(f"IDD-Lite is not here: {root} is absent")
+    monkeypatch.chdir(tmp_path)
+    params = settings(
+        classes="idd7",
+        source=Data(dataset="gta5", root=str(shared_data / "gta5")),
+        pool=Data(dataset="idd_lite", root=str(root), split="train"),
+        test=Data(dataset="idd_lite", root=str(root), split="val"),
+    )
+    status, text = report(capsys, params)
+    assert status == 0
+    assert "pool: idd_lite in" in text
+    assert "1403 images\n  width x height: 320x227 (1403)\n" in text
+    assert "passed over" not in text
+    assert "across pool and test: 0 pairs" in text
 
 
 def test_it_starts_without_torch() -> None:

@@ -20,6 +20,7 @@ PLACES = {
     "gta5": ("images", "labels", "", ""),
     "cityscapes": ("leftImg8bit/train/ulm", "gtFine/train/ulm", "_leftImg8bit", "_gtFine_labelIds"),
     "camvid": ("train", "trainannot", "", ""),
+    "idd_lite": ("leftImg8bit/train", "gtFine/train", "_image", "_label"),
     "folder": ("images", "masks", "", ""),
 }
 

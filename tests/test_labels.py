@@ -25,8 +25,11 @@ CAMVID = {23: SKY, 17: POLE, 18: POLE, 7: ROAD, 8: PAVEMENT, 9: PAVEMENT, 21: TR
 CAMVID |= {13: FENCE, 14: FENCE, 24: PEDESTRIAN, **dict.fromkeys((11, 12, 15, 16), BUILDING)}
 CAMVID |= {**dict.fromkeys(range(26, 32), CAR), **dict.fromkeys((25, 32, 33), BICYCLIST)}
 
+IDD = {7: 0, 8: 1, 22: 1, 24: 2, 25: 2, **dict.fromkeys((26, 27, 28, 31, 32, 33), 3)}
+IDD |= {**dict.fromkeys((12, 13, 17, 19, 20), 4), 11: 5, 21: 5, 23: 6}
 
-@pytest.mark.parametrize(("name", "ids"), [("cityscapes19", TRAIN_IDS), ("camvid11", CAMVID)])
+
+@pytest.mark.parametrize(("name", "ids"), [("cityscapes19", TRAIN_IDS), ("camvid11", CAMVID), ("idd7", IDD)])
 def test_labelids_agree_with_the_published_numbers(name: str, ids: dict[int, int]) -> None:
     expected = [ids.get(i, IGNORE) for i in range(35)] + [UNKNOWN] * 220 + [IGNORE]
     assert id_table("labelids", CLASS_SETS[name]).tolist() == expected
@@ -34,6 +37,10 @@ def test_labelids_agree_with_the_published_numbers(name: str, ids: dict[int, int
 
 def test_camvid_is_itself_with_11_ignored() -> None:
     assert id_table("camvid", CLASS_SETS["camvid11"]).tolist() == [*range(11), IGNORE, *[UNKNOWN] * 243, IGNORE]
+
+
+def test_idd_lite_is_itself() -> None:
+    assert id_table("idd_lite", CLASS_SETS["idd7"]).tolist() == [*range(7), *[UNKNOWN] * 248, IGNORE]
 
 
 def test_camvid_as_cityscapes_leaves_out_what_would_be_wrong() -> None:
@@ -62,7 +69,7 @@ def test_a_set_of_ones_own_takes_the_names_it_shares() -> None:
     mapped = id_table("labelids", own)
     assert (mapped[26], mapped[7], mapped[8]) == (0, 2, IGNORE)
     strange = ClassSet("cells.csv", ("nucleus",), ((1, 2, 3),))
-    with pytest.raises(UserError, match=r"cells\.csv \(nucleus\).*cityscapes19 or camvid11"):
+    with pytest.raises(UserError, match=r"cells\.csv \(nucleus\).*cityscapes19 or camvid11 or idd7"):
         id_table("labelids", strange)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.datasets import camvid, cityscapes, files, folder, gta5
+from pipeline.datasets import camvid, cityscapes, files, folder, gta5, idd_lite
 from pipeline.datasets.files import SUFFIXES, Layout, Listing, Sample, folders_in
 from pipeline.errors import UserError, choose
 from pipeline.images.classes import CLASS_SETS, ClassSet, id_table
@@ -37,6 +37,7 @@ DATASETS: dict[str, Dataset] = {
     "gta5": Dataset(gta5.LAYOUT, partial(_fixed, "labelids"), gta5.EXPECTS, "labelids"),
     "cityscapes": Dataset(cityscapes.LAYOUT, partial(_fixed, "labelids"), cityscapes.EXPECTS, "labelids"),
     "camvid": Dataset(camvid.LAYOUT, partial(_fixed, "camvid"), camvid.EXPECTS, "camvid"),
+    "idd_lite": Dataset(idd_lite.LAYOUT, partial(_fixed, "idd_lite"), idd_lite.EXPECTS, "idd_lite"),
     "folder": Dataset(folder.LAYOUT, folder.table, folder.EXPECTS, ""),
 }
 

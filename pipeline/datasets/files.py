@@ -55,6 +55,8 @@ class Layout(NamedTuple):
     """File names of images are NAME + this + suffix."""
     mask_end: str = ""
     """The same for masks; files with another ending beside them are ignored."""
+    other_end: str = ""
+    """Of files beside the masks that would pass for masks, and are other kinds of labels: they are ignored, too."""
     folders_in_keys: bool = True
     """False: names are unique whatever the sub-folder."""
 
@@ -94,7 +96,7 @@ def listing(root: Path, layout: Layout, split: str) -> Listing:
             unused[MISNAMED].append(file.path)
     masks: dict[tuple[str, ...], list[_File]] = defaultdict(list)
     for file in _files(masks_at, unused[LEFT_BY_SYSTEMS]):
-        if not _ends(file, layout.mask_end):
+        if not _ends(file, layout.mask_end) or (layout.other_end and _ends(file, layout.other_end)):
             continue  # beside Cityscapes' labelIds lie its other kinds of labels
         if file.suffix in SUFFIXES:
             masks[_match(file, layout.mask_end)].append(file)

@@ -72,6 +72,18 @@ CLASS_SETS: dict[str, ClassSet] = {
             "Bicyclist": (0, 128, 192),
         },
     ),
+    "idd7": _class_set(  # level 1 of IDD's hierarchy, in the colours of Cityscapes' commonest class in each
+        "idd7",
+        {
+            "drivable": (128, 64, 128),
+            "non-drivable": (244, 35, 232),
+            "living things": (220, 20, 60),
+            "vehicles": (0, 0, 142),
+            "roadside objects": (190, 153, 153),
+            "far objects": (70, 70, 70),
+            "sky": (70, 130, 180),
+        },
+    ),
 }
 
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -115,6 +127,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
         "license plate",
     ),
     "camvid": (*CLASS_SETS["camvid11"].names, "unlabelled"),
+    "idd_lite": CLASS_SETS["idd7"].names,
 }
 """The name of every id that a layout stores in its masks, by position. 255 is IGNORE in all of them."""
 
@@ -131,6 +144,15 @@ MERGED: dict[tuple[str, str], Mapping[str, tuple[str, ...]]] = {
         "Car": ("car", "truck", "bus", "caravan", "trailer", "train"),
         "Pedestrian": ("person",),
         "Bicyclist": ("rider", "motorcycle", "bicycle"),
+    },
+    ("labelids", "idd7"): {
+        "drivable": ("road",),
+        "non-drivable": ("sidewalk", "terrain"),
+        "living things": ("person", "rider"),
+        "vehicles": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+        "roadside objects": ("wall", "fence", "pole", "traffic light", "traffic sign"),
+        "far objects": ("building", "vegetation"),
+        "sky": ("sky",),
     },
     ("camvid", "cityscapes19"): {
         "sky": ("Sky",),

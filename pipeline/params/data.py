@@ -5,14 +5,14 @@ from typing import Literal, NamedTuple
 
 from pipeline.params.section import Count, Section, Seed
 
-DatasetName = Literal["gta5", "cityscapes", "camvid", "folder"]
+DatasetName = Literal["gta5", "cityscapes", "camvid", "idd_lite", "folder"]
 
 
 class Data(Section):
     """Where a set of images lies and in which layout."""
 
     dataset: DatasetName
-    """Layout: gta5, cityscapes, camvid or folder."""
+    """Layout: gta5, cityscapes, camvid, idd_lite or folder."""
     root: str
     """Folder, relative to the working directory or absolute."""
     split: str = "train"
@@ -38,7 +38,7 @@ class Prepare(Section):
     """What the loop runs on."""
 
     classes: str
-    """Class set: cityscapes19, camvid11, or the path of a class list (CSV: id, name, red, green, blue)."""
+    """Class set: cityscapes19, camvid11, idd7, or the path of a class list (CSV: id, name, red, green, blue)."""
     source: Data
     """Labelled synthetic images."""
     pool: Data

@@ -9,17 +9,21 @@ import pytest
 from pipeline import datasets
 from pipeline.errors import UserError
 from pipeline.images import reading
-from pipeline.images.classes import CLASS_SETS, IGNORE
+from pipeline.images.classes import CLASS_SETS, IGNORE, ClassSet
 from tests import fakes
 
-CLASSES = CLASS_SETS["camvid11"]
 every_dataset = pytest.mark.parametrize("name", datasets.DATASETS)
+
+
+def classes_of(name: str) -> ClassSet:
+    return CLASS_SETS[fakes.CLASS_SET.get(name, "camvid11")]
 
 
 @every_dataset
 def test_images_and_masks_fit_and_hold_only_classes(name: str, tmp_path: Path) -> None:
     samples = datasets.find(name, fakes.write(name, tmp_path), "train")
-    table = datasets.table(name, tmp_path, CLASSES)
+    classes = classes_of(name)
+    table = datasets.table(name, tmp_path, classes)
     seen: set[int] = set()
     for sample in samples:
         assert sample.mask is not None
@@ -28,7 +32,7 @@ def test_images_and_masks_fit_and_hold_only_classes(name: str, tmp_path: Path) -
         assert image.dtype == mask.dtype == np.uint8
         assert mask.shape == image.shape[:2]
         seen |= set(np.unique(mask).tolist())
-    assert seen == {*range(len(CLASSES.names)), IGNORE}
+    assert seen == {*range(len(classes.names)), IGNORE}
 
 
 @every_dataset
@@ -81,7 +85,8 @@ def test_empty_split_is_an_error_that_says_what_is_there(name: str, tmp_path: Pa
 @every_dataset
 def test_table_covers_every_byte(name: str, tmp_path: Path) -> None:
     fakes.write(name, tmp_path)
-    table = datasets.table(name, tmp_path, CLASSES)
+    classes = classes_of(name)
+    table = datasets.table(name, tmp_path, classes)
     assert table.shape == (256,)
     assert table[IGNORE] == IGNORE
-    assert set(table.tolist()) <= {*range(len(CLASSES.names)), IGNORE, 254}
+    assert set(table.tolist()) <= {*range(len(classes.names)), IGNORE, 254}
