@@ -95,9 +95,9 @@ class Select(Section):
     """The method of the first purchase, for which there is only the source model; null: as `method`."""
     regions: Literal["draw", "best_first", "random"] = "draw"
     """Of unit region, which regions of a chosen image are asked about; draw: in proportion to gain."""
-    regions_per_image: Count | None = None
-    """How many regions of a chosen image are asked about; null: as many as bring most gain per minute, opening the
-    image included."""
+    regions_per_image: Count | None = 56
+    """How many regions of a chosen image are asked about, at most; null: as many as bring most gain per minute, opening
+    the image included (with short training that measured worse: docs/clicks.md)."""
     power: NotNegative = 1.0
     """Exponent on the gain: 0 is uniform, large is best first (draw, drawn_coverage)."""
     uniform_share: Share = 0.1

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import artifacts, params, paths, storage
+from pipeline.images import region_scores
+from pipeline.images.region_scores import RegionScores
 from pipeline.params import BY_FEATURES
 from pipeline.selection import METHODS, Budget, Candidates, Choice, Entry, Settings
 from pipeline.selection.contract import take
@@ -224,6 +226,7 @@ def test_a_member_is_a_function_and_one_line(tmp_path: Path, monkeypatch: pytest
     images = pd.DataFrame({"key": ["a", "b", "c"], "image": "i.png", "mask": "m.png", "mask_sha256": ""})
     artifacts.save_manifest("pool", images.assign(height=8, width=8, sha256=["1", "2", "3"]))
     artifacts.save_scores("r01", pd.DataFrame({"key": ["a", "b", "c"], "gain": [3.0, 1.0, 2.0], "minutes": 1.0}))
+    region_scores.save("r01", RegionScores.none())
     storage.save_json(paths.audit("r00"), {"signal": None})
     how = params.Select().model_copy(update={"method": "worst_first"})
     line = params.BudgetLine(after="r00", images=2)
