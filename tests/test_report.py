@@ -48,7 +48,8 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         artifacts.save_log(name, [])
 
 
-def test_minutes_lost_on_skipped_images_have_a_column() -> None:
+def test_minutes_lost_on_skipped_images_have_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_suspects", lambda *_: None)
     labelled, skipped = artifacts.load_labels("r01"), ("b", "c")
     of = repo.params(budget={"r01": {"after": "r00", "images": 3}})
     for key in (*(row["key"] for row in labelled), *skipped):
@@ -113,7 +114,8 @@ def test_summary_says_what_a_target_takes_and_null_where_it_is_never_reached() -
 
 
 def test_target_is_in_the_summary_and_in_the_curve_while_nothing_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_panels", lambda *_: None)
+    for pictures_of_images in ("_panels", "_suspects"):
+        monkeypatch.setattr(report, pictures_of_images, lambda *_: None)
     budget = {"r01": {"after": "r00", "images": 3}}
     plain, aimed = repo.params(budget=budget), repo.params(budget=budget, report={"reach": 55.0})
     report.run(**sections(report.run, plain))

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from pipeline import streams
 from pipeline.evaluation.curve import LEVEL
 
 MEAN, SD = np.array([50.0, 4.7]), np.array([50.0, 2.6])
@@ -124,7 +125,7 @@ def fit(amounts: Sequence[float], miou_points: Sequence[float]) -> Curves:
         evidence.append(PRIOR - len(y) * np.log(SIGMAS) - (np.linalg.slogdet(posterior)[1] + squares) / 2)
         found.append((name, shape, scale, g[-1], mean, np.linalg.cholesky(np.linalg.inv(posterior))))
     weights = np.exp(np.array(evidence) - np.max(evidence))
-    rng = np.random.default_rng(0)  # the same rounds, the same plan
+    rng = streams.rng(0, "planner")  # the same rounds, the same plan
     counts = rng.multinomial(DRAWS, (weights / weights.sum()).ravel()).reshape(weights.shape)
     for count, (name, shape, scale, now, mean, root) in zip(counts, found, strict=True):
         of = np.repeat(np.arange(len(SIGMAS)), count)
