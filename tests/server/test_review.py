@@ -18,7 +18,13 @@ from tests.server.people import Person, region
 from tests.server.studio import Studio
 from tests.server.test_annotate import NAMES, Run, deliveries, keys, label, sent, waiting
 
-run, title = test_annotate.run, test_annotate.title
+run = test_annotate.run
+PROJECTS = (f"second look {number}" for number in range(1000))
+
+
+@pytest.fixture
+def title() -> str:
+    return next(PROJECTS)
 
 
 def audited(order: list[str], round_name: str = "r01") -> None:
