@@ -356,10 +356,14 @@ def save(pool: str, rows: Sequence[Mapping[str, Any]]) -> None:
     curves = {name: seeds for name, seeds in every.items() if not name.startswith(f"{BOUND},")}
     table = []
     for name, seeds in sorted(curves.items()):
-        baseline = same_steps(BASELINE, name)
-        differences = {pool: paired(curves, name, baseline)}
-        if pool in PROOF:
-            differences |= {other: found for other in measured if (found := paired(measured[other], name, baseline))}
+        claims = {}
+        for other in (BASELINE, *OTHERS):
+            against = same_steps(other, name)
+            apart_by_pool = {pool: paired(curves, name, against)}
+            if pool in PROOF:
+                apart_by_pool |= {of: found for of in measured if (found := paired(measured[of], name, against))}
+            known = name != against and apart_by_pool[pool]
+            claims[f"claim against {other}"] = claim(apart_by_pool).text if known else ""
         for minutes in sorted({m for curve in seeds.values() for m in curve}):
             there = [seed for seed in seeds if minutes in seeds[seed]]
             of_name = [row for row in ends(rows) if named(row["method"], row["run_steps"]) == name]
@@ -381,7 +385,7 @@ def save(pool: str, rows: Sequence[Mapping[str, Any]]) -> None:
                 f"minutes if {words}": f"{statistics.mean(minutes_by(row, times) for row in last):.0f}"
                 for words, times in OTHER_TIMES.items()
             }
-            table.append(line | {"claim": "" if name == baseline else claim(differences).text})
+            table.append(line | claims)
     bounds = {name: [curve[math.inf] for curve in every[name].values()] for name in every.keys() - curves.keys()}
     for name, points in sorted(bounds.items()):
         line = dict.fromkeys(table[0] if table else ("method", "seeds", "mIoU", "of each seed"), "")
